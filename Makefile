@@ -1,0 +1,63 @@
+# Every target makes the environment it needs: on a fresh clone any of them can be the first and only command.
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PROFILE ?= mini
+export VENV
+
+# Study options, e.g. `make reproduce RUN="4 10" JOBS=2 PROFILE=smoke`.
+STUDY := --profile $(PROFILE) $(foreach run,$(RUN),--run $(run)) $(if $(JOBS),--jobs $(JOBS))
+
+.PHONY: help venv install test test-fast lint types reproduce smoke reports notebooks format lock clean distclean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+reproduce: venv ## The whole study: text, model, 15 runs, reports/mini/. Options: PROFILE=, RUN="4 10", JOBS=.
+	@$(BIN)/saelib reproduce $(STUDY)
+
+smoke: venv ## The same at the smallest size, into reports/smoke/: seconds a notebook.
+	@$(BIN)/saelib reproduce --profile smoke $(if $(JOBS),--jobs $(JOBS))
+
+reports: reproduce ## Write the reports again; what is already computed is not computed again.
+
+test: venv ## Lint, types, and all tests, notebooks included. All three run, whichever fails.
+	@status=0; \
+	$(MAKE) lint || status=1; \
+	$(MAKE) types || status=1; \
+	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=$$?; \
+	exit $$status
+
+test-fast: venv ## Only the tests that take no notebook or study: for while you work.
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: venv ## Ruff: rules and formatting.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: venv ## Mypy over the library.
+	@$(BIN)/python -m mypy
+
+format: venv ## Let ruff fix and format what it can.
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+notebooks: venv ## Write each notebooks/*.ipynb again from its .py, which is the source.
+	@$(BIN)/python scripts/pair_notebooks.py
+
+venv: ## Make .venv and install into it (silent when up to date). PYTHON= names the interpreter.
+	@scripts/install.sh
+
+install: venv ## The same, under the name that one tries first.
+
+lock: venv ## Write requirements.lock and environment.yml from what is installed.
+	@$(BIN)/python scripts/pin.py
+
+clean: ## Remove what tools leave behind. The cache folder with the study's data stays.
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports/smoke
+	@find saelib tests notebooks scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## Also remove .venv.
+	@rm -rf $(VENV)

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Make the virtual environment and install saelib into it: run by every target of the Makefile, silent when there is
+# nothing to do. A record of what was installed (and where) is kept in the environment; when pyproject.toml, the lock or
+# the place of the checkout changes, the install is brought up to date.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv=${VENV:-.venv}
+extras=${EXTRAS:-dev}
+stamp=$venv/.installed      # written last
+unfinished=$venv/.installing # holds the process id while an install runs, so an install that was cut short is seen
+
+say() { printf '%s\n' "$*" >&2; }
+fail() { say "error: $*"; exit 1; }
+
+record() { # what an install depends on
+    printf '%s\n%s\n' "$PWD" "$extras"
+    cat pyproject.toml requirements.lock saelib/__init__.py | cksum
+}
+
+if [[ ! -e $unfinished && -f $stamp && -x $venv/bin/python && $(<"$stamp") == "$(record)" ]]; then
+    exit 0
+fi
+
+if [[ -e $unfinished ]]; then
+    other=$(<"$unfinished")
+    if [[ -n $other ]] && kill -0 "$other" 2>/dev/null; then
+        fail "an install into $venv is already running; got process $other: wait for it to end"
+    fi
+fi
+
+# 3.11 first: the lock was made with it.
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3 python}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+}
+
+working() { # an environment of the right Python, with pip, that was made at this very place
+    [[ -x $venv/bin/python && ! -e $unfinished ]] || return 1
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || return 1
+    "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || return 1
+    [[ ! -f $stamp || $(head -n 1 "$stamp") == "$PWD" ]]
+}
+
+if ! working; then
+    python=$(find_python)
+    if [[ -z $python ]]; then
+        found=$({ ${PYTHON:-python3} --version 2>&1 || true; } | head -n 1)
+        fail "Python must be 3.11 or newer; got ${found:-none}: install one, or name it with PYTHON=/path/to/python"
+    fi
+    if [[ -e $venv ]]; then
+        say "$venv is incomplete or was made elsewhere: making it anew"
+    fi
+    "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+        fail "Python must have its venv module; got $python without it: install it (Debian: python3-venv)"
+    mkdir -p "$venv" && echo $$ >"$unfinished"
+    find "$venv" -mindepth 1 -maxdepth 1 ! -name .installing -exec rm -rf {} +
+    "$python" -m venv "$venv" || fail "making $venv failed"
+fi
+echo $$ >"$unfinished"
+trap 'exit 130' INT TERM # leaves the mark: pip was cut short
+
+pip_install() {
+    # Errors only on the screen; the whole story in the log.
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --log "$venv/pip.log" -c requirements.lock "$@" && return
+    rm -f "$unfinished" # pip ended by itself: what is there is whole, and the next try goes on from it
+    fail "pip could not install $*: the details are at the end of $venv/pip.log"
+}
+
+began=$SECONDS
+say "Installing saelib and what it needs into $venv ($("$venv/bin/python" --version)): once, 2 GB, a few minutes."
+# torch first and by itself: asked for later or more loosely, pip may choose a build with gigabytes of GPU libraries.
+pip_install "$(grep '^torch==' requirements.lock)"
+pip_install -e ".[$extras]"
+record >"$stamp.new"
+mv "$stamp.new" "$stamp"
+rm -f "$unfinished"
+say "Installed in $((SECONDS - began)) s."
