@@ -50,8 +50,8 @@ working() { # an environment of the right Python, with pip, that was made at thi
 if ! working; then
     python=$(find_python)
     if [[ -z $python ]]; then
-        found=$({ ${PYTHON:-python3} --version 2>&1 || true; } | head -n 1)
-        fail "Python must be 3.11 or newer; got ${found:-none}: install one, or name it with PYTHON=/path/to/python"
+        found=$("${PYTHON:-python3}" --version 2>/dev/null || true)
+        fail "Python must be 3.11 or newer; got ${found:-no ${PYTHON:-python3}}: install one, or name it with PYTHON=/path/to/python"
     fi
     if [[ -e $venv ]]; then
         say "$venv is incomplete or was made elsewhere: making it anew"
