@@ -1,0 +1,105 @@
+"""The `saelib` command: a thin layer of click over the functions the notebooks use too.
+
+Exit codes: 0 done; 1 failure (with the path of the partial notebook); 2 bad input or an unusable environment, one line
+with rule, value and remedy; 130 interrupted. Imports that take time happen inside the commands.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from saelib import __version__
+from saelib.errors import UserError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="saelib")
+def cli() -> None:
+    """Split one feature of a sparse autoencoder into the finer features it is made of."""
+
+
+_profile = click.option("--profile", default="mini", show_default=True, help="Model, text and sizes to use.")
+_reports = click.option(
+    "--reports",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the pages; they go to a subfolder named after the profile.  [default: reports of the checkout]",
+)
+_force = click.option("--force", is_flag=True, help="Run again what is finished.")
+
+
+@cli.command()
+@_profile
+@click.option("--run", "runs", type=int, multiple=True, help="Only this run and what it needs (repeatable).")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Training runs side by side.  [default: as cores and memory allow]"
+)
+@_reports
+@_force
+def reproduce(profile: str, runs: tuple[int, ...], jobs: int | None, reports: Path | None, force: bool) -> None:
+    """Run the whole study and write its report. Started again after an interruption, it resumes."""
+    from saelib.reproduce import reproduce as run_study
+
+    run_study(profile, list(runs) or None, jobs, reports, force)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("-p", "parameters", nargs=2, multiple=True, metavar="KEY VALUE", help="Set a parameter (repeatable).")
+@_profile
+@_reports
+@_force
+def notebook(
+    name: str, parameters: tuple[tuple[str, str], ...], profile: str, reports: Path | None, force: bool
+) -> None:
+    """Run one notebook, such as 04_training_run, and render its page."""
+    from saelib.reproduce import run_one_notebook
+
+    given = dict(parameters)
+    if len(given) < len(parameters):
+        raise UserError("parameter must be given once", " ".join(key for key, _ in parameters))
+    page = run_one_notebook(given.pop("profile", profile), name, given, reports, force)
+    click.echo(f"open {page}")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def doctor(as_json: bool) -> None:
+    """Show what this machine has: packages, cores, memory, cache, model and text."""
+    import json
+
+    from saelib.doctor import examine, format_findings
+
+    findings = examine()
+    click.echo(json.dumps(findings, indent=2) if as_json else format_findings(findings))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        cli.main(args=arguments, prog_name="saelib", standalone_mode=False)
+        return 0
+    except click.exceptions.Abort:  # click's name for Ctrl-C
+        print("\ninterrupted: what is finished is kept; the same command goes on from there", file=sys.stderr)
+        return 130
+    except click.ClickException as error:
+        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        from saelib.jobs import JobFailed
+        from saelib.notebook_runner import NotebookFailed
+
+        if not isinstance(error, NotebookFailed | JobFailed):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

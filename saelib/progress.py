@@ -1,0 +1,120 @@
+"""Progress across processes: long work reports it to a small file, the command that waits for the work draws it.
+
+A notebook runs in a kernel, two processes away from the terminal. `report_progress` is called inside that work and
+replaces the file named by `SAELIB_PROGRESS`; `Display` reads such files and prints one plain line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+PROGRESS_ENV = "SAELIB_PROGRESS"
+_WRITE_INTERVAL = 0.2  # seconds between two writes of the file
+_LINE_INTERVAL = 15.0  # seconds between two lines where the output is not a terminal
+_last: dict[str, Any] = {}
+
+
+def report_progress(label: str, done: int, total: int) -> None:
+    """Say that `done` of `total` units of `label` are finished; free to call at every step.
+
+    Nothing happens unless `SAELIB_PROGRESS` names a file, and the file is replaced at most five times a second. A
+    progress line is never worth a failed run, so a disk error is ignored here.
+    """
+    name = os.environ.get(PROGRESS_ENV)
+    if not name:
+        return
+    now = time.monotonic()
+    if _last.get("label") != label or done < _last["first_done"]:
+        _last.update(label=label, first_done=done, first_at=time.time(), written=-_WRITE_INTERVAL)
+    if now - _last["written"] < _WRITE_INTERVAL and done < total:
+        return
+    _last["written"] = now
+    state = {k: _last[k] for k in ("label", "first_done", "first_at")} | {
+        "done": done,
+        "total": total,
+        "at": time.time(),
+    }
+    temporary = f"{name}.{os.getpid()}.tmp"
+    with contextlib.suppress(OSError):
+        Path(temporary).write_text(json.dumps(state))
+        os.replace(temporary, name)
+
+
+def read_progress(path: Path) -> dict[str, Any] | None:
+    """The newest report in a progress file, or None where nothing has been reported yet."""
+    try:
+        state = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) else None
+
+
+def describe(state: dict[str, Any]) -> str:
+    """`steps 300/1200 (25%), 1:30 left`: time left from the pace since this process began, so a resumed run is not flattered."""
+    done, total = state["done"], state["total"]
+    text = f"{state['label']} {done}/{total}"
+    if total > 0:
+        text += f" ({100 * done // total}%)"
+    gained, elapsed = done - state["first_done"], state["at"] - state["first_at"]
+    if 0 < done < total and gained > 0 and elapsed > 0.5:
+        since = max(0.0, time.time() - state["at"])
+        text += f", {clock(max(0.0, (total - done) * elapsed / gained - since))} left"
+    return text
+
+
+def clock(seconds: float) -> str:
+    """`m:ss`, or `h:mm:ss` from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Display:
+    """One status line that is redrawn on a terminal, and written every 15 s where the output is a file or a pipe."""
+
+    def __init__(self, stream: TextIO | None = None, line_interval: float = _LINE_INTERVAL) -> None:
+        self.stream = stream or sys.stdout
+        self.line_interval = line_interval
+        self.started = time.monotonic()
+        self._is_terminal = self.stream.isatty()
+        self._shown = 0  # width of the status now on the terminal
+        self._last_line = self.started
+
+    def event(self, text: str) -> None:
+        """Print a lasting line: something began, finished or needs attention."""
+        self.clear()
+        self._write(f"[{clock(time.monotonic() - self.started)}] {text}\n")
+        self._last_line = time.monotonic()
+
+    def status(self, parts: Sequence[str]) -> None:
+        """Show what goes on now, one part for each piece of work."""
+        now = time.monotonic()
+        if not self._is_terminal and now - self._last_line < self.line_interval:
+            return
+        line = f"[{clock(now - self.started)}] " + " | ".join(parts)
+        if self._is_terminal:
+            line = line[: shutil.get_terminal_size().columns - 1]
+            self._write("\r" + line.ljust(self._shown))
+            self._shown = len(line)
+        else:
+            self._write(line + "\n")
+            self._last_line = now
+
+    def clear(self) -> None:
+        """Take the status line off a terminal."""
+        if self._shown:
+            self._write("\r" + " " * self._shown + "\r")
+            self._shown = 0
+
+    def _write(self, text: str) -> None:
+        encoding = self.stream.encoding or "utf-8"
+        self.stream.write(text.encode(encoding, "replace").decode(encoding))
+        self.stream.flush()
