@@ -65,14 +65,20 @@ fi
 echo $$ >"$unfinished"
 trap 'exit 130' INT TERM # leaves the mark: pip was cut short
 
+log=$venv/pip.log
 pip_install() {
-    # Errors only on the screen; the whole story in the log.
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --log "$venv/pip.log" -c requirements.lock "$@" && return
+    local status=0
+    "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+        -c requirements.lock "$@" >>"$log" 2>&1 || status=$?
+    ((status != 0)) || return 0
+    ((status < 128)) || fail "pip was stopped by signal $((status - 128)): run the command again, it begins anew"
     rm -f "$unfinished" # pip ended by itself: what is there is whole, and the next try goes on from it
-    fail "pip could not install $*: the details are at the end of $venv/pip.log"
+    grep -i '^error' "$log" | tail -n 3 >&2 || true
+    fail "pip must be able to install ${*: -1}; it stopped, as $log tells: mend that (network, disk) and run the command again"
 }
 
 began=$SECONDS
+: >"$log"
 say "Installing saelib and what it needs into $venv ($("$venv/bin/python" --version)): once, 2 GB, a few minutes."
 # torch first and by itself: asked for later or more loosely, pip may choose a build with gigabytes of GPU libraries.
 pip_install "$(grep '^torch==' requirements.lock)"

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LOCK_HEADER = """\
 # Written by scripts/pin.py (`make lock`): the versions that `make` installs, for Python {python}.
-# torch is pinned to one exact release and installed before the rest: a bare or wider request lets pip choose a build that
-# brings gigabytes of GPU libraries. A GPU build of the same release is used just as well if it is already there.
+# torch is pinned to one exact release and installed before the rest: a bare or wider request lets pip choose a build
+# with gigabytes of GPU libraries. A GPU build of the same release serves as well if it is already there.
 """
 
 ENVIRONMENT = """\
