@@ -1,0 +1,368 @@
+"""Train one SAE: the study's loop, resumable to the bit.
+
+Order inside a step, as in the study: loss and gradients; decoder rows to unit norm and their gradients orthogonal to
+them; Adam; now and then re-initialise features that have fallen silent.
+
+Departures from the study, and why:
+
+* Silent features are counted on the training tokens since the last re-initialisation, not on separate batches: it
+  costs nothing.
+* A re-initialised feature's Adam moments are set to zero, so that the old feature's momentum does not push the new one,
+  and its decoder row is normalised at once instead of one step later.
+* No re-initialisation near the end (`TrainConfig.reinit_guard`): a feature needs time before it is judged.
+* A zeroed parent counts as firing when its encoder says so: it is silenced in the loss, not dead, and is not
+  re-initialised for that.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pandas as pd
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+
+from saelib.cache import atomic_path, content_key, ensure_dir
+from saelib.errors import UserError
+from saelib.sae import PARAMETERS, SAE, kaiming_uniform, unit_rows
+from saelib.step import Params, StepResult, choose_route, loss_and_grads, normalise_decoder
+
+KEPT_CHECKPOINTS = 2
+
+
+class Batches(Protocol):
+    """Where training activations come from. `batch` is a pure function of its seed and the step: no state to resume."""
+
+    @property
+    def batch_size(self) -> int:
+        """Tokens a batch."""
+
+    @property
+    def d_in(self) -> int:
+        """Width of an activation."""
+
+    def batch(self, step: int) -> Float[Tensor, "batch d_in"]:
+        """The float32 batch of this step."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that determines a training run besides the initial SAE and the batches."""
+
+    l1_coeff: float
+    """Coefficient of the activations summed over features *and over the batch* (see `saelib.step`)."""
+    n_steps: int
+    """Optimiser steps."""
+    seed: int = 0
+    """Seeds the re-initialisation of silent features."""
+    lr: float = 1e-4
+    """Adam's learning rate, constant (study: 1e-4)."""
+    beta1: float = 0.9
+    """Adam's first moment decay (study: 0.9)."""
+    beta2: float = 0.99
+    """Adam's second moment decay (study: 0.99)."""
+    batch_size: int = 4096
+    """Tokens a batch (study: 4096)."""
+    zero_parent: int | None = None
+    """Feature whose activation the loss sets to zero; None is the standard loss."""
+    reinit_every: int = 30_000
+    """Steps between re-initialisations of silent features (study: 30,000); 0 never."""
+    reinit_threshold: float = 10**-5.5
+    """A feature that fired on a smaller share of tokens since the last re-initialisation is silent (study: 10^-5.5)."""
+    reinit_guard: int | None = None
+    """No re-initialisation when fewer steps than this remain; None means `reinit_every`. The study has none: 0."""
+    log_every: int = 100
+    """Steps between rows of the history (study: 100)."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; it does not affect the result."""
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, name: str, rule: str, remedy: str) -> None:
+            if not ok:
+                raise UserError(f"{name} must be {rule}", repr(getattr(self, name)), remedy)
+
+        for name in ("n_steps", "batch_size", "log_every", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, "at least 1", "give a positive number of steps or tokens")
+        for name in ("lr", "l1_coeff", "reinit_threshold"):
+            value = getattr(self, name)
+            require(
+                math.isfinite(value) and value >= 0, name, "finite and not negative", "start from the study's value"
+            )
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, name, "in [0, 1)", "the study uses 0.9 and 0.99")
+        for name in ("reinit_every", "reinit_guard", "zero_parent"):
+            require((getattr(self, name) or 0) >= 0, name, "zero or more", "give a number of steps, or a feature")
+
+    def reinit_due(self, step: int) -> bool:
+        """Whether silent features are re-initialised after `step` updates."""
+        guard = self.reinit_every if self.reinit_guard is None else self.reinit_guard
+        return self.reinit_every > 0 and step % self.reinit_every == 0 and self.n_steps - step >= max(guard, 1)
+
+
+class TrainResult(NamedTuple):
+    """What `train` returns."""
+
+    sae: SAE
+    history: pd.DataFrame
+    """One row a logged step: step, tokens, loss, l2, l1, l0, dead_share, seconds, then what the probe returned.
+    Losses are those of that step's batch *before* its update, tokens those trained on before it: step 0 is the initial
+    SAE. `dead_share` is the share of features that have not fired since the row before."""
+    seconds: float
+    """Time spent training, over all resumed parts."""
+    n_tokens: int
+    """Tokens trained on."""
+
+
+def train(
+    sae: SAE,
+    batches: Batches,
+    cfg: TrainConfig,
+    *,
+    workdir: Path,
+    probe: Callable[[SAE], dict[str, float]] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+    name: str = "SAE",
+) -> TrainResult:
+    """Train a copy of `sae`; continue from the newest intact checkpoint in `workdir` if there is one.
+
+    A run that was killed and resumed ends with the same bits as one that was not, at the same number of threads.
+    `probe(sae)` is called at each logged step and adds its columns to the history; `on_step(done, n_steps)` is called
+    after each step.
+
+    Raises:
+        UserError: batches do not fit the SAE; the checkpoints in `workdir` are damaged or of another run; or the loss
+            stops being finite (the message names the step, the first bad tensor and the last good checkpoint).
+    """
+    _check_fit(sae, batches, cfg)
+    state = _State(copy.deepcopy(sae), cfg)
+    checkpoints = _Checkpoints(Path(workdir), _run_key(sae, batches, cfg), name)
+    checkpoints.restore(state)
+    # Batches are copied into memory of our own: a matrix product may round differently at another alignment.
+    x = torch.empty(cfg.batch_size, sae.cfg.d_in, device=state.device)
+    started = time.perf_counter() - state.seconds
+    while state.step < cfg.n_steps:
+        x.copy_(batches.batch(state.step))
+        route = choose_route(state.active_share, state.device)
+        result = loss_and_grads(state.params, x, cfg.l1_coeff, cfg.zero_parent, route)
+        if not math.isfinite(result.loss):
+            raise _diverged(name, state, x, result, checkpoints)
+        state.count(result, cfg.batch_size)
+        state.seconds = time.perf_counter() - started
+        if state.step % cfg.log_every == 0 or state.step == cfg.n_steps - 1:
+            state.log(result, cfg, probe)
+        normalise_decoder(state.params.W_dec, result.grads.W_dec)
+        state.update(result.grads)
+        state.step += 1
+        if cfg.reinit_due(state.step):
+            state.reinitialise_silent(cfg)
+        if state.step % cfg.checkpoint_every == 0 or state.step == cfg.n_steps:
+            if not all(p.isfinite().all() for p in state.params):
+                raise _diverged(name, state, x, result, checkpoints)
+            checkpoints.write(state)
+        if on_step is not None:
+            on_step(state.step, cfg.n_steps)
+    return TrainResult(state.finished_sae(), pd.DataFrame(state.rows), state.seconds, cfg.n_steps * cfg.batch_size)
+
+
+class _State:
+    """Everything a step changes; `tensors()` and `scalars()` are all of it, and go into every checkpoint."""
+
+    def __init__(self, sae: SAE, cfg: TrainConfig) -> None:
+        self.sae, self.device = sae.requires_grad_(False), sae.W_enc.device
+        # W_enc is stored transposed, as its gradient is made feature by feature; the SAE holds a view of that memory.
+        W_enc_t = sae.W_enc.detach().t().clone(memory_format=torch.contiguous_format)
+        sae.W_enc.data = W_enc_t.t()
+        self.params = Params.of(sae)
+        self.leaves = {**self.params._asdict(), "W_enc": W_enc_t}
+        self.adam = torch.optim.Adam(list(self.leaves.values()), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
+        for leaf in self.leaves.values():
+            zeros = {"exp_avg": torch.zeros_like(leaf), "exp_avg_sq": torch.zeros_like(leaf)}
+            self.adam.state[leaf] = {"step": torch.zeros((), dtype=torch.float32, device=self.device), **zeros}
+        self.generator = torch.Generator().manual_seed(cfg.seed)
+        self.fired_since_reinit = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=self.device)
+        self.fired_since_log = torch.zeros_like(self.fired_since_reinit)
+        self.tokens_since_reinit = 0
+        self.step = 0
+        self.active_share = 1.0
+        self.seconds = 0.0
+        self.rows: list[dict[str, float]] = []
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {"generator": self.generator.get_state()}
+        for name, leaf in self.leaves.items():
+            tensors[name] = leaf
+            tensors.update({f"adam.{name}.{key}": value for key, value in self.adam.state[leaf].items()})
+        return {**tensors, "fired_since_reinit": self.fired_since_reinit, "fired_since_log": self.fired_since_log}
+
+    def scalars(self) -> dict[str, Any]:
+        names = ("step", "active_share", "tokens_since_reinit", "seconds", "rows")
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+        for name, own in self.tensors().items():
+            own.copy_(tensors[name])  # into our own memory: see `train` on alignment
+        self.generator.set_state(tensors["generator"].clone())
+        for name, value in scalars.items():
+            setattr(self, name, value)
+
+    def count(self, result: StepResult, n_tokens: int) -> None:
+        self.fired_since_reinit += result.fired
+        self.fired_since_log += result.fired
+        self.tokens_since_reinit += n_tokens
+        self.active_share = result.l0 / len(result.fired)
+
+    def log(self, result: StepResult, cfg: TrainConfig, probe: Callable[[SAE], dict[str, float]] | None) -> None:
+        """Add a row; `dead_share` is the share of features that have not fired since the row before."""
+        row: dict[str, float] = {"step": self.step, "tokens": self.step * cfg.batch_size}
+        row |= {"loss": result.loss, "l2": result.l2, "l1": result.l1, "l0": result.l0}
+        row |= {"dead_share": (self.fired_since_log == 0).double().mean().item(), "seconds": self.seconds}
+        if probe is not None:
+            row |= {key: float(value) for key, value in probe(self.sae).items()}
+        self.rows.append(row)
+        self.fired_since_log.zero_()
+
+    def update(self, grads: Params) -> None:
+        for name, grad in {**grads._asdict(), "W_enc": grads.W_enc.t()}.items():
+            self.leaves[name].grad = grad
+        self.adam.step()
+
+    def reinitialise_silent(self, cfg: TrainConfig) -> None:
+        """Give every silent feature fresh weights, a zero bias and zero Adam moments, and start counting anew."""
+        silent = self.fired_since_reinit < cfg.reinit_threshold * self.tokens_since_reinit
+        d_in, d_sae = self.params.W_enc.shape
+        fresh = {
+            "W_enc": kaiming_uniform((d_in, d_sae), self.generator).t(),
+            "b_enc": torch.zeros(d_sae),
+            "W_dec": unit_rows(kaiming_uniform((d_sae, d_in), self.generator)),
+        }
+        for name, values in fresh.items():
+            leaf = self.leaves[name]
+            leaf[silent] = values.to(leaf.device)[silent]
+            self.adam.state[leaf]["exp_avg"][silent] = 0
+            self.adam.state[leaf]["exp_avg_sq"][silent] = 0
+        self.fired_since_reinit.zero_()
+        self.tokens_since_reinit = 0
+
+    def finished_sae(self) -> SAE:
+        self.sae.W_enc.data = self.sae.W_enc.data.contiguous()
+        return self.sae.requires_grad_(True)
+
+
+class _Checkpoints:
+    """The last two states of a run on disk.
+
+    A checkpoint is `step-N.safetensors` and then `step-N.json`, which holds the hash of both: without the second
+    there is no checkpoint.
+    """
+
+    def __init__(self, folder: Path, run_key: str, name: str) -> None:
+        self.folder, self.run_key, self.name = ensure_dir(folder), run_key, name
+
+    def paths(self) -> list[Path]:
+        """JSON files, newest first."""
+        return sorted(self.folder.glob("step-*.json"), reverse=True)
+
+    def write(self, state: _State) -> None:
+        path = self.folder / f"step-{state.step:09d}.json"
+        data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.tensors().items()})
+        with atomic_path(path.with_suffix(".safetensors")) as temporary:
+            temporary.write_bytes(data)
+        content = {"run": self.run_key, "tensors": hashlib.sha256(data).hexdigest(), "scalars": state.scalars()}
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({"sha256": _json_sha256(content), **content}) + "\n")
+        for old in self.paths()[KEPT_CHECKPOINTS:]:
+            old.unlink()
+        kept = {p.stem for p in self.paths()}
+        for tensors in self.folder.glob("step-*.safetensors"):  # also one whose JSON was never written
+            if tensors.stem not in kept:
+                tensors.unlink()
+
+    def restore(self, state: _State) -> None:
+        """Bring `state` to the newest intact checkpoint; leave it alone if there is none at all."""
+        damaged: list[str] = []
+        for path in self.paths():
+            try:
+                tensors, scalars = self._read(path)
+            except _DamagedError as damage:
+                damaged.append(str(damage))
+                continue
+            if damaged:
+                message = f"{self.name}: damaged checkpoint {damaged[0]}; continuing from the older {path.name}"
+                warnings.warn(message, stacklevel=3)
+            state.restore(tensors, scalars)
+            return
+        if damaged:
+            remedy = f"delete {self.folder} to train again from the start"
+            raise UserError(f"{self.name}: one checkpoint must be intact", f"damage in {' and '.join(damaged)}", remedy)
+
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors_path = path.with_suffix(".safetensors")
+        try:
+            content = json.loads(path.read_text())
+            written = content.pop("sha256")
+            if written != _json_sha256(content):
+                raise _DamagedError(path)
+            run_key, tensors_sha256, scalars = content["run"], content["tensors"], content["scalars"]
+            data = tensors_path.read_bytes() if tensors_path.is_file() else b""
+            if hashlib.sha256(data).hexdigest() != tensors_sha256:
+                raise _DamagedError(tensors_path)
+            tensors = safetensors.torch.load(data)
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise _DamagedError(path) from error
+        if run_key != self.run_key:
+            rule = f"{self.name}: a checkpoint must belong to this run ({self.run_key})"
+            raise UserError(rule, f"{run_key} in {path}", "give this run a folder of its own, or delete that one")
+        return tensors, scalars
+
+
+class _DamagedError(Exception):
+    """A checkpoint file that is not what was written; its text is the file."""
+
+
+def _json_sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _run_key(sae: SAE, batches: Batches, cfg: TrainConfig) -> str:
+    """A hash of all that determines the run: configuration, initial weights, and the `key` of batches that have one."""
+    weights = hashlib.sha256()
+    for name in PARAMETERS:
+        weights.update(getattr(sae, name).detach().cpu().contiguous().numpy().tobytes())
+    config = {key: value for key, value in dataclasses.asdict(cfg).items() if key != "checkpoint_every"}
+    return content_key(config=config, weights=weights.hexdigest(), batches=getattr(batches, "key", None))
+
+
+def _check_fit(sae: SAE, batches: Batches, cfg: TrainConfig) -> None:
+    if batches.d_in != sae.cfg.d_in:
+        rule = f"activations must have the SAE's d_in={sae.cfg.d_in}"
+        raise UserError(rule, batches.d_in, "harvest at the SAE's site")
+    if batches.batch_size != cfg.batch_size:
+        rule = f"batches must hold batch_size={cfg.batch_size} tokens"
+        raise UserError(rule, batches.batch_size, "use one batch size")
+    if cfg.zero_parent is not None and not 0 <= cfg.zero_parent < sae.cfg.d_sae:
+        rule = f"feature must be in [0, d_sae={sae.cfg.d_sae})"
+        raise UserError(rule, cfg.zero_parent, "pass a feature of this SAE")
+
+
+def _diverged(name: str, state: _State, x: Tensor, result: StepResult, checkpoints: _Checkpoints) -> UserError:
+    """The error for a loss that is no longer finite, with the first tensor that is not."""
+    tensors = {"the batch": x, **state.params._asdict()}
+    tensors |= {f"the gradient of {key}": value for key, value in result.grads._asdict().items()}
+    bad = next((key for key, value in tensors.items() if not value.isfinite().all()), "the loss itself")
+    last = next((str(path) for path in checkpoints.paths()), "none yet")
+    rule = f"{name}: loss must stay finite"
+    got = f"{result.loss} at step {state.step} (first bad tensor: {bad}; last good checkpoint: {last})"
+    return UserError(rule, got, "lower lr or l1_coeff, or check the activations")
