@@ -1,0 +1,183 @@
+"""Activations harvested once, kept on disk in bf16, read through a memory map, served shuffled without copying the store.
+
+A store holds the activations at one site for the first `n_contexts` contexts of a split, positions 1 to 127 (the BOS
+position is left out: its activation is one constant vector). Row `r` is context `r // 127`, position `r % 127 + 1`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelib.cache import cache_dir, content_key, disk_errors, ensure_dir, locked, read_json, write_json
+from saelib.errors import UserError
+from saelib.model import HOOK_NAME, LanguageModel
+from saelib.tokens import CONTEXT_LENGTH, TokenStore
+
+POSITIONS = CONTEXT_LENGTH - 1
+"""Tokens a context contributes."""
+_CHUNK_CONTEXTS = 256
+_BYTES = 2
+HARVEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ActivationStore:
+    """Harvested activations and the tokens they belong to."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    contexts: Int[np.ndarray, "n_contexts 128"]
+    """The token ids, BOS first."""
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that determines the activations."""
+        return str(self.manifest["key"])
+
+    @property
+    def d_in(self) -> int:
+        """Width of an activation."""
+        return int(self.manifest["d_in"])
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of rows."""
+        return int(self.manifest["n_contexts"]) * POSITIONS
+
+    @property
+    def token_ids(self) -> Int[np.ndarray, " n_tokens"]:
+        """The token of each row."""
+        return np.asarray(self.contexts[:, 1:]).reshape(-1)
+
+    def _raw(self) -> np.ndarray:
+        return np.memmap(self.folder / "acts.bin", dtype=np.int16, mode="r", shape=(self.n_tokens, self.d_in))
+
+    def rows(self, index: np.ndarray | slice) -> Float[Tensor, "rows d_in"]:
+        """The activations of some rows, fp32."""
+        return torch.from_numpy(np.ascontiguousarray(self._raw()[index])).view(torch.bfloat16).float()
+
+    def blocks(self, size: int = 65_536) -> Iterator[tuple[slice, Float[Tensor, "rows d_in"]]]:
+        """All rows in order, a block at a time."""
+        for begin in range(0, self.n_tokens, size):
+            rows = slice(begin, min(begin + size, self.n_tokens))
+            yield rows, self.rows(rows)
+
+
+def harvest(
+    model: LanguageModel,
+    tokens: TokenStore,
+    split: str,
+    n_contexts: int,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> ActivationStore:
+    """Harvest (or open) the `mlp_out` activations of the first `n_contexts` contexts of a split.
+
+    Chunks are appended to a `.part` file and flushed; an interrupted harvest goes on after the last whole chunk.
+
+    Raises:
+        UserError: the plain arithmetic disagrees with transformer_lens, or the disk is full or read-only.
+    """
+    available = tokens.contexts(split)
+    n_contexts = min(n_contexts, len(available))
+    key = content_key(
+        model=model.key, text=tokens.key, split=split, n_contexts=n_contexts, hook=HOOK_NAME, version=HARVEST_VERSION
+    )
+    folder = cache_dir() / "activations" / f"{split}-{key}"
+    contexts = available[:n_contexts]
+    d_in = model.cfg.d_model
+    with locked(folder):
+        if not (folder / "manifest.json").exists():
+            error = model.check_against_hooked(torch.from_numpy(contexts[:8].astype(np.int64)))
+            _write_chunks(model, contexts, ensure_dir(folder) / "acts.part", progress, f"harvest {split}")
+            with disk_errors(folder):
+                os.replace(folder / "acts.part", folder / "acts.bin")
+            manifest = {
+                "key": key, "split": split, "n_contexts": n_contexts, "d_in": d_in, "dtype": "bfloat16",
+                "hook_name": HOOK_NAME, "model_name": model.name, "model_key": model.key, "text_key": tokens.key,
+                "center_writing_weights": model.center_writing_weights, "error_against_transformer_lens": error,
+            }  # fmt: skip
+            write_json(folder / "manifest.json", manifest)
+    expected = n_contexts * POSITIONS * d_in * _BYTES
+    actual = (folder / "acts.bin").stat().st_size if (folder / "acts.bin").exists() else 0
+    if actual != expected:
+        raise UserError(f"activation file must hold {expected} bytes", f"{folder} with {actual}", "delete the folder")
+    return ActivationStore(folder, read_json(folder / "manifest.json"), contexts)
+
+
+@torch.no_grad()
+def _write_chunks(
+    model: LanguageModel,
+    contexts: np.ndarray,
+    path: Path,
+    progress: Callable[[str, int, int], None] | None,
+    label: str,
+) -> None:
+    """Append the chunks that `path` does not hold yet."""
+    chunk_bytes = _CHUNK_CONTEXTS * POSITIONS * model.cfg.d_model * _BYTES
+    done = path.stat().st_size // chunk_bytes if path.exists() else 0
+    with disk_errors(path), open(path, "r+b" if path.exists() else "wb") as file:
+        file.truncate(done * chunk_bytes)
+        file.seek(done * chunk_bytes)
+        for begin in range(done * _CHUNK_CONTEXTS, len(contexts), _CHUNK_CONTEXTS):
+            for part in range(begin, min(begin + _CHUNK_CONTEXTS, len(contexts)), 32):
+                tokens = torch.from_numpy(contexts[part : min(part + 32, begin + _CHUNK_CONTEXTS)].astype(np.int64))
+                acts = model.mlp_out(model.residual_mid(tokens))[:, 1:]  # (b, 127, d_in)
+                file.write(acts.bfloat16().reshape(-1, acts.shape[-1]).view(torch.int16).numpy().tobytes())
+            if progress:
+                progress(label, min(begin + _CHUNK_CONTEXTS, len(contexts)), len(contexts))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class View:
+    """Some rows of a store, by index; nothing is copied."""
+
+    store: ActivationStore
+    index: Int[np.ndarray, " n_tokens"] | None = None
+    """Row numbers, ascending; None is all of them."""
+    name: str = "all"
+    """Part of the key of what is trained on the view."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of rows in the view."""
+        return self.store.n_tokens if self.index is None else len(self.index)
+
+
+class ShuffledBatches:
+    """Batches of a view in shuffled order: `batch(step)` depends on the view, the seed and the step alone.
+
+    Each epoch is a fresh permutation of the view's tokens, cut into whole batches; a run can thus resume at any step.
+    """
+
+    def __init__(self, view: View, batch_size: int, seed: int) -> None:
+        if view.n_tokens < batch_size:
+            raise UserError(
+                f"training data must hold at least one batch of {batch_size} tokens",
+                f"{view.n_tokens} in view {view.name!r}",
+                "lower the threshold, filter by context, or choose another parent",
+            )
+        self.view, self.batch_size, self.seed = view, batch_size, seed
+        self.d_in = view.store.d_in
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int32)
+
+    def batch(self, step: int) -> Float[Tensor, "batch d_in"]:
+        """The activations of one step, fp32."""
+        epoch, within = divmod(step, self.view.n_tokens // self.batch_size)
+        if epoch != self._epoch:
+            order = np.arange(self.view.n_tokens, dtype=np.int32)
+            np.random.default_rng([self.seed, epoch]).shuffle(order)
+            self._order, self._epoch = order, epoch
+        rows = np.sort(self._order[within * self.batch_size : (within + 1) * self.batch_size])
+        return self.view.store.rows(rows if self.view.index is None else self.view.index[rows])

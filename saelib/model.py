@@ -1,0 +1,152 @@
+"""One small adapter around the language model: transformer_lens for looking inside, plain arithmetic for bulk work.
+
+`LanguageModel.hooked` is a `transformer_lens.HookedTransformer` with the same weights. Bulk harvesting runs the single
+block's arithmetic written plainly (`saelib.mini_lm`), which is several times faster; every harvest checks its first batch
+against transformer_lens (`check_against_hooked`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor
+
+from saelib import mini_lm
+from saelib.cache import read_json
+from saelib.errors import UserError
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+EMBEDDED_FOLDER = Path(__file__).parent / "models" / "mini"
+HOOK_NAME = "blocks.0.hook_mlp_out"
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A 1-layer language model with its tokenizer. Weights are kept as trained: nothing folded, nothing centred."""
+
+    name: str
+    weights: dict[str, Tensor]
+    """fp32, under transformer_lens's names."""
+    tokenizer: tokenizers.Tokenizer
+    key: str
+    """Hash of weights and tokenizer: part of every key derived from the model."""
+    center_writing_weights: bool = False
+
+    @property
+    def cfg(self) -> mini_lm.MiniLMConfig:
+        """The model's shape, read off its weights."""
+        n_heads, d_model, _ = self.weights["blocks.0.attn.W_Q"].shape
+        d_vocab, n_ctx = self.weights["embed.W_E"].shape[0], self.weights["pos_embed.W_pos"].shape[0]
+        return mini_lm.MiniLMConfig(d_model=d_model, n_heads=n_heads, n_ctx=n_ctx, d_vocab=d_vocab)
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
+        """The unembedding."""
+        return self.weights["unembed.W_U"]
+
+    def residual_mid(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """`blocks.0.hook_resid_mid`: embedding, position and attention."""
+        x = self.weights["embed.W_E"][tokens] + self.weights["pos_embed.W_pos"][: tokens.shape[1]]
+        return x + mini_lm.attention(x, self.weights)
+
+    def mlp_out(self, residual_mid: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """`blocks.0.hook_mlp_out` from `residual_mid`."""
+        w, b = self.weights["blocks.0.ln2.w"], self.weights["blocks.0.ln2.b"]
+        return mini_lm.mlp(F.layer_norm(residual_mid, residual_mid.shape[-1:], w, b), self.weights)
+
+    def logits(self, residual: Float[Tensor, "... d"]) -> Float[Tensor, "... d_vocab"]:
+        """Next-token logits from the residual stream after the block."""
+        w, b = self.weights["ln_final.w"], self.weights["ln_final.b"]
+        return F.layer_norm(residual, residual.shape[-1:], w, b) @ self.W_U
+
+    @functools.cached_property
+    def hooked(self) -> HookedTransformer:
+        """The same model in transformer_lens (imported here, since that takes seconds)."""
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+        cfg = self.cfg
+        hooked_cfg = HookedTransformerConfig(
+            n_layers=1, d_model=cfg.d_model, n_ctx=cfg.n_ctx, d_head=cfg.d_head, n_heads=cfg.n_heads, d_mlp=cfg.d_mlp,
+            d_vocab=cfg.d_vocab, act_fn="gelu", normalization_type="LN", seed=None, device="cpu", model_name=self.name,
+        )  # fmt: skip
+        hooked = HookedTransformer(hooked_cfg)
+        state = {**hooked.state_dict(), **self.weights, "unembed.b_U": torch.zeros(cfg.d_vocab)}
+        hooked.load_state_dict(state)
+        return hooked.eval().requires_grad_(False)
+
+    def check_against_hooked(self, tokens: Int[Tensor, "b t"], tolerance: float = 1e-5) -> float:
+        """Largest difference of plain and transformer_lens `mlp_out`, relative to the largest entry; refuse a bad one."""
+        _, cache = self.hooked.run_with_cache(tokens, names_filter=HOOK_NAME, stop_at_layer=1)
+        expected = cache[HOOK_NAME]
+        with torch.no_grad():
+            plain = self.mlp_out(self.residual_mid(tokens))
+        error = float((plain - expected).abs().max() / expected.abs().max())
+        if not error <= tolerance:
+            raise UserError(
+                f"plain arithmetic must agree with transformer_lens to {tolerance:g}", f"{error:g}", "report this as a bug"
+            )
+        return error
+
+    def to_tokens(self, text: str) -> Int[Tensor, "1 t"]:
+        """BOS and the text's tokens, cut to the model's context."""
+        ids = [self.bos, *self.tokenizer.encode(text).ids][: self.cfg.n_ctx]
+        return torch.tensor([ids])
+
+    def to_str_tokens(self, tokens: Any) -> list[str]:
+        """Each token's own text; bytes that are no whole character show as U+FFFD."""
+        return [self.vocabulary[int(token)] for token in tokens]
+
+    @functools.cached_property
+    def vocabulary(self) -> list[str]:
+        """The text of every token."""
+        special = {self.bos: "<|bos|>", self.eos: "<|eos|>"}
+        decode = self.tokenizer.decode
+        return [special.get(i) or decode([i], skip_special_tokens=False) for i in range(self.cfg.d_vocab)]
+
+    @property
+    def bos(self) -> int:
+        """The token at the head of every context."""
+        return int(self.tokenizer.token_to_id("<|bos|>"))
+
+    @property
+    def eos(self) -> int:
+        """The token after every document."""
+        return int(self.tokenizer.token_to_id("<|eos|>"))
+
+    @property
+    def hyphen(self) -> int:
+        """The token "-"."""
+        return int(self.tokenizer.token_to_id("-"))
+
+
+def load_embedded(folder: Path = EMBEDDED_FOLDER) -> LanguageModel:
+    """The language model that comes with the package.
+
+    Raises:
+        UserError: a file is missing, or a tensor is missing or not finite.
+    """
+    weights_file, tokenizer_file = folder / "model.safetensors", folder / "tokenizer.json"
+    for file in (weights_file, tokenizer_file, folder / "config.json"):
+        if not file.exists():
+            raise UserError("embedded model must be complete", f"no {file}", "reinstall saelib or check out the file")
+    weights = {name: tensor.float() for name, tensor in load_file(weights_file).items()}
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise UserError("model weights must be finite", f"{name} in {weights_file}", "check out the file again")
+    digest = hashlib.sha256(weights_file.read_bytes() + tokenizer_file.read_bytes()).hexdigest()[:16]
+    model = LanguageModel("saelib-mini", weights, tokenizers.Tokenizer.from_file(str(tokenizer_file)), digest)
+    expected = read_json(folder / "config.json")["d_model"]
+    if model.cfg.d_model != expected:
+        raise UserError(f"d_model must be {expected} as config.json says", model.cfg.d_model, "reinstall saelib")
+    return model

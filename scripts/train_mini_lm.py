@@ -1,0 +1,176 @@
+"""Train the embedded 1-layer GELU language model: tokenizer, text, weights, loss curve.
+
+    python scripts/train_mini_lm.py             # resumes where it stopped; about 75 minutes on 2 cores
+    python scripts/train_mini_lm.py --export    # write the last checkpoint's weights into the package
+    python scripts/write_model_card.py          # then measure the card's numbers
+
+Reproducible: the text is pinned by hash, the order of contexts and the initial weights by `--seed`. AdamW with linear
+warm-up and decay, bf16 autocast, gradient norm clipped to 1. The schedule is fixed by `--tokens`, so a resumed run ends
+where an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from saelib.cache import atomic_path, cache_dir, content_key, write_json
+from saelib.mini_lm import ChunkedCrossEntropy, MiniLM, MiniLMConfig
+from saelib.model import EMBEDDED_FOLDER
+from saelib.sources import LANGUAGE_MODEL_SOURCES, STUDY_SOURCES
+from saelib.text import build_token_store, read_corpus, split_of, train_tokenizer
+
+LEARNING_RATE = 2e-3
+BETAS = (0.9, 0.98)
+WEIGHT_DECAY = 0.01
+WARM_UP_STEPS = 200
+BATCH_CONTEXTS = 32
+CHECKPOINT_EVERY = 250
+VALIDATE_EVERY = 500
+
+
+def learning_rate(step: int, n_steps: int) -> float:
+    """Linear warm-up, then linear decay to zero at `n_steps`."""
+    return LEARNING_RATE * min((step + 1) / WARM_UP_STEPS, 1.0) * (1 - step / n_steps)
+
+
+def validation_loss(model: MiniLM, contexts: np.ndarray) -> float:
+    """Mean next-token loss over contexts of the select split (bf16 autocast, as in training)."""
+    total, count = 0.0, 0
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        for begin in range(0, len(contexts), 32):
+            tokens = torch.from_numpy(contexts[begin : begin + 32].astype(np.int64))
+            logits = (model.residual(tokens)[:, :-1] @ model["unembed.W_U"]).float()
+            total += torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum"
+            ).item()
+            count += tokens[:, 1:].numel()
+    return total / count
+
+
+def main() -> None:
+    """Train, resume or export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=float, default=41e6, help="training tokens in all; fixes the schedule")
+    parser.add_argument("--d-model", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--export", action="store_true", help="only write the last checkpoint into the package")
+    args = parser.parse_args()
+
+    cfg = MiniLMConfig(d_model=args.d_model)
+    tokenizer_file = EMBEDDED_FOLDER / "tokenizer.json"
+    if not tokenizer_file.exists():
+        texts = (
+            text for _, text in read_corpus([*STUDY_SOURCES, *LANGUAGE_MODEL_SOURCES]) if split_of(text) == "train"
+        )
+        train_tokenizer(texts, cfg.d_vocab, tokenizer_file)
+    store = build_token_store(STUDY_SOURCES, tokenizer_file, name="lm", extra=LANGUAGE_MODEL_SOURCES)
+    contexts = store.contexts("train")
+    validation = np.array(store.contexts("select")[:512])
+    n_steps = int(args.tokens) // (BATCH_CONTEXTS * (contexts.shape[1] - 1))
+    key = content_key(cfg=asdict(cfg), text=store.key, seed=args.seed, n_steps=n_steps)
+    workdir = cache_dir() / "mini_lm" / key
+
+    model = MiniLM(cfg, torch.Generator().manual_seed(args.seed))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
+    )
+    step, curve, seconds = 0, [], 0.0
+    if (workdir / "checkpoint.safetensors").exists():
+        step, curve, seconds = load_checkpoint(workdir, model, optimizer)
+        print(f"resumed at step {step} of {n_steps}", flush=True)
+    if args.export:
+        export(model, cfg, store.manifest, curve, step, n_steps, seconds, args.seed)
+        return
+    per_epoch = len(contexts) // BATCH_CONTEXTS
+    print(
+        f"{n_steps} steps, {per_epoch} an epoch, {store.manifest['splits']['train']['tokens']:,} train tokens",
+        flush=True,
+    )
+    began, running, order, epoch_of_order = time.time() - seconds, 0.0, None, -1
+    while step < n_steps:
+        epoch, within = divmod(step, per_epoch)
+        if epoch != epoch_of_order:
+            order, epoch_of_order = np.random.default_rng([args.seed, epoch]).permutation(len(contexts)), epoch
+        assert order is not None
+        rows = np.sort(order[within * BATCH_CONTEXTS : (within + 1) * BATCH_CONTEXTS])
+        tokens = torch.from_numpy(contexts[rows].astype(np.int64))  # (b, t)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, n_steps)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            residual = model.residual(tokens)
+        loss = ChunkedCrossEntropy.apply(
+            residual[:, :-1].reshape(-1, cfg.d_model), model["unembed.W_U"], tokens[:, 1:].reshape(-1)
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        running += loss.item()
+        if step % VALIDATE_EVERY == 0 or step == n_steps:
+            row = {
+                "step": step,
+                "tokens": step * BATCH_CONTEXTS * (contexts.shape[1] - 1),
+                "train_loss": running / (step - (curve[-1]["step"] if curve else 0)),
+                "validation_loss": validation_loss(model, validation),
+                "seconds": time.time() - began,
+            }
+            curve.append(row)
+            running = 0.0
+            print({k: round(v, 4) for k, v in row.items()}, flush=True)
+        if step % CHECKPOINT_EVERY == 0 or step == n_steps:
+            save_checkpoint(workdir, model, optimizer, step, curve, time.time() - began)
+    export(model, cfg, store.manifest, curve, step, n_steps, time.time() - began, args.seed)
+
+
+def save_checkpoint(workdir: Path, model: MiniLM, optimizer: torch.optim.Optimizer, step: int, curve: list[dict[str, float]], seconds: float) -> None:  # fmt: skip
+    """Weights, Adam moments, step and curve, in one atomic file."""
+    tensors = {f"param.{name}": p.detach() for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():
+        for moment in ("exp_avg", "exp_avg_sq", "step"):
+            tensors[f"{moment}.{name}"] = optimizer.state[p][moment]
+    with atomic_path(workdir / "checkpoint.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"step": str(step), "curve": json.dumps(curve), "seconds": str(seconds)})
+
+
+def load_checkpoint(workdir: Path, model: MiniLM, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]], float]:  # fmt: skip
+    """Undo `save_checkpoint`."""
+    from safetensors import safe_open
+
+    path = workdir / "checkpoint.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    for name, p in model.named_parameters():
+        p.data.copy_(tensors[f"param.{name}"])
+        optimizer.state[p] = {m: tensors[f"{m}.{name}"].clone() for m in ("exp_avg", "exp_avg_sq", "step")}
+    return int(metadata["step"]), json.loads(metadata["curve"]), float(metadata["seconds"])
+
+
+def export(model: MiniLM, cfg: MiniLMConfig, manifest: dict[str, object], curve: list[dict[str, float]], step: int, n_steps: int, seconds: float, seed: int) -> None:  # fmt: skip
+    """Half-precision weights, config, loss curve and text manifest into the package folder."""
+    with atomic_path(EMBEDDED_FOLDER / "model.safetensors") as temporary:
+        save_file({name: tensor.half().contiguous() for name, tensor in model.tensors().items()}, temporary)
+    training = {
+        "seed": seed, "steps": step, "planned_steps": n_steps, "tokens": step * BATCH_CONTEXTS * (cfg.n_ctx - 1),
+        "learning_rate": LEARNING_RATE, "betas": BETAS, "weight_decay": WEIGHT_DECAY, "warm_up_steps": WARM_UP_STEPS,
+        "batch_contexts": BATCH_CONTEXTS, "clip": 1.0, "seconds": round(seconds), "torch": torch.__version__,
+        "text": manifest,
+    }  # fmt: skip
+    write_json(EMBEDDED_FOLDER / "config.json", {**asdict(cfg), "d_mlp": cfg.d_mlp, "d_head": cfg.d_head})
+    write_json(EMBEDDED_FOLDER / "training.json", training)
+    with atomic_path(EMBEDDED_FOLDER / "loss_curve.csv") as temporary:
+        pd.DataFrame(curve).round(4).to_csv(temporary, index=False)
+
+
+if __name__ == "__main__":
+    main()
