@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from saelib.provenance import provenance
 
 RESULT_COLUMNS: dict[str, str] = {
     "run": "number in the study's table; runs 13 and up are the plain controls it lacks",
-    "size": "features of the wide SAE in the published run",
+    "size": "wide or narrow (in the study 4096 and 512 features)",
     "d_sae": "features of the SAE trained here",
     "seed": "seed of the initialisation and of the order of the data",
     "init_from_narrow": "whether the SAE starts from the narrow SAE's weights and biases",
@@ -86,20 +87,48 @@ class Facts(TypedDict, total=False):
     cache_bytes: int
 
 
-def write_results_csv(results: pd.DataFrame, path: Path) -> pd.DataFrame:
+SETTINGS = ("size", "seed", "init_from_narrow", "normalised", "filtered", "loss", "published")
+
+
+def write_results_csv(results: pd.DataFrame, path: Path, published: Any = None) -> pd.DataFrame:
     """Write results.csv atomically: the columns of `RESULT_COLUMNS` in their order, then any others, one row a run.
 
-    A documented column that `results` lacks is written empty. `answer`, a page's sentence, is left out. Returns the
-    frame as written, sorted by run.
+    How a run was trained is filled in from the run table (`published`, default `saelib.runs.RUNS`) where `results` does
+    not say; any other documented column it lacks is written empty. `answer`, a page's sentence, is left out. Returns
+    the frame as written, sorted by run.
     """
     if "run" not in results.columns or results["run"].duplicated().any():
         raise UserError("results must have one row a run", list(results.get("run", [])), "give each run one row")
-    others = [name for name in results.columns if name not in RESULT_COLUMNS and name != "answer"]
-    frame = results.reindex(columns=[*RESULT_COLUMNS, *others]).sort_values("run").reset_index(drop=True)
+    others = [name for name in results.columns if name not in {*RESULT_COLUMNS, "answer", "zero_parent"}]
+    specs = {spec["run"]: spec for spec in run_specs(published)}
+    rows = [{**specs.get(int(row["run"]), {}), **_settings(row)} for row in results.to_dict("records")]
+    frame = pd.DataFrame(rows).reindex(columns=[*RESULT_COLUMNS, *others]).sort_values("run").reset_index(drop=True)
     frame = frame.convert_dtypes()
     with atomic_path(Path(path)) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
     return frame
+
+
+def run_specs(published: Any = None) -> list[dict[str, Any]]:
+    """The run table as dicts: from `saelib.runs.RUNS`, a frame, or any rows that are mappings or have its attributes."""
+    if published is None:
+        from saelib.runs import RUNS as published
+    if isinstance(published, pd.DataFrame):
+        published = published.to_dict("records")
+    names = ("run", *SETTINGS, "zero_parent")
+    found = [
+        spec if isinstance(spec, Mapping) else {name: getattr(spec, name) for name in names if hasattr(spec, name)}
+        for spec in published
+    ]
+    return [{"run": int(spec["run"]), **_settings(spec)} for spec in found]
+
+
+def _settings(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row without its missing values, and with the loss in words."""
+    known = {str(name): plain(value) for name, value in row.items() if plain(value) is not None}
+    if (zeroed := known.pop("zero_parent", None)) is not None:
+        known.setdefault("loss", "parent zeroed" if zeroed else "standard")
+    return known
 
 
 def verdict_class(verdict: Any) -> str:
@@ -129,31 +158,20 @@ def fisher_p(a_yes: int, a_all: int, b_yes: int, b_all: int) -> float:
 
 def table_rows(results: pd.DataFrame, published: Any, pages: Sequence[Page]) -> list[dict[str, Any]]:
     """One dict a run: the published table's cells, ours where that run was made, and its page; controls come last."""
-    specs = (
-        published.to_dict("records") if isinstance(published, pd.DataFrame) else [_as_dict(spec) for spec in published]
-    )
-    ours = {int(row["run"]): row for row in results.to_dict("records")} if len(results) else {}
+    specs = {spec["run"]: spec for spec in run_specs(published)}
+    ours = {int(row["run"]): _settings(row) for row in results.to_dict("records")} if len(results) else {}
     by_run = {page.run: page for page in pages if page.run is not None}
     rows = []
-    for spec in [*specs, *(row for run, row in ours.items() if run not in {int(spec["run"]) for spec in specs})]:
-        run = int(spec["run"])
-        row = {name: plain(ours.get(run, {}).get(name, spec.get(name))) for name in RESULT_COLUMNS}
-        row["published"] = plain(spec.get("published"))
-        done = run in ours
-        row |= {"done": done, "control": not verdict_class(row["published"]), "page": by_run.get(run)}
-        row |= {
-            "published_class": verdict_class(row["published"]),
-            "verdict_class": verdict_class(row["verdict"]) if done else "",
-        }
+    for run in dict.fromkeys([*specs, *ours]):
+        spec, found = specs.get(run, {}), ours.get(run, {})
+        row = {**dict.fromkeys(RESULT_COLUMNS), **spec, **found, "run": run, "published": spec.get("published")}
+        kind, done = verdict_class(row["published"]), run in ours
+        row |= {"done": done, "control": not kind, "page": by_run.get(run), "published_class": kind}
+        row |= {"verdict_class": verdict_class(row["verdict"]) if done else ""}
+        row |= {"published_short": re.split(r":| \(", row["published"] or "")[0]}
         row |= {"marks": [(name, _mark(row[name])) for name in CLASSES]}
         rows.append(row)
     return sorted(rows, key=lambda row: (row["control"], row["run"]))
-
-
-def _as_dict(spec: Any) -> dict[str, Any]:
-    if isinstance(spec, Mapping):
-        return dict(spec)
-    return {name: getattr(spec, name) for name in RESULT_COLUMNS if hasattr(spec, name)}
 
 
 def _mark(value: Any) -> tuple[str, str]:
@@ -195,33 +213,18 @@ def answer_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"Our verdict is the published one in {len(same)} of {len(compared)} runs" + _which(compared, same) + "."
         )
     if wide:
-        each = {name: sum(verdict_class(row[name]) == "yes" for row in wide) for name in CLASSES}
-        sentences.append(
-            "Kind by kind, of "
-            + str(len(wide))
-            + " wide runs: "
-            + ", ".join(f"{CLASSES[name]} has its own feature in {count}" for name, count in each.items())
-            + "."
-        )
-    if spans := [
-        text
-        for text in (
-            _span(wide, "l0", "L0"),
-            _span(wide, "fvu", "FVU"),
-            _span(wide, "loss_recovered", "loss recovered"),
-        )
-        if text
-    ]:
-        sentences.append(
-            "The wide SAEs are comparable in quality only as far as these agree: " + ", ".join(spans) + "."
-        )
+        own = [f"{CLASSES[name]} in {sum(verdict_class(row[name]) == 'yes' for row in wide)}" for name in CLASSES]
+        sentences.append(f"Of {len(wide)} wide runs, a feature of its own is held by {', '.join(own)}.")
+    measured = {"l0": "L0", "fvu": "FVU", "loss_recovered": "loss recovered"}
+    if spans := [span for name, words in measured.items() if (span := _span(wide, name, words))]:
+        sentences.append(f"Quality across the wide SAEs: {', '.join(spans)}.")
     return sentences
 
 
 def _is_narrow(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
     """Run 12 of the study trains a dictionary of the narrow SAE's size: it is no wide run."""
-    sizes = [other["size"] for other in rows if other["size"]]
-    return bool(sizes) and row["size"] is not None and row["size"] < max(sizes)
+    sizes = [other["size"] for other in rows if isinstance(other["size"], int)]
+    return row["size"] == "narrow" or (isinstance(row["size"], int) and row["size"] < max(sizes))
 
 
 def _split(rows: Sequence[Mapping[str, Any]]) -> int:
@@ -256,8 +259,6 @@ def build_index(
     facts: see `Facts`. Figures are copied under the assets folder.
     """
     reports_dir, told = ensure_dir(Path(reports_dir)), dict(facts or {})
-    if published is None:
-        from saelib.runs import RUNS as published
     listed = [as_page(page) for page in pages]
     rows = table_rows(results, published, listed)
     manifest = dict(told.get("text_manifest") or {})
