@@ -73,7 +73,7 @@ pip_install() {
     ((status != 0)) || return 0
     ((status < 128)) || fail "pip was stopped by signal $((status - 128)): run the command again, it begins anew"
     rm -f "$unfinished" # pip ended by itself: what is there is whole, and the next try goes on from it
-    grep -i '^error' "$log" | tail -n 3 >&2 || true
+    grep -E '^ *([A-Za-z.]*Error|ERROR|error): ' "$log" | tail -n 3 >&2 || true
     fail "pip must be able to install ${*: -1}; it stopped, as $log tells: mend that (network, disk) and run the command again"
 }
 
