@@ -31,8 +31,9 @@ fi
 
 # 3.11 first: the lock was made with it.
 find_python() {
-    local candidate
-    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3 python}; do
+    local candidate candidates=(python3.11 python3.12 python3.13 python3.14 python3 python)
+    if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
+    for candidate in "${candidates[@]}"; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             printf '%s\n' "$candidate"
             return
