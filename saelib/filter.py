@@ -14,7 +14,7 @@ FILTERS = ("none", "context", "token")
 
 
 @torch.no_grad()
-def parent_activations(store: ActivationStore, sae: SAE, feature: int) -> Float[np.ndarray, " n_tokens"]:
+def feature_activations(store: ActivationStore, sae: SAE, feature: int) -> Float[np.ndarray, " n_tokens"]:
     """`relu((x - b_dec) @ W_enc[:, feature] + b_enc[feature])` on every row of the store, fp32.
 
     Raises:
@@ -24,7 +24,9 @@ def parent_activations(store: ActivationStore, sae: SAE, feature: int) -> Float[
     if not 0 <= feature < d_sae:
         raise UserError(f"feature must be in [0, d_sae={d_sae})", feature, "pass a feature of the narrow SAE")
     if sae.cfg.d_in != store.d_in:
-        raise UserError(f"the SAE's d_in must be the activations' {store.d_in}", sae.cfg.d_in, "pass an SAE of this model")
+        raise UserError(
+            f"the SAE's d_in must be the activations' {store.d_in}", sae.cfg.d_in, "pass an SAE of this model"
+        )
     weight, bias = sae.W_enc[:, feature], sae.b_enc[feature]
     out = np.empty(store.n_tokens, dtype=np.float32)
     for rows, x in store.blocks():
@@ -36,7 +38,7 @@ def filter_view(store: ActivationStore, activations: np.ndarray, tau: float, by:
     """The rows that training keeps.
 
     Args:
-        activations: the parent's activation on every row, from `parent_activations`.
+        activations: the parent's activation on every row, from `feature_activations`.
         tau: a row counts as parent-active when its activation exceeds this (the study: 2.0).
         by: `none` keeps all, `context` keeps every row of a context with an active row, `token` keeps the active rows.
 

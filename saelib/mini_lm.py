@@ -96,7 +96,9 @@ def attention(x: Tensor, weights: Any) -> Tensor:
     heads = []
     for name in "QKV":
         weight = weights[f"blocks.0.attn.W_{name}"].permute(0, 2, 1).reshape(h * k, d)  # (h k, d)
-        heads.append(F.linear(x, weight, weights[f"blocks.0.attn.b_{name}"].reshape(-1)).view(b, t, h, k).transpose(1, 2))
+        heads.append(
+            F.linear(x, weight, weights[f"blocks.0.attn.b_{name}"].reshape(-1)).view(b, t, h, k).transpose(1, 2)
+        )
     z = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).reshape(b, t, h * k)
     return F.linear(z, weights["blocks.0.attn.W_O"].reshape(h * k, d).T, weights["blocks.0.attn.b_O"])
 
@@ -117,7 +119,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     CHUNK = 512
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W_U: Tensor, targets: Tensor) -> Tensor:  # noqa: N803
+    def forward(ctx: Any, x: Tensor, W_U: Tensor, targets: Tensor) -> Tensor:
         """Loss; the gradients are computed on the way and kept for `backward`."""
         n = x.shape[0]
         x16, w16 = x.bfloat16(), W_U.bfloat16()

@@ -51,7 +51,7 @@ class LanguageModel:
         return mini_lm.MiniLMConfig(d_model=d_model, n_heads=n_heads, n_ctx=n_ctx, d_vocab=d_vocab)
 
     @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding."""
         return self.weights["unembed.W_U"]
 
@@ -94,7 +94,9 @@ class LanguageModel:
         error = float((plain - expected).abs().max() / expected.abs().max())
         if not error <= tolerance:
             raise UserError(
-                f"plain arithmetic must agree with transformer_lens to {tolerance:g}", f"{error:g}", "report this as a bug"
+                f"plain arithmetic must agree with transformer_lens to {tolerance:g}",
+                f"{error:g}",
+                "report this as a bug",
             )
         return error
 

@@ -167,7 +167,9 @@ _PASSAGE_FIELDS = (
     "title", "abstract", "passage", "story", "full_text", "context", "support", "protocol", "evidence",
     "sentence", "problem", "goal", "query", "question", "text", "solution", "exp", "code",
 )  # fmt: skip
-_SCAFFOLD = re.compile(r"^(Question|Answer|Passage|Context|Goal|Title|Background|Problem|Solution):[ \t]*", re.MULTILINE)
+_SCAFFOLD = re.compile(
+    r"^(Question|Answer|Passage|Context|Goal|Title|Background|Problem|Solution):[ \t]*", re.MULTILINE
+)
 
 
 def _read_requests(archive: zipfile.ZipFile) -> Iterator[str]:

@@ -132,7 +132,14 @@ def main() -> None:
     export(model, cfg, store.manifest, curve, step, n_steps, time.time() - began, args.seed)
 
 
-def save_checkpoint(workdir: Path, model: MiniLM, optimizer: torch.optim.Optimizer, step: int, curve: list[dict[str, float]], seconds: float) -> None:  # fmt: skip
+def save_checkpoint(
+    workdir: Path,
+    model: MiniLM,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    curve: list[dict[str, float]],
+    seconds: float,
+) -> None:
     """Weights, Adam moments, step and curve, in one atomic file."""
     tensors = {f"param.{name}": p.detach() for name, p in model.named_parameters()}
     for name, p in model.named_parameters():
@@ -142,7 +149,9 @@ def save_checkpoint(workdir: Path, model: MiniLM, optimizer: torch.optim.Optimiz
         save_file(tensors, temporary, metadata={"step": str(step), "curve": json.dumps(curve), "seconds": str(seconds)})
 
 
-def load_checkpoint(workdir: Path, model: MiniLM, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]], float]:  # fmt: skip
+def load_checkpoint(
+    workdir: Path, model: MiniLM, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[dict[str, float]], float]:
     """Undo `save_checkpoint`."""
     from safetensors import safe_open
 
@@ -156,7 +165,16 @@ def load_checkpoint(workdir: Path, model: MiniLM, optimizer: torch.optim.Optimiz
     return int(metadata["step"]), json.loads(metadata["curve"]), float(metadata["seconds"])
 
 
-def export(model: MiniLM, cfg: MiniLMConfig, manifest: dict[str, object], curve: list[dict[str, float]], step: int, n_steps: int, seconds: float, seed: int) -> None:  # fmt: skip
+def export(
+    model: MiniLM,
+    cfg: MiniLMConfig,
+    manifest: dict[str, object],
+    curve: list[dict[str, float]],
+    step: int,
+    n_steps: int,
+    seconds: float,
+    seed: int,
+) -> None:
     """Half-precision weights, config, loss curve and text manifest into the package folder."""
     with atomic_path(EMBEDDED_FOLDER / "model.safetensors") as temporary:
         save_file({name: tensor.half().contiguous() for name, tensor in model.tensors().items()}, temporary)

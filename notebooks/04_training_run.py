@@ -1,0 +1,135 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,-all
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Does this run split the parent?
+#
+# One row of the run table: train the SAE it describes, then look for a feature of its own for "-" after a count word,
+# after a number, and in other compounds.
+
+# %% tags=["parameters"]
+profile = "mini"
+run = 4
+seed: int | None = None
+feature: int | None = None
+tau: float | None = None
+filter_by = "context"
+n_steps: int | None = None
+
+# %%
+from dataclasses import asdict, replace
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from saelib import features, report, study, views
+from saelib.classes import CLASSES, PROMPTS
+from saelib.eye_test import eye_test
+from saelib.profiles import get_profile
+from saelib.runs import get_run
+
+views.figure_style()
+settings, spec = get_profile(profile), get_run(run)
+
+# %%
+spec = spec if seed is None else replace(spec, seed=seed)
+steps = n_steps or (settings.short_steps if spec.short else settings.wide_steps)
+parent = study.parent(settings, feature, tau)
+pd.Series({**asdict(spec), "steps": steps, "parent": parent.feature, "tau": parent.tau}, name="this run").to_frame()
+
+# %% [markdown]
+# A warm start copies the narrow SAE's encoder columns, biases and decoder rows into features 0 to d_narrow - 1 of the
+# wide one, so the parent keeps its number; the other features begin at random.
+#
+# ## Training
+
+# %%
+trained = study.train_run(settings, spec, parent, filter_by, steps)
+history = trained.history
+columns = [c for c in ("loss", "l0", "dead_share", "parent_still_top") if c in history]
+figure, axes = plt.subplots(1, len(columns), figsize=(3.3 * len(columns), 3))
+for axis, column in zip(axes, columns, strict=True):
+    axis.plot(history["tokens"], history[column])
+    axis.set(xlabel="tokens", title=column)
+plt.show()
+
+# %%
+quality = study.quality_of(settings, trained.sae)
+pd.Series(quality._asdict(), name="on test text").to_frame()
+
+# %% [markdown]
+# ## The eye test
+#
+# Children are the features whose firing best marks each class among the hyphens of the select split (F1, Hungarian
+# assignment); everything below is measured on the test split. A class passes when its child is the top feature on more
+# than half of its hyphens, fires on at most 5% of the others', boosts the words that follow it, and is alone on the
+# study's prompt and silent on the other two.
+
+# %%
+model = study.language_model(settings)
+test = eye_test(trained.sae, model, study.hyphens(settings, "select"), study.hyphens(settings, "test"))
+test.frame().set_index("context_class").T
+
+# %% [markdown]
+# ## The three prompts (the study's Figures 2, 4 and 5)
+
+# %%
+children = {row.child: row.context_class for row in test.classes}
+for name in CLASSES:
+    words, acts = features.prompt_activations(trained.sae, model, PROMPTS[name])
+    display(
+        views.top_features(words, acts, position=words.index("-"), labels=children, caption=f"{name}: {PROMPTS[name]}")
+    )
+
+# %% [markdown]
+# ## The children (the study's Figure 3): where each fires most on test text, and its logits
+
+# %%
+store = study.activations(settings, "test")
+for row in test.classes:
+    acts = study.feature_on(settings, "test", trained.sae, row.child)
+    texts, values = zip(*(features.context_of(store, model, r, acts) for r in features.top_rows(acts, 8)), strict=True)
+    display(views.top_contexts(texts, values, caption=f"{row.context_class}: feature {row.child}"))
+    display(features.logit_effects(trained.sae.W_dec[row.child], model, k=8))
+
+# %% [markdown]
+# ## Conclusion
+
+# %%
+passed = [row.context_class for row in test.classes if row.passed]
+report.headline(
+    answer=f"Verdict: {test.verdict}. Classes with a feature of their own: {', '.join(passed) or 'none'}. "
+    f"Published for this run: {spec.published or 'nothing, the study did not make it'}.",
+    run=run,
+    seed=spec.seed,
+    d_sae=trained.sae.cfg.d_sae,
+    verdict=test.verdict,
+    **{row.context_class: row.passed for row in test.classes},
+    **{f"f1_{row.context_class}": row.f1 for row in test.classes},
+    **{f"child_{row.context_class}": row.child for row in test.classes},
+    **{f"words_{row.context_class}": row.words_pass for row in test.classes},
+    **{f"prompt_{row.context_class}": row.prompts_pass for row in test.classes},
+    **{f"win_rate_{row.context_class}": row.win_rate for row in test.classes},
+    **{f"fires_elsewhere_{row.context_class}": row.fires_elsewhere for row in test.classes},
+    **{f"test_hyphens_{row.context_class}": row.test_tokens for row in test.classes},
+    steps=steps,
+    tokens=trained.n_tokens,
+    l0=quality.l0,
+    fvu=quality.fvu,
+    loss_recovered=quality.loss_recovered,
+    dead_share=1 - quality.alive_share,
+    test_tokens=quality.tokens,
+    seconds=trained.seconds,
+    weights=study.weights_hash(trained.sae),
+)
+
+# %%
+report.watermark(seeds={"run": spec.seed, "narrow": settings.seed}, text_manifest=study.text_summary(settings))

@@ -1,0 +1,366 @@
+"""The study's objects under a profile, each made once and kept: what the notebooks call.
+
+    tokens -> activations -> coefficient, narrow SAE -> parent, tau -> views -> one training run
+
+Every function returns what is in the cache when it was made before from the same inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from saelib.activations import POSITIONS, ActivationStore, ShuffledBatches, View, harvest
+from saelib.cache import atomic_path, cache_dir, content_key, locked, read_json, write_json
+from saelib.classes import hyphen_labels, hyphen_rows
+from saelib.evaluate import Quality, sae_quality
+from saelib.eye_test import HyphenSet, scaled_acts
+from saelib.filter import feature_activations, filter_view
+from saelib.model import EMBEDDED_FOLDER, HOOK_NAME, LanguageModel, load_embedded
+from saelib.profiles import Profile
+from saelib.progress import report_progress
+from saelib.runs import RunSpec, get_run
+from saelib.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, save_sae
+from saelib.sources import STUDY_SOURCES
+from saelib.text import build_token_store
+from saelib.tokens import TokenStore
+from saelib.train import TrainConfig, TrainResult, train
+
+Progress = Callable[[str, int, int], None]
+
+
+@functools.cache
+def language_model(profile: Profile) -> LanguageModel:
+    """The profile's language model."""
+    return load_embedded()
+
+
+@functools.cache
+def tokens(profile: Profile) -> TokenStore:
+    """The study's text, tokenised and split by document."""
+    return build_token_store(STUDY_SOURCES, EMBEDDED_FOLDER / "tokenizer.json", name="study", progress=report_progress)
+
+
+@functools.cache
+def activations(profile: Profile, split: str) -> ActivationStore:
+    """The harvested activations of a split."""
+    n_contexts = {
+        "train": profile.train_contexts, "select": profile.select_contexts, "test": profile.test_contexts
+    }[split]  # fmt: skip
+    return harvest(language_model(profile), tokens(profile), split, n_contexts, progress=report_progress)
+
+
+def prepare(profile: Profile, progress: Progress = report_progress) -> None:
+    """Make everything that is not training: text, tokens, activations of all three splits."""
+    for split in ("train", "select", "test"):
+        activations(profile, split)
+
+
+@functools.cache
+def hyphens(profile: Profile, split: str) -> HyphenSet:
+    """Every hyphen of a split that joins two words, with its class, next token and document."""
+    store, model = activations(profile, split), language_model(profile)
+    rows = hyphen_rows(store, model.hyphen)
+    label = hyphen_labels(store, model, rows)
+    rows, label = rows[label >= 0], label[label >= 0]
+    context, position = np.divmod(rows, POSITIONS)
+    return HyphenSet(
+        x=store.rows(rows),
+        label=label,
+        next_token=store.token_ids[rows + 1].astype(np.int64),  # a labelled hyphen is never last in its context
+        document=tokens(profile).documents_of(split, context, position + 1),
+    )
+
+
+# --- training, for the narrow SAE and for the runs ---------------------------------------------------------------------
+
+
+def _sae_config(profile: Profile, d_sae: int, **metadata: Any) -> SAEConfig:
+    model = language_model(profile)
+    return SAEConfig(
+        d_in=profile.d_in,
+        d_sae=d_sae,
+        hook_name=HOOK_NAME,
+        model_name=model.name,
+        center_writing_weights=model.center_writing_weights,
+        metadata={"profile": profile.name, **metadata},
+    )
+
+
+def _train_once(
+    key: str, name: str, initial: Callable[[], SAE], batches: Callable[[], ShuffledBatches], cfg: TrainConfig,
+    probe: Callable[[SAE], dict[str, float]] | None = None,
+) -> TrainResult:  # fmt: skip
+    """Train, or return what the cache holds under `key`; a killed training goes on from its checkpoint."""
+    folder = cache_dir() / "runs" / f"{name}-{key}"
+    with locked(folder):
+        if not (folder / "summary.json").exists():
+
+            def on_step(done: int, total: int) -> None:
+                report_progress(name, done, total)
+
+            result = train(
+                initial(), batches(), cfg, workdir=folder / "checkpoints", probe=probe, on_step=on_step, name=name
+            )
+            save_sae(result.sae, folder / "sae")
+            with atomic_path(folder / "history.csv") as temporary:
+                result.history.to_csv(temporary, index=False)
+            write_json(folder / "summary.json", {"seconds": result.seconds, "n_tokens": result.n_tokens})
+            for checkpoint in (folder / "checkpoints").glob("*"):
+                checkpoint.unlink()
+    summary = read_json(folder / "summary.json")
+    history = pd.read_csv(folder / "history.csv")
+    return TrainResult(load_sae(folder / "sae"), history, summary["seconds"], summary["n_tokens"])
+
+
+def _train_config(profile: Profile, l1_coeff: float, n_steps: int, seed: int, zero_parent: int | None) -> TrainConfig:
+    return TrainConfig(
+        l1_coeff=l1_coeff,
+        n_steps=n_steps,
+        seed=seed,
+        lr=profile.lr,
+        beta1=profile.beta1,
+        beta2=profile.beta2,
+        batch_size=profile.batch_size,
+        zero_parent=zero_parent,
+        reinit_every=profile.reinit_every,
+        reinit_threshold=profile.reinit_threshold,
+        log_every=profile.log_every,
+        checkpoint_every=profile.checkpoint_every,
+    )
+
+
+def train_narrow(profile: Profile, l1_coeff: float) -> TrainResult:
+    """A narrow SAE at one coefficient, on all training data."""
+    store = activations(profile, "train")
+    cfg = _train_config(profile, l1_coeff, profile.narrow_steps, profile.seed, None)
+    sae_cfg = _sae_config(profile, profile.d_sae_narrow, l1_coeff=l1_coeff, seed=profile.seed)
+    return _train_once(
+        content_key(store=store.key, sae=sae_cfg.to_dict(), cfg=repr(cfg)),
+        f"narrow-l1-{l1_coeff:g}",
+        lambda: init_random(sae_cfg, torch.Generator().manual_seed(profile.seed)),
+        lambda: ShuffledBatches(View(store), profile.batch_size, profile.seed),
+        cfg,
+    )
+
+
+class Coefficient(NamedTuple):
+    """The chosen L1 coefficient and what every candidate gave."""
+
+    l1_coeff: float
+    meets_rule: bool
+    """False when no candidate met the rule and the nearest was taken."""
+    grid: pd.DataFrame
+    """One row a candidate: l1_coeff, l1_per_token, l0, fvu, loss_recovered, alive_share, tokens, meets_rule."""
+
+
+@functools.cache
+def coefficient(profile: Profile) -> Coefficient:
+    """Choose the L1 coefficient on select data, before and independently of any split.
+
+    Rule: the smallest coefficient of the grid at which the narrow SAE's L0 lies in `l0_range` and its loss recovered
+    exceeds `loss_recovered_min`. When none does, the one whose L0 is nearest to the range's middle, and it is said so.
+    """
+    low, high = profile.l0_range
+    rows = []
+    for l1_coeff in profile.l1_grid:
+        quality = quality_of(profile, train_narrow(profile, l1_coeff).sae, "select")
+        meets = low <= quality.l0 <= high and quality.loss_recovered > profile.loss_recovered_min
+        per_token = l1_coeff * profile.batch_size
+        rows.append({"l1_coeff": l1_coeff, "l1_per_token": per_token, **quality._asdict(), "meets_rule": meets})
+    grid = pd.DataFrame(rows)
+    fitting = grid[grid["meets_rule"]]
+    if len(fitting):
+        return Coefficient(float(fitting["l1_coeff"].iloc[0]), True, grid)
+    nearest = (grid["l0"] - (low + high) / 2).abs().idxmin()
+    return Coefficient(float(grid["l1_coeff"][nearest]), False, grid)
+
+
+def narrow_sae(profile: Profile) -> TrainResult:
+    """The narrow SAE at the chosen coefficient."""
+    return train_narrow(profile, coefficient(profile).l1_coeff)
+
+
+def quality_of(profile: Profile, sae: SAE, split: str = "test") -> Quality:
+    """L0, FVU, loss recovered of an SAE on held-out text."""
+    return sae_quality(sae, language_model(profile), activations(profile, split), profile.evaluate_contexts)
+
+
+# --- the parent, its threshold, the filter -----------------------------------------------------------------------------
+
+
+def rank_parents(profile: Profile, sae: SAE) -> pd.DataFrame:
+    """Features of the narrow SAE ranked by how well their firing marks the token "-" on the select split.
+
+    F1 of "the feature fires" as a detector of "the token is a hyphen", over all tokens. Columns: feature, f1, precision,
+    recall, fires_on (share of all tokens), max_activation.
+    """
+    store, model = activations(profile, "select"), language_model(profile)
+    is_hyphen = torch.from_numpy(store.token_ids == model.hyphen)
+    fired = torch.zeros(sae.cfg.d_sae)
+    hits = torch.zeros(sae.cfg.d_sae)
+    largest = torch.zeros(sae.cfg.d_sae)
+    with torch.no_grad():
+        for rows, x in store.blocks():
+            acts = sae.encode(x)
+            fires = acts > 0
+            fired += fires.sum(0)
+            hits += fires[is_hyphen[rows]].sum(0)
+            largest = torch.maximum(largest, acts.amax(0))
+    total = int(is_hyphen.sum())
+    frame = pd.DataFrame(
+        {
+            "feature": np.arange(sae.cfg.d_sae),
+            "f1": (2 * hits / (fired + total)).numpy(),
+            "precision": (hits / fired.clamp_min(1)).numpy(),
+            "recall": (hits / max(total, 1)).numpy(),
+            "fires_on": (fired / store.n_tokens).numpy(),
+            "max_activation": largest.numpy(),
+        }
+    )
+    return frame.sort_values("f1", ascending=False, kind="stable").reset_index(drop=True)
+
+
+class Parent(NamedTuple):
+    """The parent feature and the threshold above which it counts as active."""
+
+    feature: int
+    tau: float
+    max_activation: float
+    """The largest activation on the select split, from which tau follows."""
+
+
+@functools.cache
+def parent(profile: Profile, feature: int | None = None, tau: float | None = None) -> Parent:
+    """The parent of the study: by default the feature that best marks "-", and tau at the study's share of its maximum.
+
+    The study's threshold, 2, is 0.217 of its parent's largest published activation, 9.23; the same share is used here.
+    """
+    sae = narrow_sae(profile).sae
+    if feature is None:
+        feature = int(rank_parents(profile, sae)["feature"].iloc[0])
+    largest = float(feature_activations(activations(profile, "select"), sae, feature).max())
+    return Parent(feature, profile.tau_fraction * largest if tau is None else tau, largest)
+
+
+def parent_on(profile: Profile, split: str, feature: int) -> np.ndarray:
+    """The parent's activation on every row of a split."""
+    return feature_on(profile, split, narrow_sae(profile).sae, feature)
+
+
+def feature_on(profile: Profile, split: str, sae: SAE, feature: int) -> np.ndarray:
+    """One feature's activation on every row of a split; kept in the cache, since every run asks for the parent's."""
+    store = activations(profile, split)
+    key = content_key(store=store.key, weights=weights_hash(sae), feature=feature)
+    path = cache_dir() / "features" / f"{split}-{key}.npy"
+    with locked(path):
+        if not path.exists():
+            values = feature_activations(store, sae, feature)
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, values)
+    return np.load(path)
+
+
+def view(profile: Profile, by: str, chosen: Parent) -> View:
+    """The training data under a filter: `none`, `context` or `token`."""
+    store = activations(profile, "train")
+    return filter_view(store, parent_on(profile, "train", chosen.feature), chosen.tau, by)
+
+
+# --- one run of the table -----------------------------------------------------------------------------------------------
+
+
+def _replacing_probe(profile: Profile, chosen: Parent) -> Callable[[SAE], dict[str, float]]:
+    """Share of parent-active select hyphens on which the old parent's index is still the top feature."""
+    narrow = narrow_sae(profile).sae
+    x = hyphens(profile, "select").x[:4096]
+    with torch.no_grad():
+        x = x[narrow.encode(x)[:, chosen.feature] > chosen.tau]
+
+    def probe(sae: SAE) -> dict[str, float]:
+        acts = scaled_acts(sae, x)
+        still = (acts.argmax(1) == chosen.feature) & (acts[:, chosen.feature] > 0)
+        return {"parent_still_top": float(still.float().mean()) if len(still) else float("nan")}
+
+    return probe
+
+
+def train_run(profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, n_steps: int) -> TrainResult:
+    """Train one row of the run table.
+
+    `filter_by` is used when the row is filtered. Only a warm start gives the parent's index a meaning in the wide SAE;
+    with a random start neither the parent can be zeroed nor its replacing be watched.
+    """
+    store, narrow = activations(profile, "train"), narrow_sae(profile).sae
+    d_sae = profile.d_sae_wide if spec.size == "wide" else profile.d_sae_narrow
+    by = filter_by if spec.filtered else "none"
+    l1_coeff = coefficient(profile).l1_coeff
+    cfg = _train_config(profile, l1_coeff, n_steps, spec.seed, chosen.feature if spec.zero_parent else None)
+    start = "narrow" if spec.init_from_narrow else "random"
+    sae_cfg = _sae_config(
+        profile, d_sae, l1_coeff=l1_coeff, seed=spec.seed, start=start, normalised=spec.normalised, filter=by,
+        parent=chosen.feature, tau=chosen.tau, zero_parent=spec.zero_parent, n_steps=n_steps,
+    )  # fmt: skip
+
+    def initial() -> SAE:
+        generator = torch.Generator().manual_seed(spec.seed)
+        if spec.init_from_narrow:
+            return init_from_narrow(narrow, sae_cfg, spec.normalised, generator)
+        return init_random(sae_cfg, generator)
+
+    return _train_once(
+        content_key(store=store.key, narrow=weights_hash(narrow), sae=sae_cfg.to_dict(), cfg=repr(cfg)),
+        f"run-{spec.run:02d}",
+        initial,
+        lambda: ShuffledBatches(view(profile, by, chosen), profile.batch_size, spec.seed),
+        cfg,
+        probe=_replacing_probe(profile, chosen) if spec.init_from_narrow else None,
+    )
+
+
+def trained_run(profile: Profile, run: int) -> TrainResult:
+    """A row of the run table as the study trains it: parent and threshold by their rules, filtered by context."""
+    spec = get_run(run)
+    n_steps = profile.short_steps if spec.short else profile.wide_steps
+    return train_run(profile, spec, parent(profile), "context", n_steps)
+
+
+def weights_hash(sae: SAE) -> str:
+    """SHA-256 over an SAE's exact weights: equal only for trainings that agree bit by bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(sae.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def text_summary(profile: Profile) -> dict[str, Any]:
+    """The text manifest as every report shows it."""
+    manifest = tokens(profile).manifest
+    return {
+        "key": manifest["key"],
+        "splits": manifest["splits"],
+        "sources": [
+            {k: source[k] for k in ("package", "version", "sha256", "documents", "tokens", "hyphens")}
+            for source in manifest["sources"]
+        ],
+    }
+
+
+def model_card() -> dict[str, Any]:
+    """The embedded model's measured numbers."""
+    return dict(read_json(Path(EMBEDDED_FOLDER) / "card.json"))
+
+
+def seconds_of(function: Callable[[], Any]) -> tuple[Any, float]:
+    """A result and the wall time it took."""
+    began = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - began
