@@ -48,8 +48,8 @@ class SAEConfig:
     def __post_init__(self) -> None:
         for name in ("d_in", "d_sae"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{name} must be a positive integer", repr(value), "give the number of dimensions")
+            if value < 1:
+                raise UserError(f"{name} must be a positive integer", value, "give the number of dimensions")
 
     def to_dict(self) -> dict[str, Any]:
         """The `cfg.json` of the SAELens folder format (architecture "standard")."""
@@ -74,9 +74,9 @@ class SAEConfig:
 class SAEOutput(NamedTuple):
     """What `SAE.forward` returns."""
 
-    x_hat: Float[Tensor, "batch d_in"]
+    x_hat: Float[Tensor, "*batch d_in"]
     """The reconstruction."""
-    feature_acts: Float[Tensor, "batch d_sae"]
+    feature_acts: Float[Tensor, "*batch d_sae"]
     """The feature activations, zero or positive."""
 
 
@@ -240,17 +240,19 @@ def _config_from_dict(raw: dict[str, Any], path: Path) -> SAEConfig:
         raise UserError("metadata of an SAE must be a JSON object", path, "write the folder again")
     known = {**raw, **metadata}  # before its version 6, SAELens kept these names at the top level
     for name in ("d_in", "d_sae"):
-        if name not in raw:
-            raise UserError(f"{CONFIG_FILE} must give {name}", path, "write the folder again")
+        if not isinstance(raw.get(name), int):
+            got = f"{raw.get(name)!r} in {path}"
+            raise UserError(f"{name} of an SAE must be a positive integer", got, "write the folder again")
     # SAELens records how the model was loaded under this other name.
     loading = known.get("model_from_pretrained_kwargs") or {}
+    centred = known.get("center_writing_weights", loading.get("center_writing_weights"))
     own = ("hook_name", "model_name", "center_writing_weights")
     return SAEConfig(
         d_in=raw["d_in"],
         d_sae=raw["d_sae"],
-        hook_name=known.get("hook_name") or "",
-        model_name=known.get("model_name") or "",
-        center_writing_weights=known.get("center_writing_weights", loading.get("center_writing_weights")),
+        hook_name=str(known.get("hook_name") or ""),
+        model_name=str(known.get("model_name") or ""),
+        center_writing_weights=None if centred is None else bool(centred),
         metadata={name: value for name, value in metadata.items() if name not in own},
     )
 

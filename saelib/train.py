@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pandas as pd
 import safetensors.torch
@@ -43,6 +43,7 @@ from saelib.step import Params, StepResult, choose_route, loss_and_grads, normal
 KEPT_CHECKPOINTS = 2
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Where training activations come from. `batch` is a pure function of its seed and the step: no state to resume."""
 
