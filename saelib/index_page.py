@@ -184,7 +184,7 @@ def answer_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The study's answer in our runs, as sentences whose numbers are counted from the table's rows."""
     done = [row for row in rows if row["done"] and row["verdict_class"]]
     if not done:
-        return ["No training run has finished yet."]
+        return ["No training run has a verdict yet."]
     wide = [row for row in done if not _is_narrow(row, rows)]
     arms = {
         "trained on filtered data": [row for row in wide if row["filtered"] and not row["control"]],
@@ -215,6 +215,8 @@ def answer_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if wide:
         own = [f"{CLASSES[name]} in {sum(verdict_class(row[name]) == 'yes' for row in wide)}" for name in CLASSES]
         sentences.append(f"Of {len(wide)} wide runs, a feature of its own is held by {', '.join(own)}.")
+    if undecided := [str(row["run"]) for row in rows if row["done"] and not row["verdict_class"]]:
+        sentences.append(f"Without a verdict, and counted in none of these: {', '.join(undecided)}.")
     measured = {"l0": "L0", "fvu": "FVU", "loss_recovered": "loss recovered"}
     if spans := [span for name, words in measured.items() if (span := _span(wide, name, words))]:
         sentences.append(f"Quality across the wide SAEs: {', '.join(spans)}.")

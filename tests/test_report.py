@@ -418,7 +418,11 @@ def test_the_answer_is_counted_from_the_table(results):
     assert "the published one in 5 of 11 runs (it differs in runs 1, 2, 3, 10, 11, 12)" in told[2]
     assert "of 13 wide runs" in told[3].lower()
     assert "count word (multi-, single-) in 7" in told[3]
-    assert answer_sentences(table_rows(results.iloc[:0], None, [])) == ["No training run has finished yet."]
+    undecided = results.assign(verdict=results["verdict"].where(results["run"] != 4, "undecided"))
+    told = answer_sentences(table_rows(undecided, None, []))
+    assert "6 of 6 runs trained on filtered data" in told[0]
+    assert "Without a verdict, and counted in none of these: 4." in told
+    assert answer_sentences(table_rows(results.iloc[:0], None, [])) == ["No training run has a verdict yet."]
 
 
 def test_fisher_matches_scipy():
