@@ -25,7 +25,7 @@ def cli() -> None:
 _profile = click.option("--profile", default="mini", show_default=True, help="Model, text and sizes to use.")
 _reports = click.option(
     "--reports",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Folder for the pages; they go to a subfolder named after the profile.  [default: reports of the checkout]",
 )
 _force = click.option("--force", is_flag=True, help="Run again what is finished.")
@@ -85,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Abort:  # click's name for Ctrl-C
         print("\ninterrupted: what is finished is kept; the same command goes on from there", file=sys.stderr)
         return 130
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
     except click.ClickException as error:
         print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
         return 2

