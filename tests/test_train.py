@@ -173,7 +173,7 @@ def test_silent_features_are_reinitialised(tmp_path):
     torch.testing.assert_close(after.W_dec[alive], sae.W_dec[alive])
 
 
-def test_reinitialising_forgets_the_moments(tmp_path):
+def test_reinitialising_forgets_the_moments():
     sae = initial()
     cfg = train_config(reinit_threshold=2.0, reinit_every=10)  # every feature counts as silent
     state = train_module._State(sae, cfg)
@@ -221,9 +221,9 @@ class Killed(Exception):
     pass
 
 
-def run(workdir, kill_at=None, batches=None, **changes):
+def run(workdir, kill_at=None, batches=None, init_seed=0, **changes):
     """A run that exercises everything a checkpoint must hold: both routes, re-initialisation, a probe."""
-    sae = initial()
+    sae = initial(seed=init_seed)
     with torch.no_grad():
         sae.b_enc.fill_(-0.2)
         sae.b_enc[:6] = -100  # silent: drawn afresh at steps 8, 16 and 24
@@ -349,9 +349,9 @@ def test_a_checkpoint_of_another_configuration_is_refused(killed, changes):
         run(killed, **changes)
 
 
-def test_a_checkpoint_of_other_weights_or_data_is_refused(killed, tmp_path):
+def test_a_checkpoint_of_other_weights_or_data_is_refused(killed):
     with pytest.raises(UserError, match="must belong to this run"):
-        train(initial(seed=9), Superposition(), train_config(), workdir=killed)
+        run(killed, init_seed=9)
     batches = Superposition()
     batches.key = "other text"
     with pytest.raises(UserError, match="must belong to this run"):
