@@ -192,7 +192,8 @@ class _State:
         for leaf in self.leaves.values():
             zeros = {"exp_avg": torch.zeros_like(leaf), "exp_avg_sq": torch.zeros_like(leaf)}
             self.adam.state[leaf] = {"step": torch.zeros((), dtype=torch.float32, device=self.device), **zeros}
-        self.generator = torch.Generator().manual_seed(cfg.seed)
+        # Not the seed itself: the initial SAE was likely drawn from it, and a silent feature would be drawn again as it was.
+        self.generator = torch.Generator().manual_seed(cfg.seed ^ 0x5EED5EED)
         self.fired_since_reinit = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=self.device)
         self.fired_since_log = torch.zeros_like(self.fired_since_reinit)
         self.tokens_since_reinit = 0

@@ -5,6 +5,7 @@ import pytest
 import torch
 from reference_trainer import ReferenceTrainer
 
+import saelib.step as step_module
 import saelib.train as train_module
 from saelib.errors import UserError
 from saelib.sae import PARAMETERS, SAEConfig, init_from_narrow, init_random, unit_rows
@@ -233,7 +234,17 @@ def run(workdir, kill_at=None, batches=None, init_seed=0, **changes):
             raise Killed
 
     cfg = train_config(
-        **({"reinit_every": 8, "reinit_guard": 0, "l1_coeff": 4e-3, "lr": 3e-3, "checkpoint_every": 5} | changes)
+        **(
+            {
+                "reinit_every": 8,
+                "reinit_guard": 0,
+                "reinit_threshold": 0.1,
+                "l1_coeff": 4e-3,
+                "lr": 3e-3,
+                "checkpoint_every": 5,
+            }
+            | changes
+        )
     )
     probe = lambda at: {"norm": at.W_enc.norm().item()}  # noqa: E731
     return train(sae, batches or Superposition(), cfg, workdir=workdir, probe=probe, on_step=on_step, name="run 7")
@@ -247,15 +258,22 @@ def killed(tmp_path):
     return tmp_path / "killed"
 
 
-def test_resumed_run_has_the_same_bits(tmp_path, killed, monkeypatch):
+def test_resumed_run_has_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_module, "SPARSE_BELOW", 0.29)  # in the middle of this run's activity, so that both occur
     routes = []
     choose = train_module.choose_route
     monkeypatch.setattr(train_module, "choose_route", lambda *a: routes.append(choose(*a)) or routes[-1])
     straight = run(tmp_path / "straight")
     assert set(routes) == {"dense", "sparse"}
+    planned = routes[15:]
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", kill_at=17)
+    routes.clear()
     batches = Superposition()
-    resumed = run(killed, batches=batches)
+    resumed = run(tmp_path / "killed", batches=batches)
     assert batches.asked == list(range(15, 30))
+    assert routes == planned
+    assert planned[0] == "sparse", "a forgotten activity would go unseen"
     same_bits(straight, resumed)
 
 
