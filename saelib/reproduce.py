@@ -48,6 +48,8 @@ _BUILDS_ON: dict[str, tuple[str, ...]] = {
     "03_filter": _FOR_A_RUN,
     TRAINING_RUN: _FOR_A_RUN,
 }
+_WITH_FIGURES = ("02_choose_parent", *AFTER_RUNS)  # whose figures the index shows, too
+_SAE_FACTS = ("parent", "tau", "max_activation", "l1_coeff", "meets_rule", "l0", "fvu", "loss_recovered")
 _GIB = 2**30
 _MEMORY_PER_RUN = 2 * _GIB  # what `jobs` allows for each training run
 _TABLE = (
@@ -266,6 +268,11 @@ def _run_stage(
     def on_done(job: Job, value: Any, seconds: float) -> None:
         durations.append(seconds)
         page = waiting[job.arguments["index"]]
+        if value["key"] != page.key:  # the result is kept, but under what it was made from, and the plan is another
+            remedy = "start the command again; what still holds is kept"
+            raise UserError(
+                "saelib and its notebooks must stay as they are during a run", f"a change before {job.label}", remedy
+            )
         for line in _finished(page).result["warnings"]:
             display.event(f"{page.label}: {line}")
         render(page, folder, pages)
@@ -310,7 +317,9 @@ def _prepare(profile: str, display: Display, memory: Memory) -> float:
 def _finished(page: Page) -> ExecutedNotebook:
     found = page.finished()
     if found is None:
-        raise UserError("cache must keep what this command just finished", cache_dir(), "start the command again")
+        raise UserError(
+            "finished notebooks must stay in the cache during a run", f"none of {page.label}", "start again"
+        )
     return found
 
 
@@ -334,13 +343,35 @@ def finish_report(
     from saelib.report import build_index, write_results_csv
 
     write_results_csv(results, folder / "results.csv")
+    return build_index(folder, profile, results, _links(pages), facts=_facts(folder, profile, pages, record))
+
+
+def _facts(folder: Path, profile: str, pages: Sequence[Page], record: dict[str, Any]) -> dict[str, Any]:
+    """What the index tells besides the table, from the model's card, the notebooks' records and `run.json`."""
+    from saelib.figures import save_figures
+    from saelib.profiles import get_profile
+
     command = record.get("uninterrupted") or record["command"]
-    facts = {
+    facts: dict[str, Any] = {
         "seconds_total": command["wall_seconds"],
         "peak_memory_bytes": command["peak_memory_bytes"],
         "cache_bytes": command["cache_bytes"],
     }
-    return build_index(folder, profile, results, _links(pages), facts=facts)
+    by_notebook = {page.notebook: page for page in pages}
+    facts["figures"] = [
+        figure
+        for name in _WITH_FIGURES
+        for figure in save_figures(_finished(by_notebook[name]).path, folder / "assets", name)
+    ]
+    headlines = [_finished(by_notebook[name]).result["headline"] for name in _FOR_A_RUN]
+    facts["sae"] = {name: value for line in reversed(headlines) for name, value in line.items() if name in _SAE_FACTS}
+    manifest = read_json(folder / f"{pages[0].stem}.json").get("text_manifest")
+    if manifest:
+        facts["text_manifest"] = manifest
+    card = Path(__file__).parent / "models" / get_profile(profile).model / "card.json"
+    if card.exists():
+        facts["model"] = read_json(card)
+    return facts
 
 
 def _links(pages: Sequence[Page]) -> list[ReportPage]:
