@@ -58,7 +58,8 @@ def executed(tmp_path):
     marks = {"commit": "c0ffee", "dirty": True, "seeds": {"init": 10}, "device": "a machine", "threads": 1}
     cells = [
         new_markdown_cell("# Does run 4 **split** `p`?\n\nSee [the study](https://example.org/post) and $3."),
-        new_code_cell("secret_sauce = 1  # <b>", outputs=[new_output("stream", text="step 1\rstep 2\ndone\n", name="stdout")]),
+        new_code_cell("first = 1\nsecret_sauce = 1  # <b>",
+                      outputs=[new_output("stream", text="step 1\rstep 2\ndone\n", name="stdout")]),
         new_code_cell("warn()", outputs=[new_output("stream", text="UserWarning: odd\n", name="stderr")]),
         new_code_cell("frame", outputs=[new_output("execute_result", {"text/html": frame._repr_html_()})]),
         new_code_cell("plot()", outputs=[new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})]),
@@ -314,7 +315,8 @@ def test_headline_in_a_kernel_is_collected_and_quiet():
             shell.run_cell("from saelib.report import headline\nheadline(zeta=1.5, alpha='yes')")
     finally:
         InteractiveShell.clear_instance()
-    (shown,) = captured.outputs  # once, though it is the cell's last value too
+    (shown,) = captured.outputs
+    assert "zeta" not in captured.stdout  # shown once, though it is the cell's last value too
     assert shown.data["text/plain"] == "zeta 1.5 · alpha yes"
     output = new_output("display_data", dict(shown.data), metadata=dict(shown.metadata))
     notebook = nbformat.reads(nbformat.writes(new_notebook(cells=[new_code_cell("", outputs=[output])])), as_version=4)
@@ -466,6 +468,7 @@ def test_facts_are_shown_escaped(results, tmp_path):
 
 
 def test_results_csv(results, tmp_path):
+    results.loc[results["run"] == 3, "tokens"] = np.nan  # a whole number stays one where another run lacks it
     write_results_csv(results.sample(frac=1, random_state=0), tmp_path / "results.csv")
     read = pd.read_csv(tmp_path / "results.csv")
     assert list(read.columns) == [*RESULT_COLUMNS, "extra"]
