@@ -63,11 +63,11 @@ pd.DataFrame(
 # ## The L1 coefficient
 #
 # The study's 3e-4 (summed over a batch of 4096: 1.23 a token) belongs to gelu-1l's activation scale. Rule for another
-# model: the smallest coefficient of the grid at which the narrow SAE has an L0 within the profile's range and a loss
-# recovered above its minimum, measured on select data. The same coefficient is then used in every run.
+# model: the smallest coefficient of the grid at which the narrow SAE's L0 on select data lies within the profile's
+# range. The same coefficient is then used in every run. Loss recovered stands beside it.
 
 # %%
-print(f"rule: L0 in {settings.l0_range}, loss recovered > {settings.loss_recovered_min}")
+print(f"rule: L0 in {settings.l0_range}")
 coefficient = study.coefficient(settings)
 coefficient.grid
 

@@ -23,6 +23,7 @@ from matplotlib import pyplot as plt
 
 from saelib import features, report, stats, study, views
 from saelib.classes import CLASSES, PROMPTS
+from saelib.index_page import verdict_class
 from saelib.profiles import get_profile
 from saelib.reproduce import results_table
 from saelib.runs import RUNS
@@ -64,7 +65,7 @@ rates
 
 # %%
 filtered, unfiltered = wide & table["filtered"], wide & ~table["filtered"]
-p_value = stats.fisher_p(success[filtered].tolist(), success[unfiltered].tolist())
+p_value = stats.fisher_p(success[filtered].sum(), filtered.sum(), success[unfiltered].sum(), unfiltered.sum())
 print(
     f"filtered {success[filtered].sum()} of {filtered.sum()}, unfiltered {success[unfiltered].sum()} of {unfiltered.sum()}"
 )
@@ -120,11 +121,12 @@ features.logit_effects(trained.sae.W_dec[child], model)
 # ## Conclusion
 
 # %%
-agree = [stats.same_verdict(row.published, row.verdict) for row in table.itertuples() if row.published]
+published = table[table["published"] != ""]
+agree = published["published"].map(verdict_class) == published["verdict"].map(verdict_class)
 report.headline(
     answer=f"All three classes split in {success.sum()} of {len(success)} runs: {success[filtered].sum()} of {filtered.sum()} "
     f"filtered, {success[unfiltered].sum()} of {unfiltered.sum()} unfiltered wide runs (Fisher p = {p_value:.2f}). "
-    f"{sum(agree)} of the twelve published verdicts are met.",
+    f"{agree.sum()} of the {len(agree)} published verdicts are met.",
     runs=len(table),
     split=int(success.sum()),
     filtered_split=int(success[filtered].sum()),
@@ -132,7 +134,7 @@ report.headline(
     unfiltered_split=int(success[unfiltered].sum()),
     unfiltered_runs=int(unfiltered.sum()),
     fisher_p=p_value,
-    verdicts_as_published=sum(agree),
+    verdicts_as_published=int(agree.sum()),
     best_run=best,
     test_hyphens=len(labels),
 )

@@ -68,7 +68,7 @@ def sae_quality(sae: SAE, model: LanguageModel, store: ActivationStore, n_contex
         fired |= (feature_acts > 0).any(0)
     n_tokens = len(contexts) * POSITIONS
     variance = square - mean.pow(2).sum().item() / n_tokens
-    loss_clean, loss_sae, loss_zero = losses / (len(contexts) * (POSITIONS - 1))
+    loss_clean, loss_sae, loss_zero = (losses / (len(contexts) * (POSITIONS - 1))).tolist()
     return Quality(
         l0=active / n_tokens,
         fvu=residual_error / variance,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from saelib.cache import atomic_path, ensure_dir, write_json
 from saelib.errors import UserError
 from saelib.page import Page, as_page, is_missing, pairs, plain, show, show_count, write_page
 from saelib.provenance import provenance
+from saelib.stats import fisher_p
 
 RESULT_COLUMNS: dict[str, str] = {
     "run": "number in the study's table; runs 13 and up are the plain controls it lacks",
@@ -143,17 +143,6 @@ def verdict_class(verdict: Any) -> str:
     if text.startswith(("yes", "split")):
         return "yes"
     return "no" if text.startswith("no") else ""
-
-
-def fisher_p(a_yes: int, a_all: int, b_yes: int, b_all: int) -> float:
-    """Two-sided Fisher exact test of `a_yes` of `a_all` against `b_yes` of `b_all`."""
-    yes, total = a_yes + b_yes, a_all + b_all
-    if not a_all or not b_all:
-        return math.nan
-    weights = {
-        k: math.comb(a_all, k) * math.comb(b_all, yes - k) for k in range(max(0, yes - b_all), min(a_all, yes) + 1)
-    }
-    return min(1.0, sum(weight for weight in weights.values() if weight <= weights[a_yes]) / math.comb(total, yes))
 
 
 def table_rows(results: pd.DataFrame, published: Any, pages: Sequence[Page]) -> list[dict[str, Any]]:

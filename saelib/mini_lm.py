@@ -74,7 +74,7 @@ class MiniLM(nn.Module):
             self.register_parameter(name.replace(".", "__"), parameter)
 
     def __getitem__(self, name: str) -> Tensor:
-        return getattr(self, name.replace(".", "__"))  # type: ignore[no-any-return]
+        return getattr(self, name.replace(".", "__"))
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters under transformer_lens's names."""
@@ -99,7 +99,8 @@ def attention(x: Tensor, weights: Any) -> Tensor:
         heads.append(
             F.linear(x, weight, weights[f"blocks.0.attn.b_{name}"].reshape(-1)).view(b, t, h, k).transpose(1, 2)
         )
-    z = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).reshape(b, t, h * k)
+    q, k_heads, v = heads
+    z = F.scaled_dot_product_attention(q, k_heads, v, is_causal=True).transpose(1, 2).reshape(b, t, h * k)
     return F.linear(z, weights["blocks.0.attn.W_O"].reshape(h * k, d).T, weights["blocks.0.attn.b_O"])
 
 

@@ -116,20 +116,28 @@ class LanguageModel:
         decode = self.tokenizer.decode
         return [special.get(i) or decode([i], skip_special_tokens=False) for i in range(self.cfg.d_vocab)]
 
+    def _id(self, token: str) -> int:
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise UserError(
+                "tokenizer must hold the token", repr(token), "use the tokenizer the model was trained with"
+            )
+        return found
+
     @property
     def bos(self) -> int:
         """The token at the head of every context."""
-        return int(self.tokenizer.token_to_id("<|bos|>"))
+        return self._id("<|bos|>")
 
     @property
     def eos(self) -> int:
         """The token after every document."""
-        return int(self.tokenizer.token_to_id("<|eos|>"))
+        return self._id("<|eos|>")
 
     @property
     def hyphen(self) -> int:
         """The token "-"."""
-        return int(self.tokenizer.token_to_id("-"))
+        return self._id("-")
 
 
 def load_embedded(folder: Path = EMBEDDED_FOLDER) -> LanguageModel:

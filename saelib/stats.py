@@ -28,14 +28,11 @@ def rate_table(arms: Mapping[str, Sequence[bool]]) -> pd.DataFrame:
     return pd.DataFrame(rows).T.astype({"successes": int, "runs": int})
 
 
-def fisher_p(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Two-sided p of Fisher's exact test that two arms have the same rate."""
-    return float(fisher_exact([[sum(a), len(a) - sum(a)], [sum(b), len(b) - sum(b)]]).pvalue)
-
-
-def same_verdict(published: str, ours: str) -> bool:
-    """Whether two verdicts say the same: yes, no, or how many of the classes."""
-    return published.lower().startswith(ours.lower())
+def fisher_p(a_yes: int, a_all: int, b_yes: int, b_all: int) -> float:
+    """Two-sided p of Fisher's exact test of `a_yes` of `a_all` against `b_yes` of `b_all`; NaN for an empty arm."""
+    if not a_all or not b_all:
+        return math.nan
+    return float(fisher_exact([[a_yes, a_all - a_yes], [b_yes, b_all - b_yes]]).pvalue)
 
 
 def first_at_or_below(history: pd.DataFrame, column: str, level: float) -> float:

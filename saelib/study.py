@@ -46,7 +46,8 @@ def language_model(profile: Profile) -> LanguageModel:
 @functools.cache
 def tokens(profile: Profile) -> TokenStore:
     """The study's text, tokenised and split by document."""
-    return build_token_store(STUDY_SOURCES, EMBEDDED_FOLDER / "tokenizer.json", name="study", progress=report_progress)
+    sources = [source for source in STUDY_SOURCES if source.package in profile.text]
+    return build_token_store(sources, EMBEDDED_FOLDER / "tokenizer.json", name="study", progress=report_progress)
 
 
 @functools.cache
@@ -166,22 +167,24 @@ class Coefficient(NamedTuple):
 def coefficient(profile: Profile) -> Coefficient:
     """Choose the L1 coefficient on select data, before and independently of any split.
 
-    Rule: the smallest coefficient of the grid at which the narrow SAE's L0 lies in `l0_range` and its loss recovered
-    exceeds `loss_recovered_min`. When none does, the one whose L0 is nearest to the range's middle, and it is said so.
+    Rule: the smallest coefficient of the grid at which the narrow SAE's L0 lies in `l0_range`; larger ones are not tried.
+    When none does, the one whose L0 is nearest to the range's middle is taken, and it is said so.
     """
     low, high = profile.l0_range
     rows = []
     for l1_coeff in profile.l1_grid:
         quality = quality_of(profile, train_narrow(profile, l1_coeff).sae, "select")
-        meets = low <= quality.l0 <= high and quality.loss_recovered > profile.loss_recovered_min
+        meets = low <= quality.l0 <= high
         per_token = l1_coeff * profile.batch_size
         rows.append({"l1_coeff": l1_coeff, "l1_per_token": per_token, **quality._asdict(), "meets_rule": meets})
+        if meets:
+            break
     grid = pd.DataFrame(rows)
     fitting = grid[grid["meets_rule"]]
     if len(fitting):
         return Coefficient(float(fitting["l1_coeff"].iloc[0]), True, grid)
-    nearest = (grid["l0"] - (low + high) / 2).abs().idxmin()
-    return Coefficient(float(grid["l1_coeff"][nearest]), False, grid)
+    nearest = int((grid["l0"] - (low + high) / 2).abs().argmin())
+    return Coefficient(float(grid["l1_coeff"].iloc[nearest]), False, grid)
 
 
 def narrow_sae(profile: Profile) -> TrainResult:

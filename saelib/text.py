@@ -131,7 +131,8 @@ def _write_splits(
     by_split: dict[str, list[tuple[Source, str]]] = {split: [] for split in SPLITS}
     for source, text in corpus:
         by_split["train" if source.package in train_only else split_of(text)].append((source, text))
-    bos, eos, hyphen = (tokenizer.token_to_id(t) for t in ("<|bos|>", "<|eos|>", "-"))
+    vocabulary = tokenizer.get_vocab()
+    bos, eos, hyphen = (vocabulary[token] for token in ("<|bos|>", "<|eos|>", "-"))
     per_source: dict[str, dict[str, int]] = {}
     splits: dict[str, dict[str, int]] = {}
     done = 0

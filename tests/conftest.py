@@ -22,6 +22,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model hub is never needed, and asking one costs 20 s of retries
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,3 +63,13 @@ def root() -> Path:
 def generator() -> torch.Generator:
     """A seeded stream of random numbers for one test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def study_text(session_cache: Path) -> list[np.ndarray]:
+    """The contexts of the smoke profile's train, select and test splits: real text, downloaded once a session."""
+    from saelib import study
+    from saelib.profiles import get_profile
+
+    store = study.tokens(get_profile("smoke"))
+    return [np.asarray(store.contexts(split)) for split in ("train", "select", "test")]

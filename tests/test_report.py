@@ -14,7 +14,7 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from saelib.errors import UserError
-from saelib.index_page import answer_sentences, fisher_p, table_rows, verdict_class
+from saelib.index_page import answer_sentences, table_rows, verdict_class
 from saelib.page import (
     Page,
     file_references,
@@ -425,14 +425,6 @@ def test_the_answer_is_counted_from_the_table(results):
     assert "6 of 6 runs trained on filtered data" in told[0]
     assert "Without a verdict, and counted in none of these: 4." in told
     assert answer_sentences(table_rows(results.iloc[:0], None, [])) == ["No training run has a verdict yet."]
-
-
-def test_fisher_matches_scipy():
-    from scipy.stats import fisher_exact
-
-    for table in [(6, 7, 1, 3), (0, 4, 4, 4), (3, 5, 2, 6), (5, 5, 5, 5), (0, 3, 0, 3)]:
-        a, n, b, m = table
-        assert fisher_p(*table) == pytest.approx(fisher_exact([[a, n - a], [b, m - b]]).pvalue)
 
 
 def test_verdicts_in_the_studys_words_and_ours():

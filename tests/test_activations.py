@@ -1,0 +1,168 @@
+"""Harvesting and serving: equal to transformer_lens, resumable, shuffled without copies; filters are views."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saelib import activations as acts_module
+from saelib.activations import GROUP_BATCHES, POSITIONS, ActivationStore, ShuffledBatches, View, harvest
+from saelib.errors import UserError
+from saelib.filter import feature_activations, filter_view
+from saelib.model import HOOK_NAME, LanguageModel, load_embedded
+from saelib.sae import SAE, SAEConfig, init_random
+from saelib.tokens import CONTEXT_LENGTH, TokenStore
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return load_embedded()
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenStore:
+    """600 contexts of random tokens, a hyphen in every third."""
+    contexts = np.random.default_rng(0).integers(3, 8192, (600, CONTEXT_LENGTH)).astype(np.uint16)
+    contexts[:, 0] = 0
+    contexts.tofile(tmp_path / "train.bin")
+    splits = {"train": {"contexts": 600}}
+    return TokenStore(tmp_path, {"key": "made", "splits": splits})
+
+
+@pytest.fixture
+def store(model: LanguageModel, tokens: TokenStore, empty_cache: Path) -> ActivationStore:
+    return harvest(model, tokens, "train", 600)
+
+
+@pytest.fixture
+def sae(store: ActivationStore) -> SAE:
+    cfg = SAEConfig(d_in=store.d_in, d_sae=32, hook_name=HOOK_NAME, model_name="made", center_writing_weights=False)
+    return init_random(cfg, torch.Generator().manual_seed(0))
+
+
+def test_rows_are_transformer_lens_mlp_out_in_bf16(store: ActivationStore, model: LanguageModel) -> None:
+    tokens = torch.from_numpy(store.contexts[40:44].astype(np.int64))
+    _, cache = model.hooked.run_with_cache(tokens, names_filter=HOOK_NAME)
+    expected = cache[HOOK_NAME][:, 1:].flatten(0, 1)
+    got = store.rows(slice(40 * POSITIONS, 44 * POSITIONS))
+    torch.testing.assert_close(got, expected, rtol=2**-8, atol=1e-4)
+    assert store.manifest["error_against_transformer_lens"] <= 1e-5
+    assert store.manifest["center_writing_weights"] is False
+    assert store.token_ids[40 * POSITIONS] == store.contexts[40, 1]
+
+
+def test_interrupted_harvest_resumes_to_the_same_bytes(
+    model: LanguageModel, tokens: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAELIB_CACHE", str(tmp_path / "a"))
+    whole = harvest(model, tokens, "train", 600)
+    monkeypatch.setenv("SAELIB_CACHE", str(tmp_path / "b"))
+    calls: list[int] = []
+
+    def stop(label: str, done: int, total: int) -> None:
+        calls.append(done)
+        if done == 512:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        harvest(model, tokens, "train", 600, progress=stop)
+    calls.clear()
+    resumed = harvest(model, tokens, "train", 600, progress=lambda label, done, total: calls.append(done))
+    assert calls == [600], "chunks that were on disk are not computed again"
+    assert (resumed.folder / "acts.bin").read_bytes() == (whole.folder / "acts.bin").read_bytes()
+    calls.clear()
+    harvest(model, tokens, "train", 600, progress=lambda label, done, total: calls.append(done))
+    assert calls == []
+
+
+def test_plain_arithmetic_that_disagrees_is_refused(
+    model: LanguageModel, tokens: TokenStore, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acts_module.LanguageModel, "mlp_out", lambda self, mid: mid)
+    with pytest.raises(UserError, match="plain arithmetic must agree with transformer_lens"):
+        harvest(model, tokens, "train", 8)
+    assert not list(empty_cache.glob("activations/*/acts*"))
+
+
+def test_shortened_store_is_named(store: ActivationStore, model: LanguageModel, tokens: TokenStore) -> None:
+    path = store.folder / "acts.bin"
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(UserError, match=r"activation file must hold .*delete the folder"):
+        harvest(model, tokens, "train", 600)
+
+
+def test_batches_visit_every_token_once_an_epoch_and_depend_on_seed_and_step_alone(store: ActivationStore) -> None:
+    batches = ShuffledBatches(View(store), 512, seed=3)
+    per_epoch = store.n_tokens // 512
+    assert per_epoch > 2 * GROUP_BATCHES
+    served = torch.cat([batches.batch(step) for step in range(per_epoch)])
+    groups = [batches.group_positions(0, g) for g in range(-(-per_epoch // GROUP_BATCHES))]
+    assert sorted(np.concatenate(groups).tolist()) == list(range(store.n_tokens)), "groups share the tokens out"
+    whole = store.rows(slice(None))
+    counts = Counter(row.numpy().tobytes() for row in whole)
+    counts.subtract(row.numpy().tobytes() for row in served)
+    assert min(counts.values()) >= 0 and sum(counts.values()) == store.n_tokens - len(served) < 512
+    contexts = groups[0] // POSITIONS
+    first = batches._order[:512]  # of the last group loaded
+    assert len(np.unique(batches.group_positions(0, len(groups) - 1)[first] // POSITIONS)) > 40, (
+        "a batch mixes contexts"
+    )
+    assert len(np.unique(contexts)) == -(-len(contexts) // POSITIONS), "whole contexts are read"
+    again = ShuffledBatches(View(store), 512, seed=3)
+    assert torch.equal(again.batch(per_epoch + 1), batches.batch(per_epoch + 1))
+    other = ShuffledBatches(View(store), 512, seed=4)
+    assert other.key != again.key and not torch.equal(other.batch(0), again.batch(0))
+    assert not torch.equal(again.batch(0), again.batch(per_epoch)), "another order in the next epoch"
+
+
+def test_read_is_rows(store: ActivationStore) -> None:
+    rows = np.array([0, 1, 2, 7, 500, 501, store.n_tokens - 1])
+    assert torch.equal(store.read(rows).float(), store.rows(rows))
+
+
+def test_filters_keep_what_they_say(store: ActivationStore, sae: SAE) -> None:
+    acts = feature_activations(store, sae, 5)
+    x = store.rows(slice(None))
+    torch.testing.assert_close(torch.from_numpy(acts), sae.encode(x)[:, 5].detach(), rtol=1e-4, atol=1e-4)
+    tau = float(np.quantile(acts, 0.999))
+    by_token, by_context = filter_view(store, acts, tau, "token"), filter_view(store, acts, tau, "context")
+    assert by_token.index is not None and by_context.index is not None
+    assert (acts[by_token.index] > tau).all() and by_token.n_tokens == (acts > tau).sum()
+    kept = set((by_context.index // POSITIONS).tolist())
+    assert kept == set((by_token.index // POSITIONS).tolist())
+    assert by_context.n_tokens == len(kept) * POSITIONS
+    assert filter_view(store, acts, tau, "none").n_tokens == store.n_tokens
+
+
+def test_filtered_batches_serve_rows_of_the_view_only(store: ActivationStore, sae: SAE) -> None:
+    acts = feature_activations(store, sae, 5)
+    view = filter_view(store, acts, float(np.quantile(acts, 0.99)), "token")
+    served = ShuffledBatches(view, 64, seed=0).batch(0)
+    assert view.index is not None
+    kept = {row.numpy().tobytes() for row in store.rows(view.index)}
+    assert all(row.numpy().tobytes() in kept for row in served)
+
+
+@pytest.mark.parametrize(
+    ("tau", "by", "message"),
+    [
+        (1e9, "token", r"the filter must keep at least one token; .*tau=1e\+09: lower tau"),
+        (float("nan"), "token", "tau must be a finite number of at least 0"),
+        (-1.0, "context", "tau must be a finite number of at least 0"),
+        (1.0, "document", "filter must be one of none, context, token"),
+    ],
+)
+def test_bad_filters_are_one_clear_line(store: ActivationStore, sae: SAE, tau: float, by: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        filter_view(store, feature_activations(store, sae, 5), tau, by)
+
+
+def test_feature_out_of_range_and_too_little_data(store: ActivationStore, sae: SAE) -> None:
+    with pytest.raises(UserError, match=r"feature must be in \[0, d_sae=32\); got 4096: pass a feature of the narrow"):
+        feature_activations(store, sae, 4096)
+    with pytest.raises(UserError, match="training data must hold at least one batch of 4096 tokens"):
+        ShuffledBatches(View(store, np.arange(10, dtype=np.int32), "token"), 4096, seed=0)

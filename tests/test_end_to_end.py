@@ -1,0 +1,154 @@
+"""The real command on real text with the real model, at profile `smoke`: every notebook, resuming, kill -9, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from saelib.index_page import RESULT_COLUMNS
+from saelib.runs import RUNS
+
+SAELIB = Path(sys.executable).parent / "saelib"
+OUTSIDE = re.compile(
+    r"""(?:src|href|action)\s*=\s*["']?\s*(?:https?:)?//|@import|url\(\s*["']?(?:https?:)?//|\bfetch\(["']http"""
+)
+pytestmark = pytest.mark.timeout(600)
+
+
+def saelib(*arguments: str | Path, cache: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | environment | ({"SAELIB_CACHE": str(cache)} if cache else {})
+    command = [str(SAELIB), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Path:
+    """The whole smoke study, once a session."""
+    folder = tmp_path_factory.mktemp("reports")
+    done = saelib("reproduce", "--profile", "smoke", "--reports", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"open {folder / 'smoke' / 'index.html'}" in done.stdout
+    return folder / "smoke"
+
+
+def test_results_have_a_row_a_run_and_every_documented_column(reports: Path) -> None:
+    table = pd.read_csv(reports / "results.csv")
+    assert table["run"].tolist() == [spec.run for spec in RUNS] == list(range(1, 16))
+    assert list(table.columns[: len(RESULT_COLUMNS)]) == list(RESULT_COLUMNS)
+    measured = table[["verdict", "tokens", "l0", "fvu", "loss_recovered", "dead_share", "seconds", "f1_count"]]
+    assert measured.notna().all().all()
+    assert (table["fvu"] > 0).all() and table["loss_recovered"].between(-1, 1).all()
+    assert set(table["verdict"]) <= {"yes", "no", "1/3", "2/3", "undecided"}
+    assert table["published"].isna().tolist() == [False] * 12 + [True] * 3
+
+
+def test_every_notebook_has_a_page_and_a_record_and_no_page_needs_a_network(reports: Path, root: Path) -> None:
+    names = {path.stem for path in (root / "notebooks").glob("*.py")} - {"04_training_run"}
+    names |= {f"run-{spec.run:02d}" for spec in RUNS} | {"index"}
+    assert names <= {path.stem for path in reports.glob("*.html")}
+    for name in names - {"index"}:
+        record = json.loads((reports / f"{name}.json").read_text())
+        assert record["parameters"]["profile"] == "smoke" and record["versions"]["torch"]
+        assert record["headline"]["answer"] and record["seeds"]
+        manifest = record["text_manifest"]
+        assert all(source["hyphens"] >= 0 and len(source["sha256"]) == 64 for source in manifest["sources"])
+    for page in [*reports.glob("*.html"), *reports.glob("assets/*.css")]:
+        assert not OUTSIDE.search(page.read_text()), page
+
+
+def test_a_second_command_does_nothing_again(reports: Path) -> None:
+    begun = time.monotonic()
+    done = saelib("reproduce", "--profile", "smoke", "--reports", reports.parent)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((reports / "run.json").read_text())["command"]["executed"] == []
+    assert time.monotonic() - begun < 60
+
+
+@pytest.mark.usefixtures("reports")
+def test_kill_9_in_training_run_7_then_resume_gives_the_same_bits(session_cache: Path, tmp_path: Path) -> None:
+    command = ["notebook", "04_training_run", "--profile", "smoke", "-p", "run", "7", "-p", "n_steps", "1500"]
+    weights = []
+    for name in ("straight", "killed"):
+        cache, out = tmp_path / name, tmp_path / f"{name}-reports"
+        shutil.copytree(session_cache, cache, ignore=shutil.ignore_patterns("notebooks", "run-*"))
+        arguments = [*command, "--reports", str(out)]
+        if name == "killed":
+            env = os.environ | {"SAELIB_CACHE": str(cache)}
+            process = subprocess.Popen(
+                [str(SAELIB), *arguments], env=env, start_new_session=True, stdout=subprocess.DEVNULL
+            )
+            deadline = time.monotonic() + 300
+            while not list(cache.glob("runs/run-07-*/checkpoints/*.safetensors")):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert not list(cache.glob("runs/run-07-*/summary.json")), "killed in the middle"
+            time.sleep(3)  # the kernel notices that its parent is gone
+        done = saelib(*arguments, cache=cache)
+        assert done.returncode == 0, done.stderr
+        record = json.loads(next(out.glob("smoke/run-07*.json")).read_text())
+        weights.append(record["headline"]["weights"])
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.usefixtures("reports")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "sede", "42"], r"sede.*seed"),
+        (["-p", "run", "99"], r"run must be .*99"),
+        (["-p", "feature", "4096"], r"feature must be in \[0, d_sae=32\); got 4096: pass a feature of the narrow SAE"),
+        (["-p", "tau", "1000000.0"], r"the filter must keep at least one token.*lower tau"),
+        (["-p", "filter_by", "document"], r"filter must be one of none, context, token"),
+    ],
+)
+def test_bad_input_to_a_run_is_one_line_and_exit_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = saelib("notebook", "04_training_run", "--profile", "smoke", *arguments, "--reports", tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    errors = done.stderr.strip().splitlines()
+    assert len(errors) == 1 and re.search(message, errors[0]), done.stderr
+    assert not list(tmp_path.rglob("*.html"))
+
+
+@pytest.mark.usefixtures("reports")
+def test_damaged_checkpoints_are_named(session_cache: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(session_cache, cache, ignore=shutil.ignore_patterns("notebooks", "run-*"))
+    command = ["notebook", "04_training_run", "--profile", "smoke", "-p", "run", "7", "-p", "n_steps", "1500"]
+    env = os.environ | {"SAELIB_CACHE": str(cache)}
+    process = subprocess.Popen(
+        [str(SAELIB), *command, "--reports", str(tmp_path / "r")], env=env, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while len(list(cache.glob("runs/run-07-*/checkpoints/*.safetensors"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(3)
+    for path in cache.glob("runs/run-07-*/checkpoints/*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-64])
+    done = saelib(*command, "--reports", tmp_path / "r", cache=cache)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "checkpoint" in done.stderr and str(cache) in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_missing_text_without_a_network_is_one_line_and_nothing_half_written(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    nowhere = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+    done = saelib("reproduce", "--profile", "smoke", "--reports", tmp_path / "r", cache=cache, **nowhere)
+    assert done.returncode == 2, done.stdout + done.stderr
+    errors = done.stderr.strip().splitlines()
+    assert len(errors) == 1 and "must be reachable through pip" in errors[0] and "archives" in errors[0]
+    assert not [path for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
