@@ -343,12 +343,15 @@ def finish_report(
     from saelib.report import build_index, write_results_csv
 
     write_results_csv(results, folder / "results.csv")
-    return build_index(folder, profile, results, _links(pages), facts=_facts(folder, profile, pages, record))
+    return build_index(folder, profile, results, _links(pages), facts=_facts(folder, profile, results, pages, record))
 
 
-def _facts(folder: Path, profile: str, pages: Sequence[Page], record: dict[str, Any]) -> dict[str, Any]:
+def _facts(
+    folder: Path, profile: str, results: pd.DataFrame, pages: Sequence[Page], record: dict[str, Any]
+) -> dict[str, Any]:
     """What the index tells besides the table, from the model's card, the notebooks' records and `run.json`."""
     from saelib.figures import save_figures
+    from saelib.findings import findings
     from saelib.profiles import get_profile
 
     command = record.get("uninterrupted") or record["command"]
@@ -365,6 +368,8 @@ def _facts(folder: Path, profile: str, pages: Sequence[Page], record: dict[str, 
     ]
     headlines = [_finished(by_notebook[name]).result["headline"] for name in _FOR_A_RUN]
     facts["sae"] = {name: value for line in reversed(headlines) for name, value in line.items() if name in _SAE_FACTS}
+    recorded = {page.notebook: _finished(page).result["headline"] for page in pages if page.run is None}
+    facts["seen"], facts["not_seen"] = findings(results, recorded)
     manifest = read_json(folder / f"{pages[0].stem}.json").get("text_manifest")
     if manifest:
         facts["text_manifest"] = manifest
