@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import BFloat16, Float, Int
+from jaxtyping import BFloat16, Float, Integer
 from torch import Tensor
 
 from saelib.cache import cache_dir, content_key, disk_errors, ensure_dir, locked, read_json, write_json
@@ -38,7 +38,7 @@ class ActivationStore:
 
     folder: Path
     manifest: dict[str, Any]
-    contexts: Int[np.ndarray, "n_contexts 128"]
+    contexts: Integer[np.ndarray, "n_contexts 128"]
     """The token ids, BOS first."""
 
     @property
@@ -57,7 +57,7 @@ class ActivationStore:
         return int(self.manifest["n_contexts"]) * POSITIONS
 
     @property
-    def token_ids(self) -> Int[np.ndarray, " n_tokens"]:
+    def token_ids(self) -> Integer[np.ndarray, " n_tokens"]:
         """The token of each row."""
         return np.asarray(self.contexts[:, 1:]).reshape(-1)
 
@@ -68,7 +68,7 @@ class ActivationStore:
         """The activations of some rows, fp32."""
         return torch.from_numpy(np.array(self._raw()[index])).view(torch.bfloat16).float()
 
-    def read(self, rows: Int[np.ndarray, " rows"]) -> BFloat16[Tensor, "rows d_in"]:
+    def read(self, rows: Integer[np.ndarray, " rows"]) -> BFloat16[Tensor, "rows d_in"]:
         """The activations of ascending rows, as stored: one read for each run of neighbours, nothing left mapped."""
         out = np.empty((len(rows), self.d_in), dtype=np.int16)
         begins = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
@@ -158,7 +158,7 @@ class View:
     """Some rows of a store, by index; nothing is copied."""
 
     store: ActivationStore
-    index: Int[np.ndarray, " n_tokens"] | None = None
+    index: Integer[np.ndarray, " n_tokens"] | None = None
     """Row numbers, ascending; None is all of them."""
     name: str = "all"
     """Part of the key of what is trained on the view."""
@@ -208,7 +208,7 @@ class ShuffledBatches:
         self._order = np.random.default_rng([self.seed, epoch, group]).permutation(len(positions))
         self._group = (epoch, group)
 
-    def group_positions(self, epoch: int, group: int) -> Int[np.ndarray, " n"]:
+    def group_positions(self, epoch: int, group: int) -> Integer[np.ndarray, " n"]:
         """Which rows of the view a group holds, ascending."""
         n_blocks = -(-self.view.n_tokens // POSITIONS)
         blocks = np.random.default_rng([self.seed, epoch]).permutation(n_blocks)

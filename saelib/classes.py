@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from saelib.activations import ActivationStore
 from saelib.model import LanguageModel
@@ -43,7 +43,7 @@ def classify(before: str, after: str) -> str | None:
     return "count" if word.lower() in COUNT_WORDS else "compound"
 
 
-def hyphen_rows(store: ActivationStore, hyphen: int) -> Int[np.ndarray, " n_hyphens"]:
+def hyphen_rows(store: ActivationStore, hyphen: int) -> Integer[np.ndarray, " n_hyphens"]:
     """The rows of the store whose token is the hyphen."""
     return np.flatnonzero(store.token_ids == hyphen)
 

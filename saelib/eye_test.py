@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -37,10 +37,10 @@ class HyphenSet:
     """Labelled hyphen activations of one split."""
 
     x: Float[Tensor, "n d_in"]
-    label: Int[np.ndarray, " n"]
+    label: Integer[np.ndarray, " n"]
     """Index into `CLASSES`."""
-    next_token: Int[np.ndarray, " n"]
-    document: Int[np.ndarray, " n"]
+    next_token: Integer[np.ndarray, " n"]
+    document: Integer[np.ndarray, " n"]
 
     def counts(self) -> dict[str, int]:
         """Hyphens a class."""

@@ -50,13 +50,13 @@ def _all_classes(runs: Sequence[int], table: pd.DataFrame) -> Finding:
 def _one_class(name: str, runs: Sequence[int], table: pd.DataFrame) -> Finding:
     if not runs or f"words_{name}" not in table:
         return None
-    words, prompt = (table.loc[runs, f"{test}_{name}"].eq(True) for test in ("words", "prompt"))
-    f1 = table.loc[runs, f"f1_{name}"]
+    words, prompt = (table.loc[list(runs)][f"{test}_{name}"].eq(True) for test in ("words", "prompt"))
+    f1 = table.loc[list(runs)][f"f1_{name}"]
     text = (
         f"Hyphens {KINDS[name]}: the child passes on held-out words (top on more than {WIN_RATE_MIN:.0%} of its own, firing "
         f"on at most {FIRES_ELSEWHERE_MAX:.0%} of the others) in {words.sum()} of {len(runs)} wide runs, on the study's "
         f"prompt in {prompt.sum()}, on both in {(words & prompt).sum()}; F1 {f1.min():.2f} to {f1.max():.2f} on "
-        f"{int(table.loc[runs, f'test_hyphens_{name}'].max()):,} test hyphens."
+        f"{int(table[f'test_hyphens_{name}'].max()):,} test hyphens."
     )
     return bool((words & prompt).any()), text
 

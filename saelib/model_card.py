@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from saelib.evaluate import next_token_loss
 from saelib.model import LanguageModel
 from saelib.tokens import TokenStore
 
-Pairs = tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]
+Pairs = tuple[Integer[np.ndarray, " n"], Integer[np.ndarray, " n"]]
 
 
-def prediction_pairs(contexts: Int[np.ndarray, "n 128"]) -> Pairs:
+def prediction_pairs(contexts: Integer[np.ndarray, "n 128"]) -> Pairs:
     """(previous token, token) at every prediction that the card's losses average over: all but the one made at BOS."""
     return contexts[:, 1:-1].reshape(-1).astype(np.int64), contexts[:, 2:].reshape(-1).astype(np.int64)
 
@@ -48,7 +48,7 @@ class CountModel:
 
 
 @torch.no_grad()
-def mean_mlp_out(model: LanguageModel, contexts: Int[np.ndarray, "n 128"]) -> Float[torch.Tensor, " d_model"]:
+def mean_mlp_out(model: LanguageModel, contexts: Integer[np.ndarray, "n 128"]) -> Float[torch.Tensor, " d_model"]:
     """Mean `mlp_out` over positions after BOS."""
     total = torch.zeros(model.cfg.d_model, dtype=torch.float64)
     for begin in range(0, len(contexts), 32):
@@ -58,7 +58,7 @@ def mean_mlp_out(model: LanguageModel, contexts: Int[np.ndarray, "n 128"]) -> Fl
 
 
 @torch.no_grad()
-def losses(model: LanguageModel, contexts: Int[np.ndarray, "n 128"], mean: torch.Tensor) -> dict[str, float]:
+def losses(model: LanguageModel, contexts: Integer[np.ndarray, "n 128"], mean: torch.Tensor) -> dict[str, float]:
     """Next-token loss as trained, with `mlp_out` zeroed, and with it replaced by its mean (positions after BOS)."""
     names = ("validation_loss", "loss_zero_ablated", "loss_mean_ablated")
     sums = dict.fromkeys(names, 0.0)

@@ -157,3 +157,11 @@ def test_tokenizer_keeps_digits_and_hyphens_single() -> None:
         token in "0123456789" or not any(c.isdigit() for c in token) for token in tokens
     )
     assert all(token == "-" or "-" not in token for token in tokenizer.get_vocab())
+
+
+def test_readme_lists_every_source(root: Path) -> None:
+    readme = (root / "README.md").read_text()
+    for source in (*sources.STUDY_SOURCES, *sources.LANGUAGE_MODEL_SOURCES):
+        row = f"| `{source.package}` {source.version} | {source.megabytes:g} MB |"
+        assert row in readme and f"| {source.what} | {source.licence} |" in readme, row
+    assert sum(source.megabytes for source in sources.STUDY_SOURCES) < 150
