@@ -58,7 +58,10 @@ store, acts = study.activations(settings, "test"), study.parent_on(settings, "te
 rows = features.top_rows(acts, 20)
 texts, values = zip(*(features.context_of(store, model, row, acts) for row in rows), strict=True)
 views.top_contexts(
-    texts, values, caption=f"Top activations of feature {parent.feature}, {store.n_tokens:,} test tokens"
+    texts,
+    values,
+    scores=acts[rows],
+    caption=f"Top activations of feature {parent.feature}, {store.n_tokens:,} test tokens",
 )
 
 # %% [markdown]
@@ -67,7 +70,7 @@ views.top_contexts(
 # %%
 spread = features.quantile_rows(acts, 10)
 texts, values = zip(*(features.context_of(store, model, row, acts) for row in spread), strict=True)
-views.top_contexts(texts, values, caption="From the strongest to the weakest tenth")
+views.top_contexts(texts, values, scores=acts[spread], caption="From the strongest to the weakest tenth")
 
 # %% [markdown]
 # ## What it does to the logits

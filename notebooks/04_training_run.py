@@ -96,8 +96,9 @@ for name in CLASSES:
 store = study.activations(settings, "test")
 for row in test.classes:
     acts = study.feature_on(settings, "test", trained.sae, row.child)
-    texts, values = zip(*(features.context_of(store, model, r, acts) for r in features.top_rows(acts, 8)), strict=True)
-    display(views.top_contexts(texts, values, caption=f"{row.context_class}: feature {row.child}"))
+    top = features.top_rows(acts, 8)
+    texts, values = zip(*(features.context_of(store, model, r, acts) for r in top), strict=True)
+    display(views.top_contexts(texts, values, scores=acts[top], caption=f"{row.context_class}: feature {row.child}"))
     display(features.logit_effects(trained.sae.W_dec[row.child], model, k=8))
 
 # %% [markdown]

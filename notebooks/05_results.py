@@ -84,7 +84,7 @@ labels = study.hyphens(settings, "test").label
 figure, axes = plt.subplots(1, 3, figsize=(10, 4), sharey=True)
 for c, (axis, name) in enumerate(zip(axes, CLASSES, strict=True)):
     share = (labels == c).mean()
-    axis.barh(ours.index.astype(str), ours[f"f1_{name}"], color=["C0" if f else "C7" for f in table["filtered"]])
+    axis.barh(ours.index.astype(str), ours[f"f1_{name}"], color=["C0" if f else "#999999" for f in table["filtered"]])
     axis.axvline(2 * share / (1 + share), color="black", linestyle="--")
     axis.set(title=f"{name} ({(labels == c).sum()} test hyphens)", xlabel="F1", xlim=(0, 1))
 axes[0].set_ylabel("run (blue: filtered)")
@@ -113,8 +113,11 @@ for name in CLASSES:
 # %%
 store, child = study.activations(settings, "test"), int(ours.loc[best, "child_count"])
 acts = study.feature_on(settings, "test", trained.sae, child)
-texts, values = zip(*(features.context_of(store, model, r, acts) for r in features.top_rows(acts, 10)), strict=True)
-display(views.top_contexts(texts, values, caption=f"Figure 3: feature {child}, the child for count words"))
+top = features.top_rows(acts, 10)
+texts, values = zip(*(features.context_of(store, model, r, acts) for r in top), strict=True)
+display(
+    views.top_contexts(texts, values, scores=acts[top], caption=f"Figure 3: feature {child}, the child for count words")
+)
 features.logit_effects(trained.sae.W_dec[child], model)
 
 # %% [markdown]

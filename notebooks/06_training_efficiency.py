@@ -104,6 +104,8 @@ report.headline(
     random_runs=len(cold),
     warm_median_tokens=stats.censored_median(warm),
     random_median_tokens=stats.censored_median(cold),
+    parent_top_peak_zeroed=[round(peak[run], 3) for run in peak if specs[run].zero_parent],
+    parent_top_peak_standard=[round(peak[run], 3) for run in peak if not specs[run].zero_parent],
     parent_still_top_zeroed=[round(still[run], 3) for run in still if specs[run].zero_parent],
     parent_still_top_standard=[round(still[run], 3) for run in still if not specs[run].zero_parent],
 )

@@ -103,10 +103,12 @@ def _efficiency(headline: Mapping[str, Any]) -> list[Finding]:
     for arm, words in (("zeroed", "zeroed in the loss"), ("standard", "under the standard loss")):
         shares = headline.get(f"parent_still_top_{arm}") or []
         if shares:
-            replaced = max(shares) < 0.5
+            peak = headline.get(f"parent_top_peak_{arm}") or [math.nan]
+            replaced = max(shares) < 0.5 < min(peak)
             found.append(
-                (replaced, f"After a warm start the old parent, {words}, is replaced: at the end it is still on top of "
-                 f"{min(shares):.0%} to {max(shares):.0%} of its hyphens ({len(shares)} runs).")
+                (replaced, f"After a warm start the old parent, {words}, is replaced: at its peak on top of "
+                 f"{min(peak):.0%} to {max(peak):.0%} of its hyphens, at the end of "
+                 f"{min(shares):.0%} to {max(shares):.0%} ({len(shares)} runs).")
             )  # fmt: skip
     return found
 

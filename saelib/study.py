@@ -337,11 +337,11 @@ def trained_run(profile: Profile, run: int) -> TrainResult:
 
 
 def weights_hash(sae: SAE) -> str:
-    """SHA-256 over an SAE's exact weights: equal only for trainings that agree bit by bit."""
+    """16 hex digits of SHA-256 over an SAE's exact weights: equal for trainings that agree bit by bit."""
     digest = hashlib.sha256()
     for name, tensor in sorted(sae.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 def text_summary(profile: Profile) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def table(passes: set[int], f1_filtered: float = 0.5) -> pd.DataFrame:
 
 EFFICIENCY = {
     "level": 1.0, "warm_reached": 4, "warm_runs": 4, "random_reached": 1, "random_runs": 3, "warm_median_tokens": 1000.0,
-    "random_median_tokens": None, "parent_still_top_zeroed": [0.0, 0.1], "parent_still_top_standard": [0.2, 0.9],
+    "random_median_tokens": None, "parent_top_peak_zeroed": [0.8, 0.9], "parent_top_peak_standard": [0.8, 0.9],
+    "parent_still_top_zeroed": [0.0, 0.1], "parent_still_top_standard": [0.2, 0.9],
 }  # fmt: skip
 
 
@@ -55,3 +56,10 @@ def test_nothing_seen_is_said_in_full() -> None:
 
 def test_without_runs_or_numbers_there_is_nothing_to_say() -> None:
     assert findings(pd.DataFrame({"run": [], "verdict": []}), {}) == ([], [])
+
+
+def test_a_parent_that_was_never_on_top_is_not_replaced() -> None:
+    never = {**EFFICIENCY, "parent_top_peak_zeroed": [0.0, 0.0], "parent_top_peak_standard": [0.0, 0.0]}
+    seen, unseen = findings(table(set()), {"06_training_efficiency": never})
+    assert not any("is replaced" in text for text in seen)
+    assert sum("is replaced" in text for text in unseen) == 2
