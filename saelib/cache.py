@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError("file must hold valid JSON", path, "delete it; it will be made again") from error
+
+
+def kept_json(kind: str, key: str, compute: Callable[[], Any]) -> Any:
+    """What `compute` returns, as JSON gives it back: computed once for a key, then read from `<cache>/<kind>/<key>.json`."""
+    path = cache_dir() / kind / f"{key}.json"
+    with locked(path):
+        if not path.exists():
+            write_json(path, compute())
+        return read_json(path)
 
 
 @contextlib.contextmanager

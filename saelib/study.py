@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from saelib.activations import POSITIONS, ActivationStore, ShuffledBatches, View, harvest
-from saelib.cache import atomic_path, cache_dir, content_key, locked, read_json, write_json
+from saelib.cache import atomic_path, cache_dir, content_key, kept_json, locked, read_json, write_json
 from saelib.classes import hyphen_labels, hyphen_rows
 from saelib.evaluate import Quality, sae_quality
 from saelib.eye_test import HyphenSet, scaled_acts
@@ -193,8 +193,14 @@ def narrow_sae(profile: Profile) -> TrainResult:
 
 
 def quality_of(profile: Profile, sae: SAE, split: str = "test") -> Quality:
-    """L0, FVU, loss recovered of an SAE on held-out text."""
-    return sae_quality(sae, language_model(profile), activations(profile, split), profile.evaluate_contexts)
+    """L0, FVU, loss recovered of an SAE on held-out text; measured once for its weights."""
+    store = activations(profile, split)
+    key = content_key(store=store.key, weights=weights_hash(sae), n_contexts=profile.evaluate_contexts)
+
+    def measure() -> dict[str, float]:
+        return sae_quality(sae, language_model(profile), store, profile.evaluate_contexts)._asdict()
+
+    return Quality(**kept_json("quality", key, measure))
 
 
 # --- the parent, its threshold, the filter -----------------------------------------------------------------------------
@@ -206,8 +212,15 @@ def rank_parents(profile: Profile, sae: SAE) -> pd.DataFrame:
     F1 of "the feature fires" as a detector of "the token is a hyphen", over all tokens. Columns: feature, f1, precision,
     recall, fires_on (share of all tokens), max_activation.
     """
-    store, model = activations(profile, "select"), language_model(profile)
-    is_hyphen = torch.from_numpy(store.token_ids == model.hyphen)
+    store, hyphen = activations(profile, "select"), language_model(profile).hyphen
+    key = content_key(store=store.key, weights=weights_hash(sae), token=hyphen)
+    columns = kept_json("parents", key, lambda: _marking(store, sae, hyphen).to_dict("list"))
+    return pd.DataFrame(columns).sort_values("f1", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _marking(store: ActivationStore, sae: SAE, token: int) -> pd.DataFrame:
+    """How well each feature's firing marks a token, in the order of the features."""
+    is_hyphen = torch.from_numpy(store.token_ids == token)
     fired = torch.zeros(sae.cfg.d_sae)
     hits = torch.zeros(sae.cfg.d_sae)
     largest = torch.zeros(sae.cfg.d_sae)
@@ -219,7 +232,7 @@ def rank_parents(profile: Profile, sae: SAE) -> pd.DataFrame:
             hits += fires[is_hyphen[rows]].sum(0)
             largest = torch.maximum(largest, acts.amax(0))
     total = int(is_hyphen.sum())
-    frame = pd.DataFrame(
+    return pd.DataFrame(
         {
             "feature": np.arange(sae.cfg.d_sae),
             "f1": (2 * hits / (fired + total)).numpy(),
@@ -229,7 +242,6 @@ def rank_parents(profile: Profile, sae: SAE) -> pd.DataFrame:
             "max_activation": largest.numpy(),
         }
     )
-    return frame.sort_values("f1", ascending=False, kind="stable").reset_index(drop=True)
 
 
 class Parent(NamedTuple):
@@ -250,7 +262,7 @@ def parent(profile: Profile, feature: int | None = None, tau: float | None = Non
     sae = narrow_sae(profile).sae
     if feature is None:
         feature = int(rank_parents(profile, sae)["feature"].iloc[0])
-    largest = float(feature_activations(activations(profile, "select"), sae, feature).max())
+    largest = float(parent_on(profile, "select", feature).max())
     return Parent(feature, profile.tau_fraction * largest if tau is None else tau, largest)
 
 
