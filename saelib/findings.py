@@ -16,25 +16,27 @@ from saelib.eye_test import FIRES_ELSEWHERE_MAX, WIN_RATE_MIN
 from saelib.index_page import verdict_class
 from saelib.runs import RUNS
 
+Finding = tuple[bool, str] | None
+"""Whether it was seen, and the sentence; None where the numbers are missing."""
 KINDS = {"count": "after a count word", "number": "after a number", "compound": "in other compounds"}
 
 
 def findings(results: pd.DataFrame, headlines: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
     """(seen, not seen), from the rows of the runs and the headline numbers of notebooks 03 and 06."""
-    table = results.set_index("run")
-    wide = [spec for spec in RUNS if spec.size == "wide" and spec.run in table.index]
-    told = [
-        _all_classes([spec.run for spec in wide], table),
-        *(_one_class(name, [spec.run for spec in wide], table) for name in CLASSES),
-        _filter_share(headlines.get("03_filter", {})),
-        _filtered_against_plain(table),
-        *_efficiency(headlines.get("06_training_efficiency", {})),
-    ]
+    told = [_filter_share(headlines.get("03_filter", {})), *_efficiency(headlines.get("06_training_efficiency", {}))]
+    if {"verdict", *(f"f1_{name}" for name in CLASSES)} <= set(results.columns):  # runs that were judged
+        told = [*_runs(results.set_index("run")), *told]
     kept = [item for item in told if item is not None]
     return [text for seen, text in kept if seen], [text for seen, text in kept if not seen]
 
 
-Finding = tuple[bool, str] | None
+def _runs(table: pd.DataFrame) -> list[Finding]:
+    wide = [spec for spec in RUNS if spec.size == "wide" and spec.run in table.index]
+    return [
+        _all_classes([spec.run for spec in wide], table),
+        *(_one_class(name, [spec.run for spec in wide], table) for name in CLASSES),
+        _filtered_against_plain(table),
+    ]
 
 
 def _all_classes(runs: Sequence[int], table: pd.DataFrame) -> Finding:

@@ -56,6 +56,7 @@ def test_nothing_seen_is_said_in_full() -> None:
 
 def test_without_runs_or_numbers_there_is_nothing_to_say() -> None:
     assert findings(pd.DataFrame({"run": [], "verdict": []}), {}) == ([], [])
+    assert findings(pd.DataFrame({"run": [1], "steps": [40]}), {}) == ([], [])
 
 
 def test_a_parent_that_was_never_on_top_is_not_replaced() -> None:
