@@ -84,10 +84,9 @@ axis.legend(fontsize=7)
 plt.show()
 
 # %%
-still = {
-    run: float(histories[run]["parent_still_top"].iloc[-1]) for run, spec in specs.items() if spec.init_from_narrow
-}
-pd.Series(still, name="parent still top at the end").to_frame()
+shares = {run: histories[run]["parent_still_top"] for run, spec in specs.items() if spec.init_from_narrow}
+peak, still = {r: float(s.max()) for r, s in shares.items()}, {r: float(s.iloc[-1]) for r, s in shares.items()}
+pd.DataFrame({"largest at any time": peak, "at the end": still})
 
 # %% [markdown]
 # ## Conclusion
