@@ -207,6 +207,7 @@ def reproduce(
 
     display, memory = Display(), Memory()
     began = time.monotonic()
+    found_trainings = any((cache_dir() / "runs").glob("*"))
     pages = [page for stage in stages for page in stage]
     unfinished = [page for page in pages if force or page.finished() is None]
     display.event(f"profile {profile}: {len(pages)} notebooks, {len(pages) - len(unfinished)} already finished")
@@ -218,7 +219,7 @@ def reproduce(
     seconds |= {page.label: _finished(page).result["seconds"] for page in pages}
 
     results = _table(page for page in pages if page.run is not None)
-    how = {"jobs": width, "threads_per_run": threads, "cores": cores()}
+    how = {"jobs": width, "threads_per_run": threads, "cores": cores(), "found_trainings": found_trainings}
     record = _record(pages, unfinished, seconds, time.monotonic() - began, memory, how)
     if runs is None:
         _write_record(folder / "run.json", record)
@@ -356,8 +357,9 @@ def _facts(
 
     command = record.get("uninterrupted") or record["command"]
     facts: dict[str, Any] = {
-        "seconds_total": command["wall_seconds"],
-        "peak_memory_bytes": command["peak_memory_bytes"],
+        # a command that found trainings in the cache did not take the time the whole study takes
+        "seconds_total": command["wall_seconds"] if "uninterrupted" in record else None,
+        "peak_memory_bytes": command["peak_memory_bytes"] or None,
         "cache_bytes": command["cache_bytes"],
     }
     by_notebook = {page.notebook: page for page in pages}
@@ -453,7 +455,7 @@ def _record(
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:
     """Keep, beside this command's figures, those of the command that ran everything in one go, while they still hold."""
-    if len(record["command"]["executed"]) == len(record["keys"]):
+    if len(record["command"]["executed"]) == len(record["keys"]) and not record["command"]["found_trainings"]:
         record["uninterrupted"] = record["command"] | {"prepare_seconds": record["seconds"]["prepare"]}
     elif path.exists():
         before = read_json(path)
