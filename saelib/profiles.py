@@ -32,6 +32,8 @@ class Profile:
     """Contexts of the test split: every reported number comes from here."""
     evaluate_contexts: int = 500
     """Contexts of the test (or select) split on which L0, FVU and loss recovered are measured."""
+    cofire_contexts: int = 2000
+    """Contexts of the select split on which it is seen how often a feature fires without the parent."""
     batch_size: int = 4096
     """Tokens a step (the study: 4096)."""
     lr: float = 1e-3
@@ -77,6 +79,7 @@ SMOKE = replace(
     select_contexts=200,
     test_contexts=200,
     evaluate_contexts=32,
+    cofire_contexts=100,
     batch_size=512,
     narrow_steps=60,
     wide_steps=40,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy.cluster.vq import kmeans2
+from scipy.cluster.vq import kmeans2, vq
 from scipy.optimize import linear_sum_assignment
 
 from saelib.evidence import HeldOutEvidence, SelectEvidence, Tokens
@@ -102,7 +102,7 @@ def clusters_as_children(
         if len(data[0]) < (k or n_classes):
             continue
         centres, assigned = kmeans2(data[0], k or n_classes, seed=seed, minit="++", missing="warn")
-        on_test = np.argmin(((data[1][:, None] - centres[None]) ** 2).sum(-1), axis=1)
+        on_test = vq(data[1], centres)[0]
         table = np.array([[_f1(assigned == j, select.label, c) for j in range(len(centres))] for c in range(n_classes)])
         for c, j in zip(*linear_sum_assignment(-table), strict=True):
             labelled = test.label >= 0

@@ -1,0 +1,109 @@
+"""The study's runs put to the score: its parent, its hyphen classes, its held-out text."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+
+from saelib import study
+from saelib.activations import POSITIONS
+from saelib.classes import CLASSES, hyphen_labels
+from saelib.evidence import Tokens
+from saelib.profiles import Profile
+from saelib.sae import SAE
+from saelib.score import BOOTSTRAP_DRAWS, Score
+from saelib.split import SelectSummary, choose, score_split
+
+
+@dataclass(frozen=True)
+class ParentTokens:
+    """The tokens of a split on which the parent exceeds tau."""
+
+    tokens: Tokens
+    rows: Integer[np.ndarray, " n"]
+    """Their rows in the split's activation store."""
+    next_token: Integer[np.ndarray, " n"]
+    """The token after each; -1 at a context's end."""
+
+
+@functools.cache
+def parent_tokens(profile: Profile, split: str, chosen: study.Parent) -> ParentTokens:
+    """P of a split, with the hyphen's classes; a token that is no hyphen between words is in none."""
+    store, model = study.activations(profile, split), study.language_model(profile)
+    parent = study.parent_on(profile, split, chosen.feature)
+    rows = np.flatnonzero(parent > chosen.tau)
+    label = np.full(len(rows), -1, dtype=np.int64)
+    is_hyphen = store.token_ids[rows] == model.hyphen
+    label[is_hyphen] = hyphen_labels(store, model, rows[is_hyphen])
+    context, position = np.divmod(rows, POSITIONS)
+    next_token = store.token_ids[np.minimum(rows + 1, store.n_tokens - 1)].astype(np.int64)
+    next_token[position == POSITIONS - 1] = -1
+    document = study.tokens(profile).documents_of(split, context, position + 1)
+    tokens = Tokens(store.rows(rows), torch.from_numpy(parent[rows]), label, document)
+    return ParentTokens(tokens, rows, next_token)
+
+
+def any_tokens(profile: Profile, chosen: study.Parent) -> Iterator[Tokens]:
+    """Tokens of every kind: the first `cofire_contexts` contexts of the select split."""
+    store = study.activations(profile, "select")
+    parent = study.parent_on(profile, "select", chosen.feature)
+    last = min(profile.cofire_contexts * POSITIONS, store.n_tokens)
+    for begin in range(0, last, 16_384):
+        rows = np.arange(begin, min(begin + 16_384, last))
+        none = np.full(len(rows), -1, dtype=np.int64)
+        yield Tokens(store.read(rows).float(), torch.from_numpy(parent[rows]), none, none)
+
+
+def choose_children(profile: Profile, sae: SAE, chosen: study.Parent) -> SelectSummary:
+    """The children of the study's parent in a dictionary, on the select split."""
+    select = parent_tokens(profile, "select", chosen).tokens
+    return choose(sae, any_tokens(profile, chosen), [select], len(CLASSES), chosen.tau)
+
+
+def score_of(
+    profile: Profile, sae: SAE, chosen: study.Parent, *, warm: bool = False, draws: int = BOOTSTRAP_DRAWS
+) -> tuple[Score, SelectSummary]:
+    """The verdict on a dictionary for the study's parent and hyphen classes."""
+    summary = choose_children(profile, sae, chosen)
+    test = parent_tokens(profile, "test", chosen).tokens
+    warm_parent = chosen.feature if warm else None
+    return score_split(sae, CLASSES, summary, [test], chosen.tau, warm_parent=warm_parent, draws=draws), summary
+
+
+@torch.no_grad()
+def causal_effects(
+    profile: Profile, sae: SAE, children: list[int | None], chosen: study.Parent, split: str = "test"
+) -> Float[np.ndarray, "n_children n_classes"]:
+    """What taking a child away does to each class's true next tokens.
+
+    `a_j d_j` is subtracted from the activation at each labelled token of P, all else (the SAE's error included) left as
+    it is: `x - a_j d_j`. The entry is the mean change in log-probability (nats) of the class's true next tokens. A child
+    of class c lowers those of c, and leaves the other classes' alone: c's entry less the mean of the others' is its
+    causal effect, negative for a child that does its work.
+    """
+    model, store = study.language_model(profile), study.activations(profile, split)
+    part = parent_tokens(profile, split, chosen)
+    keep = np.flatnonzero((part.tokens.label >= 0) & (part.next_token >= 0))
+    rows, label = part.rows[keep], part.tokens.label[keep]
+    next_token = torch.from_numpy(part.next_token[keep])
+    context, position = np.divmod(rows, POSITIONS)
+    changes = np.zeros((len(children), len(rows)))
+    unique, index = np.unique(context, return_inverse=True)
+    for begin in range(0, len(unique), 64):
+        tokens = torch.from_numpy(np.asarray(store.contexts[unique[begin : begin + 64]]).astype(np.int64))
+        here = np.flatnonzero((index >= begin) & (index < begin + 64))
+        at = (torch.from_numpy(index[here] - begin), torch.from_numpy(position[here] + 1))
+        mid = model.residual_mid(tokens)[at]
+        x = model.mlp_out(mid)
+        acts, target = sae.encode(x), next_token[torch.from_numpy(here), None]
+        clean = model.logits(mid + x).log_softmax(-1).gather(1, target)
+        for k, j in enumerate(children):
+            if j is not None:
+                without = model.logits(mid + x - acts[:, j, None] * sae.W_dec[j]).log_softmax(-1).gather(1, target)
+                changes[k, here] = (without - clean)[:, 0].numpy()
+    return np.stack([changes[:, label == c].mean(1) for c in range(len(CLASSES))], axis=1)
