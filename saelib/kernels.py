@@ -295,3 +295,30 @@ def normalise_rows(begin, end, W_dec, dW_dec, smallest):
         for k in range(d):
             row[k] *= inverse
             grad[k] -= row[k] * along
+
+
+@_kernel
+@no_type_check
+def rectify(begin, end, acts, fired, sums):
+    """Features begin ... end of a dense block: negative entries to zero; positive ones counted, all summed."""
+    for r in range(acts.shape[0]):
+        row = acts[r, begin:end]
+        count, total = fired[begin:end], sums[begin:end]
+        for k in range(end - begin):
+            value = np.float32(0) if row[k] <= 0 else row[k]  # NaN stays
+            row[k] = value
+            count[k] += np.int32(value > 0)
+            total[k] += value
+
+
+@_kernel
+@no_type_check
+def mask_gradient(begin, end, acts, dpre, penalty, db_enc):
+    """Features begin ... end of a dense block: gradients of pre-activations, zero where inactive; column sums."""
+    for r in range(acts.shape[0]):
+        row, active = dpre[r, begin:end], acts[r, begin:end]
+        cost, total = penalty[begin:end], db_enc[begin:end]
+        for k in range(end - begin):
+            value = np.float32(0) if active[k] <= 0 else row[k] + cost[k]
+            row[k] = value
+            total[k] += value

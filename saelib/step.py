@@ -137,30 +137,53 @@ def _penalty(W_dec: Tensor, l1_coeff: float, batch: int, objective: Objective) -
 def _dense(params: Params, x: Tensor, penalty: Tensor, zero_parent: int | None) -> tuple[StepResult, Tensor]:
     W_enc, b_enc, W_dec, b_dec = params
     batch, d_sae = x.shape[0], W_dec.shape[0]
-    dW_enc_t, dW_dec = torch.zeros_like(W_dec), torch.zeros_like(W_dec)  # (d_sae, d_in), both
-    db_enc, g_sum = torch.zeros_like(b_enc), torch.zeros_like(b_dec)
+    dW_enc_t, dW_dec = torch.empty_like(W_dec), torch.empty_like(W_dec)  # (d_sae, d_in), both
+    db_enc, g_sum, sums = torch.zeros_like(b_enc), torch.zeros_like(b_dec), torch.zeros_like(b_enc)
     fired = torch.zeros(d_sae, dtype=torch.int64, device=x.device)
-    squares, sums = x.new_zeros(()), torch.zeros_like(b_enc)
+    squares = x.new_zeros(())
     rows = min(BLOCK_ROWS, batch)
     acts_buffer, dpre_buffer = x.new_empty(rows, d_sae), x.new_empty(rows, d_sae)
-    for block in x.split(rows):
+    rectify, mask_gradient = _dense_loops(x)
+    for keep, block in enumerate(x.split(rows)):
         acts, dpre = acts_buffer[: len(block)], dpre_buffer[: len(block)]
         centred = block - b_dec
-        torch.addmm(b_enc, centred, W_enc, out=acts).relu_()
-        fired += acts.count_nonzero(dim=0)
+        torch.addmm(b_enc, centred, W_enc, out=acts)
+        rectify(acts, fired, sums)
         if zero_parent is not None:
             acts[:, zero_parent] = 0
         error = torch.addmm(b_dec, acts, W_dec).sub_(block)
         squares += error.square().sum()
-        sums += acts.sum(0)
         g = error.mul_(2 / batch)
-        torch.mm(g, W_dec.t(), out=dpre).add_(penalty).masked_fill_(acts <= 0, 0)
-        dW_dec.addmm_(acts.t(), g)
-        dW_enc_t.addmm_(dpre.t(), centred)
-        db_enc += dpre.sum(0)
+        torch.mm(g, W_dec.t(), out=dpre)
+        mask_gradient(acts, dpre, penalty, db_enc)
+        dW_dec.addmm_(acts.t(), g, beta=min(keep, 1))  # the first block begins the sums
+        dW_enc_t.addmm_(dpre.t(), centred, beta=min(keep, 1))
         g_sum += g.sum(0)
+    if zero_parent is not None:
+        sums[zero_parent] = 0
     grads = Params(dW_enc_t.t(), db_enc, dW_dec, g_sum - W_enc @ db_enc)
     return _result(squares, sums, penalty, batch, grads, fired, zero_parent, "dense"), sums
+
+
+def _dense_loops(x: Tensor) -> tuple[Callable[..., None], Callable[..., None]]:
+    """The two passes over a dense block between its products: compiled, or by torch."""
+    if COMPILED and x.device.type == "cpu" and x.dtype == torch.float32:
+        return functools.partial(_by_columns, kernels.rectify), functools.partial(_by_columns, kernels.mask_gradient)
+
+    def rectify(acts: Tensor, fired: Tensor, sums: Tensor) -> None:
+        acts.relu_()
+        fired += acts.count_nonzero(dim=0)
+        sums += acts.sum(0)
+
+    def mask_gradient(acts: Tensor, dpre: Tensor, penalty: Tensor, db_enc: Tensor) -> None:
+        dpre.add_(penalty).masked_fill_(acts <= 0, 0)
+        db_enc += dpre.sum(0)
+
+    return rectify, mask_gradient
+
+
+def _by_columns(kernel: Callable[..., None], acts: Tensor, *others: Tensor) -> None:
+    kernels.spread(kernel, kernels.even(acts.shape[1]), *(tensor.numpy() for tensor in (acts, *others)))
 
 
 def _sparse(params: Params, x: Tensor, penalty: Tensor, zero_parent: int | None) -> tuple[StepResult, Tensor]:
