@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 import pandas as pd
 import safetensors.torch
@@ -38,7 +38,7 @@ from torch import Tensor
 from saelib.cache import atomic_path, content_key, ensure_dir
 from saelib.errors import UserError
 from saelib.sae import PARAMETERS, SAE, kaiming_uniform, unit_rows
-from saelib.step import Params, StepResult, choose_route, loss_and_grads, normalise_decoder
+from saelib.step import Objective, Params, StepResult, choose_route, loss_and_grads, normalise_decoder
 
 KEPT_CHECKPOINTS = 2
 
@@ -77,6 +77,9 @@ class TrainConfig:
     """Adam's second moment decay (study: 0.99)."""
     batch_size: int = 4096
     """Tokens a batch (study: 4096)."""
+    objective: Objective = "study"
+    """What a unit of activation costs (see `saelib.step`). "decoder_norm" leaves the decoder rows at any length, and its
+    `l1_coeff` is a token's: SAELens's default objective."""
     zero_parent: int | None = None
     """Feature whose activation the loss sets to zero; None is the standard loss."""
     reinit_every: int = 30_000
@@ -104,6 +107,7 @@ class TrainConfig:
             )
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, "in [0, 1)", "the study uses 0.9 and 0.99")
+        require(self.objective in get_args(Objective), "objective", f"one of {get_args(Objective)}", "name one of them")
         for name in ("reinit_every", "reinit_guard", "zero_parent"):
             require((getattr(self, name) or 0) >= 0, name, "zero or more", "give a number of steps, or a feature")
 
@@ -157,14 +161,15 @@ def train(
     while state.step < cfg.n_steps:
         x.copy_(batches.batch(state.step))
         route = choose_route(state.active_share, state.device)
-        result = loss_and_grads(state.params, x, cfg.l1_coeff, cfg.zero_parent, route)
+        result = loss_and_grads(state.params, x, cfg.l1_coeff, cfg.zero_parent, route, cfg.objective)
         if not math.isfinite(result.loss):
             raise _diverged(name, state, x, result, checkpoints)
         state.count(result, cfg.batch_size)
         state.seconds = time.perf_counter() - started
         if state.step % cfg.log_every == 0 or state.step == cfg.n_steps - 1:
             state.log(result, cfg, probe)
-        normalise_decoder(state.params.W_dec, result.grads.W_dec)
+        if cfg.objective == "study":
+            normalise_decoder(state.params.W_dec, result.grads.W_dec)
         state.update(result.grads)
         state.step += 1
         if cfg.reinit_due(state.step):

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 import saelib.step as step_module
 from saelib.errors import UserError
 from saelib.sae import SAE, SAEConfig, init_random
-from saelib.step import SPARSE_BELOW, Params, choose_route, loss_and_grads, normalise_decoder
+from saelib.step import SPARSE_BELOW, Objective, Params, choose_route, loss_and_grads, normalise_decoder
 
 ROUTES = ("dense", "sparse")
 
@@ -21,17 +23,19 @@ def problem(batch=12, d_in=5, d_sae=9, active=0.4, dtype=torch.float64, seed=0):
     params = Params(normal(d_in, d_sae), normal(d_sae) / 4, normal(d_sae, d_in), normal(d_in))
     x = normal(batch, d_in)
     pre = (x - params.b_dec) @ params.W_enc + params.b_enc
-    if active <= 0:
-        shift = pre.max() + 1
-    elif active >= 1:
-        shift = pre.min() - 1
-    else:
-        shift = pre.flatten().quantile(1 - active)
+    ordered = pre.flatten().sort().values
+    below = round((1 - active) * len(ordered))
+    if below >= len(ordered):
+        shift = ordered[-1] + 1
+    elif below <= 0:
+        shift = ordered[0] - 1
+    else:  # between two of them: a pre-activation of zero is active or not as it happens to be rounded
+        shift = (ordered[below - 1] + ordered[below]) / 2
     return params._replace(b_enc=params.b_enc - shift), x
 
 
-def autograd(params, x, l1_coeff, zero_parent):
-    """The loss in the study's words, differentiated by torch."""
+def autograd(params, x, l1_coeff, zero_parent, objective="study"):
+    """The loss in the study's words (or SAELens's), differentiated by torch."""
     leaves = Params(*(p.clone().requires_grad_(True) for p in params))
     acts = torch.relu((x - leaves.b_dec) @ leaves.W_enc + leaves.b_enc)
     fired = (acts > 0).sum(0)
@@ -39,7 +43,10 @@ def autograd(params, x, l1_coeff, zero_parent):
         acts = acts.masked_fill(torch.arange(acts.shape[1]) == zero_parent, 0)
     error = acts @ leaves.W_dec + leaves.b_dec - x
     l2 = (error**2).sum(-1).mean(0)
-    l1 = l1_coeff * acts.abs().sum()
+    if objective == "decoder_norm":
+        l1 = l1_coeff * (acts * leaves.W_dec.norm(dim=1)).norm(p=1, dim=-1).mean()
+    else:
+        l1 = l1_coeff * acts.abs().sum()
     (l2 + l1).backward()
     return l2.item(), l1.item(), Params(*(p.grad for p in leaves)), fired
 
@@ -84,20 +91,37 @@ def test_l1_is_summed_over_the_batch_and_l2_averaged(route):
     assert twice.l0 == once.l0
 
 
+@pytest.mark.parametrize("objective", get_args(Objective))
 @pytest.mark.parametrize("zero_parent", [None, 4])
 @pytest.mark.parametrize("block_rows", [1024, 5])
 @pytest.mark.parametrize("route", ROUTES)
-def test_gradients_are_autograds(route, block_rows, zero_parent, monkeypatch):
+def test_gradients_are_autograds(route, block_rows, zero_parent, objective, monkeypatch):
     monkeypatch.setattr(step_module, "BLOCK_ROWS", block_rows)
     params, x = problem()
-    l2, l1, grads, fired = autograd(params, x, 0.3, zero_parent)
-    result = loss_and_grads(params, x, 0.3, zero_parent, route)
+    l2, l1, grads, fired = autograd(params, x, 0.3, zero_parent, objective)
+    result = loss_and_grads(params, x, 0.3, zero_parent, route, objective)
     assert result.route == route
     assert result.l2 == pytest.approx(l2, rel=1e-12)
     assert result.l1 == pytest.approx(l1, rel=1e-12)
     assert torch.equal(result.fired, fired)
     for got, expected in zip(result.grads, grads, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", get_args(Objective))
+@pytest.mark.parametrize("zero_parent", [None, 4])
+@pytest.mark.parametrize("block_rows", [1024, 50])
+@pytest.mark.parametrize("route", ROUTES)
+def test_fp32_gradients_are_autograds_to_rounding(route, block_rows, zero_parent, objective, monkeypatch):
+    """In fp32 the sparse route is another one: compiled."""
+    monkeypatch.setattr(step_module, "BLOCK_ROWS", block_rows)
+    params, x = problem(300, 40, 200, 0.05)
+    l2, l1, grads, fired = autograd(params, x, 0.3, zero_parent, objective)
+    result = loss_and_grads(Params(*(p.float() for p in params)), x.float(), 0.3, zero_parent, route, objective)
+    assert (result.l2, result.l1) == (pytest.approx(l2, rel=1e-5), pytest.approx(l1, rel=1e-5))
+    assert torch.equal(result.fired, fired)
+    for got, expected in zip(result.grads, grads, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("zero_parent", [None, 4])

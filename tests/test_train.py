@@ -81,6 +81,30 @@ def test_fifty_steps_of_the_reference(init, zero_parent, route, tmp_path, monkey
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("route", ["dense", "sparse"])
+def test_the_decoder_norm_objective_is_plain_adam_on_it(route, tmp_path, monkeypatch):
+    """No row is normalised: the objective itself keeps them from growing."""
+    monkeypatch.setattr(train_module, "choose_route", lambda share, device: route)
+    sae, batches = initial("narrow, as it is"), Superposition()
+    plain = {name: getattr(sae, name).detach().clone().requires_grad_(True) for name in PARAMETERS}
+    adam = torch.optim.Adam(plain.values(), lr=1e-3, betas=(0.9, 0.99))
+    losses = []
+    for step in range(30):
+        x = batches.batch(step)
+        acts = torch.relu((x - plain["b_dec"]) @ plain["W_enc"] + plain["b_enc"])
+        error = acts @ plain["W_dec"] + plain["b_dec"] - x
+        loss = error.square().sum(-1).mean() + 0.5 * (acts * plain["W_dec"].norm(dim=1)).sum(-1).mean()
+        losses.append(loss.item())
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    result = train(sae, batches, train_config(l1_coeff=0.5, objective="decoder_norm"), workdir=tmp_path)
+    assert result.history.loss.tolist() == pytest.approx(losses, rel=1e-5)
+    for name in PARAMETERS:
+        torch.testing.assert_close(getattr(result.sae, name), plain[name], rtol=0, atol=2e-6)
+    assert (result.sae.W_dec.norm(dim=1) - 1).abs().max() > 0.005
+
+
 def test_a_zeroed_parent_keeps_its_encoder(tmp_path):
     sae = initial()
     result = train(sae, Superposition(), train_config(zero_parent=3), workdir=tmp_path)
