@@ -205,7 +205,9 @@ def main() -> None:
     for name, values in times.items():
         print(f"{name:32}{statistics.median(values):9.1f}" + ("" if name.startswith("active") else " ms"))
     for name, value in found.items():
-        print(f"{name:32}" + (f"{value['median']:9.2f} ({value['p25']:.2f} to {value['p75']:.2f})" if value else "   -"))
+        print(
+            f"{name:32}" + (f"{value['median']:9.2f} ({value['p25']:.2f} to {value['p75']:.2f})" if value else "   -")
+        )
 
 
 if __name__ == "__main__":

@@ -43,8 +43,10 @@ class Tokens:
         chosen = torch.from_numpy(keep)
         return Tokens(self.x[chosen], self.parent[chosen], self.label[keep], self.document[keep])
 
-    def relabelled(self, label: np.ndarray) -> Tokens:
-        """The same tokens under other class labels."""
+    def permuted(self, rng: np.random.Generator) -> Tokens:
+        """The same tokens with their class labels shuffled among the labelled ones."""
+        label, labelled = self.label.copy(), np.flatnonzero(self.label >= 0)
+        label[labelled] = label[rng.permutation(labelled)]
         return Tokens(self.x, self.parent, label, self.document)
 
 
@@ -100,11 +102,12 @@ class SelectEvidence:
         error = tokens.x - self.sae.decode(acts)
         along = error @ self.sae.W_dec.T  # (n, d_sae)
         square = self.sae.W_dec.square().sum(1)
-        self.removal += (2 * acts * along + acts.square() * square).double().sum(0)
-        fires = (acts > 0).double()
+        self.removal += acts.mul(along.mul_(2).addcmul_(acts, square)).sum(0, dtype=torch.float64)
+        fires = acts > 0
         self.fired_on_p += fires.sum(0)
         member = _membership(tokens.label, len(self.class_tokens))
-        self.class_hits += member @ fires
+        for c, own in enumerate(member.bool()):
+            self.class_hits[c] += fires[own].sum(0)
         self.class_tokens += member.sum(1)
         self.n_parent += len(tokens)
 
@@ -136,8 +139,17 @@ class SelectEvidence:
 class HeldOutEvidence:
     """The children's activations on the test tokens of P: O(tokens of P x classes) numbers."""
 
-    def __init__(self, sae: SAE, children: Sequence[int | None], candidates: np.ndarray, tau: float) -> None:
+    def __init__(
+        self,
+        sae: SAE,
+        children: Sequence[int | None],
+        candidates: np.ndarray,
+        tau: float,
+        best_features: Sequence[int],
+    ) -> None:
         self.sae, self.children, self.candidates, self.tau = sae, tuple(children), candidates, tau
+        self.best_features = list(best_features)
+        self._best: list[Tensor] = []
         self._child: list[Tensor] = []
         self._other: list[Tensor] = []
         self._top: list[Tensor] = []
@@ -160,6 +172,7 @@ class HeldOutEvidence:
         self._other.append(torch.where(child >= top, second, top))
         self._top.append(torch.where(top[:, 0] > 0, acts.argmax(1), -1))
         self._covered.append((acts[:, torch.from_numpy(self.candidates)] > 0).any(1))
+        self._best.append(acts[:, self.best_features] > 0)
         self._parent.append(tokens.parent)
         self._label.append(tokens.label)
         self._document.append(tokens.document)
@@ -172,6 +185,7 @@ class HeldOutEvidence:
             child=torch.cat([empty, *self._child]).numpy(),
             other=torch.cat([empty, *self._other]).numpy(),
             top=torch.cat([torch.zeros(0, dtype=torch.int64), *self._top]).numpy(),
+            best_fires=torch.cat([torch.zeros(0, len(self.best_features), dtype=torch.bool), *self._best]).numpy(),
             covered=torch.cat([torch.zeros(0, dtype=torch.bool), *self._covered]).numpy(),
             parent=torch.cat([torch.zeros(0), *self._parent]).numpy(),
             label=np.concatenate([np.zeros(0, dtype=np.int64), *self._label]),
@@ -189,6 +203,8 @@ class Columns:
     """The largest scaled activation of any other feature."""
     top: Integer[np.ndarray, " n"]
     """The feature with the largest scaled activation, -1 where none fires."""
+    best_fires: np.ndarray
+    """(n, n_classes): whether the feature fires that marks the class best, candidate or not."""
     covered: np.ndarray
     """Whether any candidate child fires."""
     parent: Float[np.ndarray, " n"]

@@ -32,7 +32,7 @@ class Profile:
     """Contexts of the test split: every reported number comes from here."""
     evaluate_contexts: int = 500
     """Contexts of the test (or select) split on which L0, FVU and loss recovered are measured."""
-    cofire_contexts: int = 2000
+    cofire_contexts: int = 1000
     """Contexts of the select split on which it is seen how often a feature fires without the parent."""
     batch_size: int = 4096
     """Tokens a step (the study: 4096)."""
@@ -46,6 +46,14 @@ class Profile:
     """Steps of a full run, the stand-in for the study's 2e9 tokens."""
     short_steps: int = 250
     """Steps of the short run 9 (the study: 26.2M of 2e9 tokens; the same ratio would leave 13 steps here)."""
+    claim_seeds: int = 12
+    """Seeds of each arm of `notebooks/07_claims`."""
+    claim_steps: int = 500
+    """Steps of each of its runs."""
+    claim_snapshots: tuple[int, ...] = (125, 250)
+    """Steps after which they are scored, too: the tokens-to-success curves."""
+    calibration_seeds: int = 20
+    """Synthetic cases for each point of `notebooks/08_calibration`."""
     l1_grid: tuple[float, ...] = (5.0e-4, 7.5e-4, 1.0e-3, 1.4e-3)
     """Batch-summed L1 coefficients tried for the narrow SAE, smallest first, until one meets the rule."""
     l0_range: tuple[float, float] = (10.0, 20.0)
@@ -84,6 +92,10 @@ SMOKE = replace(
     narrow_steps=60,
     wide_steps=40,
     short_steps=20,
+    claim_seeds=2,
+    calibration_seeds=1,
+    claim_steps=20,
+    claim_snapshots=(10,),
     l1_grid=(2e-3, 5e-3),
     reinit_every=20,
     log_every=5,

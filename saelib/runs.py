@@ -54,6 +54,46 @@ RUNS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One cell of the study's design, trained with many seeds for `notebooks/07_claims`."""
+
+    name: str
+    text: str
+    init_from_narrow: bool = False
+    normalised: bool = True
+    filter_by: str = "context"
+    """`none`, `context` or `token`; `other` filters contexts by another feature of equal density."""
+    zero_parent: bool = False
+    size: str = "wide"
+    runs: tuple[int, ...] = ()
+    """The runs of the study's table it stands for."""
+
+    def spec(self, seed: int) -> RunSpec:
+        """The run of one seed."""
+        number = 101 + [arm.name for arm in ARMS].index(self.name)
+        filtered = self.filter_by != "none"
+        return RunSpec(
+            number, self.size, seed, self.init_from_narrow, self.normalised, filtered, self.zero_parent, published=""
+        )
+
+
+ARMS = (
+    Arm("random", "random start, contexts filtered", runs=(4, 5, 6)),
+    Arm("random-all", "random start, all data", filter_by="none", runs=(13, 14, 15)),
+    Arm("random-token", "random start, tokens filtered", filter_by="token"),
+    Arm("random-other", "random start, contexts filtered by another feature of equal density", filter_by="other"),
+    Arm("warm", "warm start, contexts filtered", init_from_narrow=True, normalised=False, runs=(7, 8, 9)),
+    Arm("warm-normalised", "warm start normalised, contexts filtered", init_from_narrow=True, runs=(10,)),
+    Arm(
+        "warm-zeroed", "warm start, contexts filtered, parent zeroed",
+        init_from_narrow=True, normalised=False, zero_parent=True, runs=(11,),
+    ),
+    Arm("narrow-size", "narrow size, random start, contexts filtered", size="narrow", runs=(12,)),
+)  # fmt: skip
+"""The arms that the study's claims compare."""
+
+
 def get_run(run: int) -> RunSpec:
     """The row of a run number."""
     for spec in RUNS:

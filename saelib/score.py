@@ -209,6 +209,8 @@ class Score:
     """Share of P on which the feature with the parent's number is the top one; NaN unless the start was warm."""
     max_cosine: float
     """Largest decoder cosine between two children; NaN with fewer than two."""
+    best_f1: tuple[float, ...]
+    """For each class, the F1 on test of the feature that marked it best on select, candidate or not."""
     max_jaccard: float
     """Largest co-firing Jaccard between two children on P."""
 
@@ -284,6 +286,10 @@ def judge(
         coverage_weighted=shares[1],
         parent_still_top=still,
         max_cosine=float(cosine.max()) if len(found) > 1 else math.nan,
+        best_f1=tuple(
+            precision_recall_f1(columns.best_fires[labelled, c], columns.label[labelled] == c)[2]
+            for c in range(len(names))
+        ),
         max_jaccard=float(overlap.max()) if len(found) > 1 else math.nan,
     )
 

@@ -24,6 +24,8 @@ class SelectSummary(NamedTuple):
     candidates: np.ndarray
     parent_thresholds: list[float]
     """For each class, where the parent's own activation best marks it."""
+    best_features: list[int]
+    """For each class, the feature with the highest F1, candidate or not: how near the dictionary comes at all."""
 
 
 def choose(
@@ -52,7 +54,8 @@ def choose(
     values, labels = np.concatenate(parent), np.concatenate(label)
     thresholds = [best_threshold(values, labels == c) if len(values) else math.inf for c in range(n_classes)]
     candidates = evidence.candidates(bounds.candidate_precision, bounds.candidate_share)
-    return SelectSummary(evidence.children(candidates), candidates, thresholds)
+    best = [int(j) for j in evidence.f1().argmax(1)]
+    return SelectSummary(evidence.children(candidates), candidates, thresholds, best)
 
 
 def score_split(
@@ -67,7 +70,7 @@ def score_split(
     draws: int = BOOTSTRAP_DRAWS,
 ) -> Score:
     """Measure the chosen children on the test split and judge them."""
-    evidence = HeldOutEvidence(sae, chosen.children, chosen.candidates, tau)
+    evidence = HeldOutEvidence(sae, chosen.children, chosen.candidates, tau, chosen.best_features)
     for block in test_tokens:
         evidence.add(block)
     return judge(

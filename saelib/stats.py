@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, fisher_exact
+from scipy.stats import binomtest, fisher_exact, mannwhitneyu
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -35,6 +35,25 @@ def fisher_p(a_yes: int, a_all: int, b_yes: int, b_all: int) -> float:
     return float(fisher_exact([[a_yes, a_all - a_yes], [b_yes, b_all - b_yes]]).pvalue)
 
 
+def newcombe_interval(a_yes: int, a_all: int, b_yes: int, b_all: int) -> tuple[float, float]:
+    """95% interval of the difference of two rates, a less b: Newcombe's (1998), from the two Wilson intervals."""
+    if not a_all or not b_all:
+        return math.nan, math.nan
+    a, b = a_yes / a_all, b_yes / b_all
+    (a_low, a_high), (b_low, b_high) = wilson_interval(a_yes, a_all), wilson_interval(b_yes, b_all)
+    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
+
+
+def bootstrap_difference(a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """95% percentile interval of mean(a) - mean(b), drawing each sample with replacement; NaN for an empty one."""
+    if not len(a) or not len(b):
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    means = [rng.choice(x, size=(draws, len(x))).mean(axis=1) for x in (a, b)]
+    low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
+    return float(low), float(high)
+
+
 def first_at_or_below(history: pd.DataFrame, column: str, level: float) -> float:
     """Tokens at the first logged step where the running mean of three is at or below `level`; NaN if never (censored)."""
     smooth = history[column].rolling(3, min_periods=1).mean()
@@ -47,6 +66,14 @@ def censored_median(values: pd.Series) -> float:
     ordered = np.sort(values.fillna(np.inf).to_numpy())
     middle = ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]].mean() if len(ordered) else math.nan
     return float(middle) if np.isfinite(middle) else math.nan
+
+
+def censored_rank_p(a: pd.Series, b: pd.Series) -> float:
+    """Two-sided p of the Mann-Whitney test of two samples in which NaN means "later than all others"; NaN for an empty one."""
+    if not len(a) or not len(b):
+        return math.nan
+    latest = float(np.nanmax([*a, *b, 0.0])) + 1
+    return float(mannwhitneyu(a.fillna(latest), b.fillna(latest)).pvalue)
 
 
 def median_text(values: pd.Series) -> str:

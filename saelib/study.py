@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,9 +98,12 @@ def _sae_config(profile: Profile, d_sae: int, **metadata: Any) -> SAEConfig:
 
 def _train_once(
     key: str, name: str, initial: Callable[[], SAE], batches: Callable[[], ShuffledBatches], cfg: TrainConfig,
-    probe: Callable[[SAE], dict[str, float]] | None = None,
+    probe: Callable[[SAE], dict[str, float]] | None = None, keep: Sequence[int] = (),
 ) -> TrainResult:  # fmt: skip
-    """Train, or return what the cache holds under `key`; a killed training goes on from its checkpoint."""
+    """Train, or return what the cache holds under `key`; a killed training goes on from its checkpoint.
+
+    The SAE as it is after each of the steps in `keep` is kept beside the last one.
+    """
     folder = cache_dir() / "runs" / f"{name}-{key}"
     with locked(folder):
         if not (folder / "summary.json").exists():
@@ -108,9 +111,11 @@ def _train_once(
             def on_step(done: int, total: int) -> None:
                 report_progress(name, done, total)
 
+            snapshots = {n: functools.partial(save_sae, folder=folder / f"sae-{n}") for n in keep if n < cfg.n_steps}
             result = train(
-                initial(), batches(), cfg, workdir=folder / "checkpoints", probe=probe, on_step=on_step, name=name
-            )
+                initial(), batches(), cfg, workdir=folder / "checkpoints", probe=probe, on_step=on_step,
+                snapshots=snapshots, name=name,
+            )  # fmt: skip
             save_sae(result.sae, folder / "sae")
             with atomic_path(folder / "history.csv") as temporary:
                 result.history.to_csv(temporary, index=False)
@@ -120,6 +125,12 @@ def _train_once(
     summary = read_json(folder / "summary.json")
     history = pd.read_csv(folder / "history.csv")
     return TrainResult(load_sae(folder / "sae"), history, summary["seconds"], summary["n_tokens"])
+
+
+def kept_after(profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, n_steps: int, step: int) -> SAE:
+    """The SAE of a finished run as it was after `step` steps; that step must be one that was kept."""
+    name, key, *_ = _run_plan(profile, spec, chosen, filter_by, n_steps)
+    return load_sae(cache_dir() / "runs" / f"{name}-{key}" / f"sae-{step}")
 
 
 def _train_config(profile: Profile, l1_coeff: float, n_steps: int, seed: int, zero_parent: int | None) -> TrainConfig:
@@ -308,12 +319,16 @@ def _replacing_probe(profile: Profile, chosen: Parent) -> Callable[[SAE], dict[s
     return probe
 
 
-def train_run(profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, n_steps: int) -> TrainResult:
-    """Train one row of the run table.
+class _RunPlan(NamedTuple):
+    name: str
+    key: str
+    cfg: TrainConfig
+    sae_cfg: SAEConfig
+    by: str
 
-    `filter_by` is used when the row is filtered. Only a warm start gives the parent's index a meaning in the wide SAE;
-    with a random start neither the parent can be zeroed nor its replacing be watched.
-    """
+
+def _run_plan(profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, n_steps: int) -> _RunPlan:
+    """What a run is called and what determines it."""
     store, narrow = activations(profile, "train"), narrow_sae(profile).sae
     d_sae = profile.d_sae_wide if spec.size == "wide" else profile.d_sae_narrow
     by = filter_by if spec.filtered else "none"
@@ -324,20 +339,35 @@ def train_run(profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, n
         profile, d_sae, l1_coeff=l1_coeff, seed=spec.seed, start=start, normalised=spec.normalised, filter=by,
         parent=chosen.feature, tau=chosen.tau, zero_parent=spec.zero_parent, n_steps=n_steps,
     )  # fmt: skip
+    key = content_key(store=store.key, narrow=weights_hash(narrow), sae=sae_cfg.to_dict(), cfg=repr(cfg))
+    return _RunPlan(f"run-{spec.run:02d}", key, cfg, sae_cfg, by)
+
+
+def train_run(
+    profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, n_steps: int, keep: Sequence[int] = ()
+) -> TrainResult:
+    """Train one row of the run table.
+
+    `filter_by` is used when the row is filtered. Only a warm start gives the parent's index a meaning in the wide SAE;
+    with a random start neither the parent can be zeroed nor its replacing be watched. `keep` are steps after which the
+    SAE is kept for `kept_after`.
+    """
+    plan, narrow = _run_plan(profile, spec, chosen, filter_by, n_steps), narrow_sae(profile).sae
 
     def initial() -> SAE:
         generator = torch.Generator().manual_seed(spec.seed)
         if spec.init_from_narrow:
-            return init_from_narrow(narrow, sae_cfg, spec.normalised, generator)
-        return init_random(sae_cfg, generator)
+            return init_from_narrow(narrow, plan.sae_cfg, spec.normalised, generator)
+        return init_random(plan.sae_cfg, generator)
 
     return _train_once(
-        content_key(store=store.key, narrow=weights_hash(narrow), sae=sae_cfg.to_dict(), cfg=repr(cfg)),
-        f"run-{spec.run:02d}",
+        plan.key,
+        plan.name,
         initial,
-        lambda: ShuffledBatches(view(profile, by, chosen), profile.batch_size, spec.seed),
-        cfg,
+        lambda: ShuffledBatches(view(profile, plan.by, chosen), profile.batch_size, spec.seed),
+        plan.cfg,
         probe=_replacing_probe(profile, chosen) if spec.init_from_narrow else None,
+        keep=keep,
     )
 
 

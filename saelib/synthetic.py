@@ -104,19 +104,11 @@ def make_case(
 
     select, test = tokens(), tokens()
     if impostor == "permuted labels":
-        select, test = permuted(select, rng), permuted(test, rng)
+        select, test = select.permuted(rng), test.permuted(rng)
     sae = _dictionary(u, v, w, q, s0, effect / PARENT_STRENGTH, impostor, target)
     everything = impostor in ("permuted labels", "childless parent", "near-copies")
     true = tuple(impostor is None or not (everything or c == target) for c in range(m))
     return Case(sae, select, test, 0.2 * s0, true, impostor)
-
-
-def permuted(tokens: Tokens, rng: np.random.Generator) -> Tokens:
-    """The same tokens with their class labels shuffled among the labelled ones."""
-    label = tokens.label.copy()
-    labelled = np.flatnonzero(label >= 0)
-    label[labelled] = label[rng.permutation(labelled)]
-    return tokens.relabelled(label)
 
 
 def _tokens(

@@ -23,7 +23,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
@@ -139,13 +139,15 @@ def train(
     workdir: Path,
     probe: Callable[[SAE], dict[str, float]] | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    snapshots: Mapping[int, Callable[[SAE], object]] | None = None,
     name: str = "SAE",
 ) -> TrainResult:
     """Train a copy of `sae`; continue from the newest intact checkpoint in `workdir` if there is one.
 
     A run that was killed and resumed ends with the same bits as one that was not, at the same number of threads.
     `probe(sae)` is called at each logged step and adds its columns to the history; `on_step(done, n_steps)` is called
-    after each step.
+    after each step. `snapshots[n]` is called with the SAE as it is after n steps, before any checkpoint of that step; a run
+    that is resumed may call it again, with the same weights.
 
     Raises:
         UserError: batches do not fit the SAE; the checkpoints in `workdir` are damaged or of another run; or the loss
@@ -174,6 +176,8 @@ def train(
         state.step += 1
         if cfg.reinit_due(state.step):
             state.reinitialise_silent(cfg)
+        if snapshots and state.step in snapshots:
+            snapshots[state.step](state.sae)
         if state.step % cfg.checkpoint_every == 0 or state.step == cfg.n_steps:
             if not all(p.isfinite().all() for p in state.params):
                 raise _diverged(name, state, x, result, checkpoints)

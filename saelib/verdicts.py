@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Integer
 
@@ -15,9 +16,10 @@ from saelib.activations import POSITIONS
 from saelib.classes import CLASSES, hyphen_labels
 from saelib.evidence import Tokens
 from saelib.profiles import Profile
+from saelib.progress import report_progress
 from saelib.sae import SAE
 from saelib.score import BOOTSTRAP_DRAWS, Score
-from saelib.split import SelectSummary, choose, score_split
+from saelib.split import SelectSummary, choose, clusters_as_children, score_split
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,30 @@ def score_of(
     test = parent_tokens(profile, "test", chosen).tokens
     warm_parent = chosen.feature if warm else None
     return score_split(sae, CLASSES, summary, [test], chosen.tau, warm_parent=warm_parent, draws=draws), summary
+
+
+def kmeans_control(profile: Profile, chosen: study.Parent) -> pd.DataFrame:
+    """K-means on the parent's tokens in the place of a dictionary; columns as in `clusters_as_children`, classes named."""
+    select, test = (parent_tokens(profile, split, chosen).tokens for split in ("select", "test"))
+    frame = clusters_as_children(select, test, len(CLASSES), chosen.tau)
+    return frame.assign(**{"class": [CLASSES[c] for c in frame["class"]]})
+
+
+def permuted_control(profile: Profile, sae: SAE, chosen: study.Parent, draws: int, seed: int = 0) -> pd.DataFrame:
+    """The verdict on a dictionary under shuffled class labels, the whole choice of children made anew each time.
+
+    One row a draw: split (0 or 1), classes_passed, best_f1.
+    """
+    rng = np.random.default_rng(seed)
+    select, test = (parent_tokens(profile, split, chosen).tokens for split in ("select", "test"))
+    kinds = list(any_tokens(profile, chosen))
+    rows = []
+    for _ in range(draws):
+        summary = choose(sae, kinds, [select.permuted(rng)], len(CLASSES), chosen.tau)
+        score = score_split(sae, CLASSES, summary, [test.permuted(rng)], chosen.tau, draws=200)
+        rows.append([float(score.verdict == "split"), score.classes_passed, float(np.mean(score.best_f1))])
+        report_progress("permuted labels", len(rows), draws)
+    return pd.DataFrame(rows, columns=["split", "classes_passed", "best_f1"])
 
 
 @torch.no_grad()
