@@ -10,13 +10,16 @@ export VENV
 # Study options, e.g. `make reproduce RUN="4 10" JOBS=2 PROFILE=smoke`.
 STUDY := --profile $(PROFILE) $(foreach run,$(RUN),--run $(run)) $(if $(JOBS),--jobs $(JOBS))
 
-.PHONY: help venv install test test-fast lint types reproduce smoke reports notebooks format lock clean distclean
+.PHONY: help venv install test test-fast lint types reproduce claims smoke reports notebooks format lock clean distclean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 reproduce: venv ## The whole study: text, model, 15 runs, reports/mini/. Options: PROFILE=, RUN="4 10", JOBS=.
 	@$(BIN)/saelib reproduce $(STUDY)
+
+claims: venv ## The study, then its claims with many seeds an arm and the calibration of the verdict.
+	@$(BIN)/saelib reproduce $(STUDY) --claims
 
 smoke: venv ## The same at the smallest size, into reports/smoke/: seconds a notebook.
 	@$(BIN)/saelib reproduce --profile smoke $(if $(JOBS),--jobs $(JOBS))

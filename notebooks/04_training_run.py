@@ -30,7 +30,7 @@ from dataclasses import asdict, replace
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib import features, report, study, views
+from saelib import features, report, study, verdicts, views
 from saelib.classes import CLASSES, PROMPTS
 from saelib.eye_test import eye_test
 from saelib.profiles import get_profile
@@ -79,6 +79,35 @@ test = eye_test(trained.sae, model, study.hyphens(settings, "select"), study.hyp
 test.frame().set_index("context_class").T
 
 # %% [markdown]
+# ## The score
+#
+# The rigorous verdict: candidate children fire where the parent does and carry weight there; each class's child, chosen on
+# select, must pass its bounds with the end of a 95% interval over test documents. Where there is no candidate, the best F1 of
+# any feature says how near the dictionary comes.
+
+# %%
+score, chosen = verdicts.score_of(settings, trained.sae, parent, warm=spec.init_from_narrow)
+print(
+    f"{score.verdict}: {score.candidates} candidate children, covering {score.coverage:.0%} of {score.parent_tokens:,} tokens"
+)
+print(
+    "best F1 of any feature: " + ", ".join(f"{name} {f1:.2f}" for name, f1 in zip(CLASSES, score.best_f1, strict=True))
+)
+score.frame().T
+
+# %% [markdown]
+# What is lost when a class's best feature is taken away: the change in log-probability (nats) of the true next tokens, by
+# class.
+
+# %%
+effects = verdicts.causal_effects(settings, trained.sae, chosen.best_features, parent)
+pd.DataFrame(
+    effects,
+    columns=[f"on {name}" for name in CLASSES],
+    index=[f"{n}: {j}" for n, j in zip(CLASSES, chosen.best_features, strict=True)],
+)
+
+# %% [markdown]
 # ## The three prompts (the study's Figures 2, 4 and 5)
 
 # %%
@@ -107,12 +136,18 @@ for row in test.classes:
 # %%
 passed = [row.context_class for row in test.classes if row.passed]
 report.headline(
-    answer=f"Verdict: {test.verdict}. Classes with a feature of their own: {', '.join(passed) or 'none'}. "
+    answer=f"Eye test: {test.verdict}; score: {score.verdict}. Classes with a feature of their own, by eye: "
+    f"{', '.join(passed) or 'none'}; by score: {', '.join(r.context_class for r in score.classes if r.passed) or 'none'}. "
     f"Published for this run: {spec.published or 'nothing, the study did not make it'}.",
     run=run,
     seed=spec.seed,
     d_sae=trained.sae.cfg.d_sae,
     verdict=test.verdict,
+    score=score.verdict,
+    candidates=score.candidates,
+    coverage=score.coverage,
+    **{f"score_{row.context_class}": row.passed for row in score.classes},
+    **{f"best_f1_{name}": f1 for name, f1 in zip(CLASSES, score.best_f1, strict=True)},
     **{row.context_class: row.passed for row in test.classes},
     **{f"f1_{row.context_class}": row.f1 for row in test.classes},
     **{f"child_{row.context_class}": row.child for row in test.classes},

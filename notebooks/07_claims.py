@@ -99,7 +99,7 @@ p_speed = stats.censored_rank_p(warm, random)
 print(f"warm against random, Mann-Whitney on tokens to the level, censored last: p = {p_speed:.4f}")
 figure, axis = plt.subplots()
 for arm in ("warm", "warm-normalised", "random"):
-    for seed in range(settings.claim_seeds):
+    for seed in claims.seeds_of(settings, claims.get_arm(arm)):
         history = claims.train_arm(settings, claims.get_arm(arm), seed).history
         color = {"warm": "C0", "warm-normalised": "C2", "random": "C1"}[arm]
         axis.plot(history["tokens"], history["loss"], color=color, linewidth=0.7, label=arm if seed == 0 else None)

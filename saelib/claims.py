@@ -1,6 +1,6 @@
 """The study's claims put to the test: arms of many seeds, effects with intervals, a verdict a claim.
 
-An arm is one cell of the study's design (`saelib.runs.ARMS`), trained with `claim_seeds` seeds. Two outcomes are
+An arm is one cell of the study's design (`saelib.runs.ARMS`), trained with many seeds (`seeds_of`). Two outcomes are
 compared between arms:
 
 * success: the verdict of `saelib.score` is `split`. Effect: difference of the arms' success rates, with Newcombe's 95%
@@ -45,6 +45,11 @@ def get_arm(name: str) -> Arm:
         if arm.name == name:
             return arm
     raise UserError(f"arm must be one of {', '.join(arm.name for arm in ARMS)}", repr(name), "pass one of these")
+
+
+def seeds_of(profile: Profile, arm: Arm) -> range:
+    """The seeds an arm is trained with."""
+    return range(profile.claim_seeds if arm.headline else max(profile.claim_seeds // 2, 1))
 
 
 def matched_feature(profile: Profile) -> study.Parent:
@@ -129,19 +134,20 @@ def run_arm_job(profile: str, arm: str) -> dict[str, int]:
     """Train and score every seed of an arm: the work behind `07_claims`, one process an arm."""
     torch.set_num_threads(get_profile(profile).threads_per_run)
     settings, chosen = get_profile(profile), get_arm(arm)
-    for seed in range(settings.claim_seeds):
+    seeds = seeds_of(settings, chosen)
+    for seed in seeds:
         train_arm(settings, chosen, seed)
         for step in (*settings.claim_snapshots, settings.claim_steps):
             measured(settings, chosen, seed, step)
-        report_progress(f"arm {arm}", seed + 1, settings.claim_seeds)
-    return {"seeds": settings.claim_seeds}
+        report_progress(f"arm {arm}", seed + 1, len(seeds))
+    return {"seeds": len(seeds)}
 
 
 def arm_table(profile: Profile) -> pd.DataFrame:
     """Every score: one row a seed and step. Columns: arm, seed, step, tokens, then those of `measured`, l0, loss, seconds."""
     rows = []
     for arm in ARMS:
-        for seed in range(profile.claim_seeds):
+        for seed in seeds_of(profile, arm):
             trained = train_arm(profile, arm, seed)
             last = trained.history.iloc[-1]
             for step in (*profile.claim_snapshots, profile.claim_steps):
@@ -246,7 +252,7 @@ def convergence(profile: Profile, arms: Sequence[str] = ("warm", "warm-normalise
     histories = {
         (name, seed): train_arm(profile, get_arm(name), seed).history
         for name in arms
-        for seed in range(profile.claim_seeds)
+        for seed in seeds_of(profile, get_arm(name))
     }
     half = profile.claim_steps // 2
     level = float(
@@ -264,8 +270,9 @@ def stability(profile: Profile, arm: str, threshold: float = 0.7) -> pd.DataFram
 
     Columns: class, found, pairs, rate.
     """
-    saes = [train_arm(profile, get_arm(arm), seed).sae for seed in range(profile.claim_seeds)]
-    scores = [measured(profile, get_arm(arm), seed, profile.claim_steps) for seed in range(profile.claim_seeds)]
+    seeds = seeds_of(profile, get_arm(arm))
+    saes = [train_arm(profile, get_arm(arm), seed).sae for seed in seeds]
+    scores = [measured(profile, get_arm(arm), seed, profile.claim_steps) for seed in seeds]
     found, pairs = dict.fromkeys(CLASSES, 0), dict.fromkeys(CLASSES, 0)
     for i, own in enumerate(saes):
         for k, other in enumerate(saes):

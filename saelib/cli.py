@@ -37,13 +37,16 @@ _force = click.option("--force", is_flag=True, help="Run again what is finished.
 @click.option(
     "--jobs", type=click.IntRange(min=1), help="Training runs side by side.  [default: as cores and memory allow]"
 )
+@click.option("--claims", is_flag=True, help="Also the claims, each with many seeds an arm, and the calibration.")
 @_reports
 @_force
-def reproduce(profile: str, runs: tuple[int, ...], jobs: int | None, reports: Path | None, force: bool) -> None:
+def reproduce(
+    profile: str, runs: tuple[int, ...], jobs: int | None, claims: bool, reports: Path | None, force: bool
+) -> None:
     """Run the whole study and write its report. Started again after an interruption, it resumes."""
     from saelib.reproduce import reproduce as run_study
 
-    run_study(profile, list(runs) or None, jobs, reports, force)
+    run_study(profile, list(runs) or None, jobs, reports, force, claims)
 
 
 @cli.command()

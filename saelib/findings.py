@@ -22,8 +22,9 @@ KINDS = {"count": "after a count word", "number": "after a number", "compound": 
 
 
 def findings(results: pd.DataFrame, headlines: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """(seen, not seen), from the rows of the runs and the headline numbers of notebooks 03 and 06."""
+    """(seen, not seen), from the rows of the runs and the headline numbers of notebooks 03, 06, 07 and 08."""
     told = [_filter_share(headlines.get("03_filter", {})), *_efficiency(headlines.get("06_training_efficiency", {}))]
+    told += [_claims(headlines.get("07_claims", {})), _calibration(headlines.get("08_calibration", {}))]
     if {"verdict", *(f"f1_{name}" for name in CLASSES)} <= set(results.columns):  # runs that were judged
         told = [*_runs(results.set_index("run")), *told]
     kept = [item for item in told if item is not None]
@@ -89,6 +90,19 @@ def _filtered_against_plain(table: pd.DataFrame) -> Finding:
         f"three seeds each{'' if apart else ', which overlap or point the other way'}."
     )
     return bool(apart), text
+
+
+def _claims(headline: Mapping[str, Any]) -> Finding:
+    if "seeds_per_arm" not in headline:
+        return None
+    text = f"With {headline['seeds_per_arm']} seeds an arm and {_tokens(headline['tokens_per_run'])} a run: {headline['answer']}"
+    return bool(headline["claims"].get("supported")), text
+
+
+def _calibration(headline: Mapping[str, Any]) -> Finding:
+    if "detection" not in headline:
+        return None
+    return True, f"The verdict on synthetic features with known answers: {headline['answer']}"
 
 
 def _efficiency(headline: Mapping[str, Any]) -> list[Finding]:

@@ -27,6 +27,8 @@ RESULT_COLUMNS: dict[str, str] = {
     "loss": "standard, or with the parent feature's activation set to zero in the loss",
     "published": "whether the study saw the split (its own judgement, by eye); empty for the controls",
     "verdict": "whether it is seen here, by the same test made mechanical: a feature of its own for each class",
+    "score": "the rigorous verdict: split, partial k/3, not split, or undecided (a class with too few test tokens)",
+    "candidates": "candidate children: features that fire where the parent does and lower the error there",
     "number": "whether “-” after a number has a feature of its own",
     "count": "whether “-” after a count word (multi, single, double) has a feature of its own",
     "compound": "whether “-” in another compound has a feature of its own",

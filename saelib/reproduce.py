@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 TRAINING_RUN = "04_training_run"
 BEFORE_RUNS = ("01_narrow_sae", "02_choose_parent", "03_filter")
 AFTER_RUNS = ("05_results", "06_training_efficiency")
+CLAIMS = "07_claims"
+EVIDENCE = (CLAIMS, "08_calibration")
+"""What `--claims` adds: many seeds an arm take longer than the study's own runs."""
 PREPARE = "saelib.jobs:prepare_job"
 _FOR_A_RUN = ("01_narrow_sae", "02_choose_parent")
 _BUILDS_ON: dict[str, tuple[str, ...]] = {
@@ -47,8 +50,10 @@ _BUILDS_ON: dict[str, tuple[str, ...]] = {
     "02_choose_parent": ("01_narrow_sae",),
     "03_filter": _FOR_A_RUN,
     TRAINING_RUN: _FOR_A_RUN,
+    CLAIMS: _FOR_A_RUN,
+    "08_calibration": (),
 }
-_WITH_FIGURES = ("02_choose_parent", *AFTER_RUNS)  # whose figures the index shows, too
+_WITH_FIGURES = ("02_choose_parent", *AFTER_RUNS, *EVIDENCE)  # whose figures the index shows, too
 _SAE_FACTS = ("parent", "tau", "max_activation", "l1_coeff", "meets_rule", "l0", "fvu", "loss_recovered")
 _GIB = 2**30
 _MEMORY_PER_RUN = 2 * _GIB  # what `jobs` allows for each training run
@@ -116,8 +121,11 @@ def plan_page(profile: str, notebook: str, parameters: dict[str, Any] | None = N
     return Page(notebook, resolved, extra, key, title, stem)
 
 
-def plan_study(profile: str, runs: Sequence[int] | None = None) -> list[list[Page]]:
-    """The notebooks of the study in stages; those of one stage may run side by side. With `runs`, only what they need."""
+def plan_study(profile: str, runs: Sequence[int] | None = None, claims: bool = False) -> list[list[Page]]:
+    """The notebooks of the study in stages; those of one stage may run side by side. With `runs`, only what they need.
+
+    The claims and the calibration are there when asked for, or when they are finished already.
+    """
     numbers = _run_numbers()
     for run in runs or ():
         if run not in numbers:
@@ -126,8 +134,10 @@ def plan_study(profile: str, runs: Sequence[int] | None = None) -> list[list[Pag
     training = [
         plan_page(profile, TRAINING_RUN, {"run": run}) for run in (numbers if runs is None else sorted(set(runs)))
     ]
-    last = [[plan_page(profile, name)] for name in AFTER_RUNS] if runs is None else []
-    return [*first, training, *last]
+    last = [plan_page(profile, name) for name in AFTER_RUNS] if runs is None else []
+    evidence = [plan_page(profile, name) for name in EVIDENCE] if runs is None or claims else []
+    last += [page for page in evidence if claims or page.finished() is not None]
+    return [*first, training, *([page] for page in last)]
 
 
 def results_table(profile: str) -> pd.DataFrame:
@@ -189,18 +199,21 @@ def reproduce(
     jobs: int | None = None,
     reports: Path | None = None,
     force: bool = False,
+    claims: bool = False,
 ) -> Path:
     """Run the study (or `runs` and what they need), render its pages and return the page to open.
 
     `jobs` training runs go side by side; by default as many as cores and memory allow. `force` runs notebooks anew
-    that are finished. Raises `UserError`, `NotebookFailed` or `JobFailed`; what was finished stays finished.
+    that are finished; `claims` adds the arms of many seeds.
+
+    Raises `UserError`, `NotebookFailed` or `JobFailed`; what was finished stays finished.
     """
     from saelib.jobs import Memory
     from saelib.profiles import get_profile
 
     settings = get_profile(profile)
     folder = reports_dir(reports, profile)
-    stages = plan_study(profile, runs)
+    stages = plan_study(profile, runs, claims)
     threads = settings.threads_per_run
     width = jobs or default_jobs(settings)
     _check_writable(cache_dir())
@@ -215,6 +228,8 @@ def reproduce(
     for stage in stages:
         is_training = stage[0].notebook == TRAINING_RUN
         shape = (width, threads) if is_training else (1, cores())
+        if stage[0].notebook == CLAIMS and (force or stage[0].finished() is None):
+            seconds["claim arms"] = _train_arms(profile, width, threads, display, memory)
         _run_stage(stage, pages, folder, display, memory, shape, force)
     seconds |= {page.label: _finished(page).result["seconds"] for page in pages}
 
@@ -315,6 +330,20 @@ def _prepare(profile: str, display: Display, memory: Memory) -> float:
     return time.monotonic() - began
 
 
+def _train_arms(profile: str, width: int, threads: int, display: Display, memory: Memory) -> float:
+    """Every arm of the claims, `width` side by side. Returns seconds."""
+    from saelib.jobs import Job, run_jobs
+    from saelib.runs import ARMS
+
+    began = time.monotonic()
+    jobs = [
+        Job(f"arm {arm.name}", "saelib.claims:run_arm_job", {"profile": profile, "arm": arm.name}, threads)
+        for arm in ARMS
+    ]
+    run_jobs(jobs, width=width, display=display, memory=memory)
+    return time.monotonic() - began
+
+
 def _finished(page: Page) -> ExecutedNotebook:
     found = page.finished()
     if found is None:
@@ -366,6 +395,7 @@ def _facts(
     facts["figures"] = [
         figure
         for name in _WITH_FIGURES
+        if name in by_notebook
         for figure in save_figures(_finished(by_notebook[name]).path, folder / "assets", name)
     ]
     headlines = [_finished(by_notebook[name]).result["headline"] for name in _FOR_A_RUN]

@@ -66,6 +66,8 @@ class Arm:
     """`none`, `context` or `token`; `other` filters contexts by another feature of equal density."""
     zero_parent: bool = False
     size: str = "wide"
+    headline: bool = True
+    """Whether it has `claim_seeds` seeds; other arms have half as many."""
     runs: tuple[int, ...] = ()
     """The runs of the study's table it stands for."""
 
@@ -81,13 +83,13 @@ class Arm:
 ARMS = (
     Arm("random", "random start, contexts filtered", runs=(4, 5, 6)),
     Arm("random-all", "random start, all data", filter_by="none", runs=(13, 14, 15)),
-    Arm("random-token", "random start, tokens filtered", filter_by="token"),
-    Arm("random-other", "random start, contexts filtered by another feature of equal density", filter_by="other"),
+    Arm("random-token", "random start, tokens filtered", filter_by="token", headline=False),
+    Arm("random-other", "random start, contexts filtered by another feature of equal density", filter_by="other", headline=False),
     Arm("warm", "warm start, contexts filtered", init_from_narrow=True, normalised=False, runs=(7, 8, 9)),
     Arm("warm-normalised", "warm start normalised, contexts filtered", init_from_narrow=True, runs=(10,)),
     Arm(
         "warm-zeroed", "warm start, contexts filtered, parent zeroed",
-        init_from_narrow=True, normalised=False, zero_parent=True, runs=(11,),
+        init_from_narrow=True, normalised=False, zero_parent=True, headline=False, runs=(11,),
     ),
     Arm("narrow-size", "narrow size, random start, contexts filtered", size="narrow", runs=(12,)),
 )  # fmt: skip

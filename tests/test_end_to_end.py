@@ -35,7 +35,7 @@ def saelib(*arguments: str | Path, cache: Path | None = None, **environment: str
 def reports(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Path:
     """The whole smoke study, once a session."""
     folder = tmp_path_factory.mktemp("reports")
-    done = saelib("reproduce", "--profile", "smoke", "--reports", folder)
+    done = saelib("reproduce", "--profile", "smoke", "--claims", "--reports", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"open {folder / 'smoke' / 'index.html'}" in done.stdout
     return folder / "smoke"
