@@ -13,7 +13,7 @@ STUDY := --profile $(PROFILE) $(foreach run,$(RUN),--run $(run)) $(if $(JOBS),--
 .PHONY: help venv install test test-fast test-saelens test-tl4 lint types reproduce smoke reports notebooks format lock clean distclean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 reproduce: venv ## The whole study: text, model, 15 runs, reports/mini/. Options: PROFILE=, RUN="4 10", JOBS=.
 	@$(BIN)/saelib reproduce $(STUDY)

@@ -1,8 +1,7 @@
 """Write `requirements.lock` and `environment.yml` from `pyproject.toml` and what is installed here.
 
-The lock holds every package that saelib needs, with all its extras but `peers`, at the version this environment runs; anything
-else
-that happens to be installed is left out. Run it with `make lock`, in the environment in which the tests pass.
+The lock holds every package that saelib needs, with all its extras but `peers`, at the version this environment runs;
+anything else that happens to be installed is left out. Run it with `make lock`, in the environment in which the tests pass.
 """
 
 from __future__ import annotations
