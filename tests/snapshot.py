@@ -15,7 +15,9 @@ from torch import Tensor
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 SIZES = {"d_model": 512, "d_mlp": 2048, "n_heads": 8, "d_head": 64, "n_ctx": 1024, "d_vocab": 48_262}
-WORDS = "I am a multi millionaire A 3 point landing that encapsulated the long standing - of and to in is".split()
+WORDS = (
+    "I am a multi millionaire A 3 point landing that encapsulated the long standing - of and to in is self (".split()
+)
 
 
 def gelu_config(**changes: Any) -> dict[str, Any]:
