@@ -32,6 +32,12 @@ _KIND = {"n_layers": 1, "act_fn": "gelu", "attn_only": False, "normalization": "
 """What this package computes plainly; a configuration that says otherwise is of another model."""
 
 
+def at_hand() -> bool:
+    """Whether the model can be loaded with no network."""
+    local = named_folder(VARIABLE) or _if_whole(cache_dir() / "models" / "gelu-1l")
+    return local is not None or _in_hub_cache() is not None
+
+
 def find_gelu_1l() -> tuple[Path, Path]:
     """The folders of the model and of its tokenizer.
 
@@ -41,16 +47,22 @@ def find_gelu_1l() -> tuple[Path, Path]:
     local = named_folder(VARIABLE) or _if_whole(cache_dir() / "models" / "gelu-1l")
     if local is not None:
         return local, local
-    model, tokenizer = _if_whole(cached_snapshot(REPOSITORY), tokenizer=False), cached_snapshot(TOKENIZER_REPOSITORY)
-    if model is not None and (model / "tokenizer.json").is_file():
-        return model, model
-    if model is not None and tokenizer is not None and (tokenizer / "tokenizer.json").is_file():
-        return model, tokenizer
+    cached = _in_hub_cache()
+    if cached is not None:
+        return cached
     if not hub_reachable():
         raise missing("gelu-1l", _NEEDS, VARIABLE)
     model = fetch_snapshot(REPOSITORY, ["config.json", "*final.pth"])
     name = read_json(model / "config.json").get("tokenizer_name") or TOKENIZER_REPOSITORY
     return model, fetch_snapshot(name, ["tokenizer*.json", "special_tokens_map.json"])
+
+
+def _in_hub_cache() -> tuple[Path, Path] | None:
+    model, tokenizer = _if_whole(cached_snapshot(REPOSITORY), tokenizer=False), cached_snapshot(TOKENIZER_REPOSITORY)
+    for folder in (model, tokenizer):
+        if model is not None and folder is not None and (folder / "tokenizer.json").is_file():
+            return model, folder
+    return None
 
 
 def _if_whole(folder: Path | None, tokenizer: bool = True) -> Path | None:
