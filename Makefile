@@ -10,10 +10,10 @@ export VENV
 # Study options, e.g. `make reproduce RUN="4 10" JOBS=2 PROFILE=smoke`.
 STUDY := --profile $(PROFILE) $(foreach run,$(RUN),--run $(run)) $(if $(JOBS),--jobs $(JOBS))
 
-.PHONY: help venv install test test-fast lint types reproduce claims smoke reports notebooks format lock clean distclean
+.PHONY: help venv install test test-fast test-saelens test-tl4 lint types reproduce claims smoke reports notebooks format lock clean distclean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 reproduce: venv ## The whole study: text, model, 15 runs, reports/mini/. Options: PROFILE=, RUN="4 10", JOBS=.
 	@$(BIN)/saelib reproduce $(STUDY)
@@ -35,6 +35,14 @@ test: venv ## Lint, types, and all tests, notebooks included. All three run, whi
 
 test-fast: venv ## Only the tests that take no notebook or study: for while you work.
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-saelens: venv ## SAEs exchanged with sae-lens itself, in both directions, in .venv-saelens.
+	@scripts/overlay.sh .venv-saelens "sae-lens==6.54.12"
+	@.venv-saelens/bin/python -m pytest tests/test_saelens.py tests/test_sae_format.py $(PYTEST_ARGS)
+
+test-tl4: venv ## The model adapter on transformer_lens 4.3, in .venv-tl4.
+	@scripts/overlay.sh .venv-tl4 "transformer_lens==4.3.0"
+	@.venv-tl4/bin/python -m pytest tests/test_model.py tests/test_gelu_1l.py tests/test_hf_model.py $(PYTEST_ARGS)
 
 lint: venv ## Ruff: rules and formatting.
 	@$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from saelib.cache import cache_dir, content_key, disk_errors, ensure_dir, locked, read_json, write_json
 from saelib.errors import UserError
-from saelib.model import HOOK_NAME, LanguageModel
+from saelib.model import LanguageModel
 from saelib.tokens import CONTEXT_LENGTH, TokenStore
 
 POSITIONS = CONTEXT_LENGTH - 1
@@ -94,7 +94,7 @@ def harvest(
     *,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> ActivationStore:
-    """Harvest (or open) the `mlp_out` activations of the first `n_contexts` contexts of a split.
+    """Harvest (or open) the activations at the model's hook of the first `n_contexts` contexts of a split.
 
     Chunks are appended to a `.part` file and flushed; an interrupted harvest goes on after the last whole chunk.
 
@@ -104,20 +104,25 @@ def harvest(
     available = tokens.contexts(split)
     n_contexts = min(n_contexts, len(available))
     key = content_key(
-        model=model.key, text=tokens.key, split=split, n_contexts=n_contexts, hook=HOOK_NAME, version=HARVEST_VERSION
+        model=model.key,
+        text=tokens.key,
+        split=split,
+        n_contexts=n_contexts,
+        hook=model.hook_name,
+        version=HARVEST_VERSION,
     )
     folder = cache_dir() / "activations" / f"{split}-{key}"
     contexts = available[:n_contexts]
-    d_in = model.cfg.d_model
+    d_in = model.d_in
     with locked(folder):
         if not (folder / "manifest.json").exists():
-            error = model.check_against_hooked(torch.from_numpy(contexts[:8].astype(np.int64)))
+            error = model.check(torch.from_numpy(contexts[:8].astype(np.int64)))
             _write_chunks(model, contexts, ensure_dir(folder) / "acts.part", progress, f"harvest {split}")
             with disk_errors(folder):
                 os.replace(folder / "acts.part", folder / "acts.bin")
             manifest = {
                 "key": key, "split": split, "n_contexts": n_contexts, "d_in": d_in, "dtype": "bfloat16",
-                "hook_name": HOOK_NAME, "model_name": model.name, "model_key": model.key, "text_key": tokens.key,
+                "hook_name": model.hook_name, "model_name": model.name, "model_key": model.key, "text_key": tokens.key,
                 "center_writing_weights": model.center_writing_weights, "error_against_transformer_lens": error,
             }  # fmt: skip
             write_json(folder / "manifest.json", manifest)
@@ -137,7 +142,7 @@ def _write_chunks(
     label: str,
 ) -> None:
     """Append the chunks that `path` does not hold yet."""
-    chunk_bytes = _CHUNK_CONTEXTS * POSITIONS * model.cfg.d_model * _BYTES
+    chunk_bytes = _CHUNK_CONTEXTS * POSITIONS * model.d_in * _BYTES
     done = path.stat().st_size // chunk_bytes if path.exists() else 0
     with disk_errors(path), open(path, "r+b" if path.exists() else "wb") as file:
         file.truncate(done * chunk_bytes)
@@ -145,7 +150,7 @@ def _write_chunks(
         for begin in range(done * _CHUNK_CONTEXTS, len(contexts), _CHUNK_CONTEXTS):
             for part in range(begin, min(begin + _CHUNK_CONTEXTS, len(contexts)), 32):
                 tokens = torch.from_numpy(contexts[part : min(part + 32, begin + _CHUNK_CONTEXTS)].astype(np.int64))
-                acts = model.mlp_out(model.residual_mid(tokens))[:, 1:]  # (b, 127, d_in)
+                acts = model.activations(tokens)[:, 1:]  # (b, 127, d_in)
                 file.write(acts.bfloat16().reshape(-1, acts.shape[-1]).view(torch.int16).numpy().tobytes())
             if progress:
                 progress(label, min(begin + _CHUNK_CONTEXTS, len(contexts)), len(contexts))

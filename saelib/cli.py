@@ -70,13 +70,15 @@ def notebook(
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def doctor(as_json: bool) -> None:
-    """Show what this machine has: packages, cores, memory, cache, model and text."""
+@click.option("--profile", help="Also the plan of this profile's whole study: tokens, hours, disk, memory.")
+@click.option("--tokens-per-second", type=float, help="Rate for the plan.  [default: measured on this processor]")
+def doctor(as_json: bool, profile: str | None, tokens_per_second: float | None) -> None:
+    """Show what this machine has: packages, cores, memory, GPU, caches, hub, and what each profile lacks."""
     import json
 
     from saelib.doctor import examine, format_findings
 
-    findings = examine()
+    findings = examine(profile, tokens_per_second)
     click.echo(json.dumps(findings, indent=2) if as_json else format_findings(findings))
 
 

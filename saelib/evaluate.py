@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelib.activations import POSITIONS, ActivationStore
-from saelib.model import LanguageModel
+from saelib.model import LanguageModel, OneLayerModel
 from saelib.sae import SAE
 
 
@@ -23,7 +23,7 @@ class Quality(NamedTuple):
     fvu: float
     """Fraction of variance unexplained: sum |x_hat - x|^2 / sum |x - mean(x)|^2."""
     loss_recovered: float
-    """(L_zero - L_sae) / (L_zero - L_clean), L the next-token loss with mlp_out zeroed, replaced by x_hat, left alone."""
+    """(L_zero - L_sae) / (L_zero - L_clean), L the next-token loss with the activation zeroed, replaced by x_hat, left alone."""
     loss_clean: float
     loss_sae: float
     loss_zero: float
@@ -34,11 +34,16 @@ class Quality(NamedTuple):
 
 @torch.no_grad()
 def next_token_loss(
-    model: LanguageModel, tokens: Int[Tensor, "b t"], residual_mid: Tensor, mlp_out: Tensor
+    model: OneLayerModel, tokens: Int[Tensor, "b t"], residual_mid: Tensor, mlp_out: Tensor
 ) -> Float[Tensor, "b t-1"]:
     """Cross-entropy of each next token when the MLP's output is `mlp_out`."""
-    logits = model.logits((residual_mid + mlp_out)[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(tokens.shape[0], -1)
+    return loss_of_logits(model.logits(residual_mid + mlp_out), tokens)
+
+
+def loss_of_logits(logits: Float[Tensor, "b t d_vocab"], tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t-1"]:
+    """Cross-entropy of each next token."""
+    flat = logits[:, :-1].flatten(0, 1)
+    return F.cross_entropy(flat, tokens[:, 1:].flatten(), reduction="none").view(tokens.shape[0], -1)
 
 
 @torch.no_grad()
@@ -52,15 +57,14 @@ def sae_quality(sae: SAE, model: LanguageModel, store: ActivationStore, n_contex
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
     for begin in range(0, len(contexts), 32):
         tokens = torch.from_numpy(contexts[begin : begin + 32].astype(np.int64))  # (b, t)
-        mid = model.residual_mid(tokens)
-        clean = model.mlp_out(mid)  # (b, t, d_in)
+        clean, logits = model.splice(tokens)  # (b, t, d_in)
         x = clean[:, 1:].flatten(0, 1)
         x_hat, feature_acts = sae(x)
         replaced, zeroed = clean.clone(), clean.clone()
         replaced[:, 1:] = x_hat.view(*clean[:, 1:].shape)
         zeroed[:, 1:] = 0
         # the first prediction is made at BOS, which no ablation touches: left out of all three means
-        losses += [next_token_loss(model, tokens, mid, out)[:, 1:].sum().item() for out in (clean, replaced, zeroed)]
+        losses += [loss_of_logits(logits(out), tokens)[:, 1:].sum().item() for out in (clean, replaced, zeroed)]
         mean += x.double().sum(0)
         square += x.double().pow(2).sum().item()
         residual_error += (x_hat - x).double().pow(2).sum().item()

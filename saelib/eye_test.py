@@ -119,7 +119,7 @@ def prompt_hyphens(model: LanguageModel) -> dict[str, Float[Tensor, " d_in"]]:
         tokens = model.to_tokens(prompt)
         position = tokens[0].tolist().index(model.hyphen)
         with torch.no_grad():
-            found[name] = model.mlp_out(model.residual_mid(tokens))[0, position]
+            found[name] = model.activations(tokens)[0, position]
     return found
 
 

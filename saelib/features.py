@@ -67,7 +67,7 @@ def context_of(
 def prompt_activations(sae: SAE, model: LanguageModel, prompt: str) -> tuple[list[str], Float[Tensor, "t d_sae"]]:
     """The prompt's tokens (BOS first) and every feature's activation on each, scaled by its decoder row's norm."""
     tokens = model.to_tokens(prompt)
-    x = model.mlp_out(model.residual_mid(tokens))[0]
+    x = model.activations(tokens)[0]
     return model.to_str_tokens(tokens[0]), sae.encode(x) * sae.W_dec.norm(dim=1)
 
 

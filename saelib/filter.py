@@ -8,29 +8,31 @@ from jaxtyping import Float
 
 from saelib.activations import POSITIONS, ActivationStore, View
 from saelib.errors import UserError
-from saelib.sae import SAE
+from saelib.sae import SAE, require_fits
 
 FILTERS = ("none", "context", "token")
 
 
 @torch.no_grad()
 def feature_activations(store: ActivationStore, sae: SAE, feature: int) -> Float[np.ndarray, " n_tokens"]:
-    """`relu((x - b_dec) @ W_enc[:, feature] + b_enc[feature])` on every row of the store, fp32.
+    """`sae.encode(x)[:, feature]` on every row of the store, fp32.
 
     Raises:
-        UserError: the feature is not one of the SAE, or the SAE's `d_in` is not the store's.
+        UserError: the feature is not one of the SAE, or the SAE belongs to another model, site or weight centring.
     """
     d_sae = sae.cfg.d_sae
     if not 0 <= feature < d_sae:
         raise UserError(f"feature must be in [0, d_sae={d_sae})", feature, "pass a feature of the narrow SAE")
-    if sae.cfg.d_in != store.d_in:
-        raise UserError(
-            f"the SAE's d_in must be the activations' {store.d_in}", sae.cfg.d_in, "pass an SAE of this model"
-        )
-    weight, bias = sae.W_enc[:, feature], sae.b_enc[feature]
+    manifest = store.manifest
+    require_fits(
+        sae.cfg,
+        d_in=store.d_in,
+        hook_name=manifest.get("hook_name"),
+        center_writing_weights=manifest.get("center_writing_weights"),
+    )
     out = np.empty(store.n_tokens, dtype=np.float32)
     for rows, x in store.blocks():
-        out[rows] = torch.relu((x - sae.b_dec) @ weight + bias).numpy()
+        out[rows] = sae.encode_feature(x, feature).numpy()
     return out
 
 

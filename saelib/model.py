@@ -1,17 +1,19 @@
-"""One small adapter around the language model: transformer_lens for looking inside, plain arithmetic for bulk work.
+"""The language model as the study sees it: activations at one hook, and next-token logits when they are replaced.
 
-`LanguageModel.hooked` is a `transformer_lens.HookedTransformer` with the same weights. Bulk harvesting runs the single
-block's arithmetic written plainly (`saelib.mini_lm`), which is several times faster; every harvest checks its first batch
-against transformer_lens (`check_against_hooked`).
+`LanguageModel` is what everything else asks for. `OneLayerModel` is the embedded model and gelu-1l: bulk work runs the single
+block's arithmetic written plainly (`saelib.mini_lm`), several times faster than transformer_lens, and every harvest checks its
+first batch against transformer_lens. `saelib.hf_model` is any Hugging Face causal model.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tokenizers
 import torch
@@ -23,25 +25,117 @@ from torch import Tensor
 from saelib import mini_lm
 from saelib.cache import read_json
 from saelib.errors import UserError
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+from saelib.hooked import hook_value, hooked_model
 
 EMBEDDED_FOLDER = Path(__file__).parent / "models" / "mini"
 HOOK_NAME = "blocks.0.hook_mlp_out"
 
 
+class LanguageModel(ABC):
+    """A language model with its tokenizer and one hook."""
+
+    name: str
+    key: str
+    """Hash of weights and tokenizer: part of every key derived from the model."""
+    tokenizer: tokenizers.Tokenizer
+    hook_name: str
+    """Where the SAE sits."""
+    center_writing_weights: bool
+    """Whether the mean over d_model was taken out of the weights that write to the residual stream; stores and SAEs record
+    it, and those that differ are not mixed."""
+    bos_token: str
+    eos_token: str
+
+    @property
+    @abstractmethod
+    def n_ctx(self) -> int:
+        """Longest context."""
+
+    @property
+    @abstractmethod
+    def d_vocab(self) -> int:
+        """Number of tokens."""
+
+    @property
+    @abstractmethod
+    def d_in(self) -> int:
+        """Width of the activation at the hook."""
+
+    @property
+    @abstractmethod
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The unembedding."""
+
+    @abstractmethod
+    def activations(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d_in"]:
+        """The activation at the hook."""
+
+    @abstractmethod
+    def splice(self, tokens: Int[Tensor, "b t"]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The activation at the hook, and a function from what is put in its place to next-token logits (b, t, d_vocab)."""
+
+    def check(self, tokens: Int[Tensor, "b t"]) -> float:
+        """Largest relative difference of `activations` from another implementation's; 0 where this is the only one."""
+        return 0.0
+
+    def to_tokens(self, text: str) -> Int[Tensor, "1 t"]:
+        """BOS and the text's tokens, cut to the model's context."""
+        ids = [self.bos, *self.tokenizer.encode(text, add_special_tokens=False).ids][: self.n_ctx]
+        return torch.tensor([ids])
+
+    def to_str_tokens(self, tokens: Any) -> list[str]:
+        """Each token's own text; bytes that are no whole character show as U+FFFD."""
+        return [self.vocabulary[int(token)] for token in tokens]
+
+    @functools.cached_property
+    def vocabulary(self) -> list[str]:
+        """The text of every token."""
+        special = {self.eos: self.eos_token, self.bos: self.bos_token}
+        decode = self.tokenizer.decode
+        return [special.get(i) or decode([i], skip_special_tokens=False) for i in range(self.d_vocab)]
+
+    def token_id(self, token: str) -> int:
+        """The id of a token.
+
+        Raises:
+            UserError: the tokenizer does not have it as one token.
+        """
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise UserError(
+                "tokenizer must hold the token", repr(token), "use the tokenizer the model was trained with"
+            )
+        return found
+
+    @property
+    def bos(self) -> int:
+        """The token at the head of every context."""
+        return self.token_id(self.bos_token)
+
+    @property
+    def eos(self) -> int:
+        """The token after every document."""
+        return self.token_id(self.eos_token)
+
+    @property
+    def hyphen(self) -> int:
+        """The token "-"."""
+        return self.token_id("-")
+
+
 @dataclass(frozen=True)
-class LanguageModel:
-    """A 1-layer language model with its tokenizer. Weights are kept as trained: nothing folded, nothing centred."""
+class OneLayerModel(LanguageModel):
+    """A 1-layer GELU transformer, hooked at the output of its MLP."""
 
     name: str
     weights: dict[str, Tensor]
-    """fp32, under transformer_lens's names."""
+    """fp32, under transformer_lens's names, processed as `center_writing_weights` says and not otherwise."""
     tokenizer: tokenizers.Tokenizer
     key: str
-    """Hash of weights and tokenizer: part of every key derived from the model."""
     center_writing_weights: bool = False
+    bos_token: str = "<|bos|>"
+    eos_token: str = "<|eos|>"
+    hook_name: str = HOOK_NAME
 
     @property
     def cfg(self) -> mini_lm.MiniLMConfig:
@@ -49,6 +143,21 @@ class LanguageModel:
         n_heads, d_model, _ = self.weights["blocks.0.attn.W_Q"].shape
         d_vocab, n_ctx = self.weights["embed.W_E"].shape[0], self.weights["pos_embed.W_pos"].shape[0]
         return mini_lm.MiniLMConfig(d_model=d_model, n_heads=n_heads, n_ctx=n_ctx, d_vocab=d_vocab)
+
+    @property
+    def n_ctx(self) -> int:
+        """Longest context."""
+        return self.cfg.n_ctx
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of tokens."""
+        return self.cfg.d_vocab
+
+    @property
+    def d_in(self) -> int:
+        """`mlp_out` is as wide as the residual stream."""
+        return self.cfg.d_model
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
@@ -68,27 +177,30 @@ class LanguageModel:
     def logits(self, residual: Float[Tensor, "... d"]) -> Float[Tensor, "... d_vocab"]:
         """Next-token logits from the residual stream after the block."""
         w, b = self.weights["ln_final.w"], self.weights["ln_final.b"]
-        return F.layer_norm(residual, residual.shape[-1:], w, b) @ self.W_U
+        logits = F.layer_norm(residual, residual.shape[-1:], w, b) @ self.W_U
+        return logits + self.weights["unembed.b_U"] if "unembed.b_U" in self.weights else logits
+
+    def activations(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d_in"]:
+        """`blocks.0.hook_mlp_out`."""
+        return self.mlp_out(self.residual_mid(tokens))
+
+    def splice(self, tokens: Int[Tensor, "b t"]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The MLP's output, and the logits when it is replaced."""
+        mid = self.residual_mid(tokens)
+        return self.mlp_out(mid), lambda mlp_out: self.logits(mid + mlp_out)
 
     @functools.cached_property
-    def hooked(self) -> HookedTransformer:
+    def hooked(self) -> Any:
         """The same model in transformer_lens (imported here, since that takes seconds)."""
-        from transformer_lens import HookedTransformer, HookedTransformerConfig
+        return hooked_model(self.weights, n_ctx=self.cfg.n_ctx, act_fn="gelu", name=self.name)
 
-        cfg = self.cfg
-        hooked_cfg = HookedTransformerConfig(
-            n_layers=1, d_model=cfg.d_model, n_ctx=cfg.n_ctx, d_head=cfg.d_head, n_heads=cfg.n_heads, d_mlp=cfg.d_mlp,
-            d_vocab=cfg.d_vocab, act_fn="gelu", normalization_type="LN", seed=None, device="cpu", model_name=self.name,
-        )  # fmt: skip
-        hooked = HookedTransformer(hooked_cfg)
-        state = {**hooked.state_dict(), **self.weights, "unembed.b_U": torch.zeros(cfg.d_vocab)}
-        hooked.load_state_dict(state)
-        return hooked.eval().requires_grad_(False)
+    def check(self, tokens: Int[Tensor, "b t"]) -> float:
+        """As `check_against_hooked`."""
+        return self.check_against_hooked(tokens)
 
     def check_against_hooked(self, tokens: Int[Tensor, "b t"], tolerance: float = 1e-5) -> float:
         """Largest difference of plain and transformer_lens `mlp_out`, relative to the largest entry; refuse a bad one."""
-        _, cache = self.hooked.run_with_cache(tokens, names_filter=HOOK_NAME, stop_at_layer=1)
-        expected = cache[HOOK_NAME]
+        expected = hook_value(self.hooked, tokens, HOOK_NAME)
         with torch.no_grad():
             plain = self.mlp_out(self.residual_mid(tokens))
         error = float((plain - expected).abs().max() / expected.abs().max())
@@ -100,47 +212,8 @@ class LanguageModel:
             )
         return error
 
-    def to_tokens(self, text: str) -> Int[Tensor, "1 t"]:
-        """BOS and the text's tokens, cut to the model's context."""
-        ids = [self.bos, *self.tokenizer.encode(text).ids][: self.cfg.n_ctx]
-        return torch.tensor([ids])
 
-    def to_str_tokens(self, tokens: Any) -> list[str]:
-        """Each token's own text; bytes that are no whole character show as U+FFFD."""
-        return [self.vocabulary[int(token)] for token in tokens]
-
-    @functools.cached_property
-    def vocabulary(self) -> list[str]:
-        """The text of every token."""
-        special = {self.bos: "<|bos|>", self.eos: "<|eos|>"}
-        decode = self.tokenizer.decode
-        return [special.get(i) or decode([i], skip_special_tokens=False) for i in range(self.cfg.d_vocab)]
-
-    def _id(self, token: str) -> int:
-        found = self.tokenizer.token_to_id(token)
-        if found is None:
-            raise UserError(
-                "tokenizer must hold the token", repr(token), "use the tokenizer the model was trained with"
-            )
-        return found
-
-    @property
-    def bos(self) -> int:
-        """The token at the head of every context."""
-        return self._id("<|bos|>")
-
-    @property
-    def eos(self) -> int:
-        """The token after every document."""
-        return self._id("<|eos|>")
-
-    @property
-    def hyphen(self) -> int:
-        """The token "-"."""
-        return self._id("-")
-
-
-def load_embedded(folder: Path = EMBEDDED_FOLDER) -> LanguageModel:
+def load_embedded(folder: Path = EMBEDDED_FOLDER) -> OneLayerModel:
     """The language model that comes with the package.
 
     Raises:
@@ -155,7 +228,7 @@ def load_embedded(folder: Path = EMBEDDED_FOLDER) -> LanguageModel:
         if not tensor.isfinite().all():
             raise UserError("model weights must be finite", f"{name} in {weights_file}", "check out the file again")
     digest = hashlib.sha256(weights_file.read_bytes() + tokenizer_file.read_bytes()).hexdigest()[:16]
-    model = LanguageModel("saelib-mini", weights, tokenizers.Tokenizer.from_file(str(tokenizer_file)), digest)
+    model = OneLayerModel("saelib-mini", weights, tokenizers.Tokenizer.from_file(str(tokenizer_file)), digest)
     expected = read_json(folder / "config.json")["d_model"]
     if model.cfg.d_model != expected:
         raise UserError(f"d_model must be {expected} as config.json says", model.cfg.d_model, "reinstall saelib")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Integer
 
 from saelib.evaluate import next_token_loss
-from saelib.model import LanguageModel
+from saelib.model import OneLayerModel
 from saelib.tokens import TokenStore
 
 Pairs = tuple[Integer[np.ndarray, " n"], Integer[np.ndarray, " n"]]
@@ -48,7 +48,7 @@ class CountModel:
 
 
 @torch.no_grad()
-def mean_mlp_out(model: LanguageModel, contexts: Integer[np.ndarray, "n 128"]) -> Float[torch.Tensor, " d_model"]:
+def mean_mlp_out(model: OneLayerModel, contexts: Integer[np.ndarray, "n 128"]) -> Float[torch.Tensor, " d_model"]:
     """Mean `mlp_out` over positions after BOS."""
     total = torch.zeros(model.cfg.d_model, dtype=torch.float64)
     for begin in range(0, len(contexts), 32):
@@ -58,7 +58,7 @@ def mean_mlp_out(model: LanguageModel, contexts: Integer[np.ndarray, "n 128"]) -
 
 
 @torch.no_grad()
-def losses(model: LanguageModel, contexts: Integer[np.ndarray, "n 128"], mean: torch.Tensor) -> dict[str, float]:
+def losses(model: OneLayerModel, contexts: Integer[np.ndarray, "n 128"], mean: torch.Tensor) -> dict[str, float]:
     """Next-token loss as trained, with `mlp_out` zeroed, and with it replaced by its mean (positions after BOS)."""
     names = ("validation_loss", "loss_zero_ablated", "loss_mean_ablated")
     sums = dict.fromkeys(names, 0.0)
@@ -73,7 +73,7 @@ def losses(model: LanguageModel, contexts: Integer[np.ndarray, "n 128"], mean: t
     return {name: total / (len(contexts) * (contexts.shape[1] - 2)) for name, total in sums.items()}
 
 
-def measure(model: LanguageModel, store: TokenStore, n_contexts: int) -> dict[str, Any]:
+def measure(model: OneLayerModel, store: TokenStore, n_contexts: int) -> dict[str, Any]:
     """All numbers of the card on the first `n_contexts` test contexts; counts come from the train split."""
     train, select, test = (np.asarray(store.contexts(split)) for split in ("train", "select", "test"))
     test = test[:n_contexts]
@@ -94,12 +94,12 @@ def measure(model: LanguageModel, store: TokenStore, n_contexts: int) -> dict[st
     }
 
 
-def measure_sample(model: LanguageModel, splits: Sequence[np.ndarray]) -> dict[str, float]:
+def measure_sample(model: OneLayerModel, splits: Sequence[np.ndarray]) -> dict[str, float]:
     """The losses on a small part of the smoke profile's text (train, select, test contexts), for checking the card."""
     return losses(model, splits[2][:150], mean_mlp_out(model, splits[1][:100]))
 
 
-def sample(model: LanguageModel, prompt: str, n_tokens: int, seed: int, temperature: float = 0.8) -> str:
+def sample(model: OneLayerModel, prompt: str, n_tokens: int, seed: int, temperature: float = 0.8) -> str:
     """Text continued by sampling."""
     generator = torch.Generator().manual_seed(seed)
     tokens = model.to_tokens(prompt)

@@ -448,10 +448,10 @@ def default_jobs(profile: Profile) -> int:
     return max(1, min(profile.jobs, cores() // profile.threads_per_run, room))
 
 
-def cache_bytes() -> int:
-    """Size of the cache folder on disk (allocated blocks)."""
+def cache_bytes(root: Path | None = None) -> int:
+    """Size of the cache folder, or of another, on disk (allocated blocks)."""
     total = 0
-    for folder, _, files in os.walk(cache_dir()):
+    for folder, _, files in os.walk(root or cache_dir()):
         for name in files:
             try:
                 total += Path(folder, name).lstat().st_blocks * 512

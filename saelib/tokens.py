@@ -1,6 +1,6 @@
 """The token store: 128-token contexts on disk, memory-mapped, with the document each token came from.
 
-A context is `<|bos|>` followed by 127 consecutive tokens of its split's stream of documents, so context `c` at position
+A context is the BOS token followed by 127 consecutive tokens of its split's stream of documents, so context `c` at position
 `p >= 1` holds stream token `127 c + p - 1`.
 """
 
@@ -31,7 +31,7 @@ class TokenStore:
         manifest = read_json(folder / "manifest.json")
         for split, counts in manifest["splits"].items():
             path = folder / f"{split}.bin"
-            expected = counts["contexts"] * CONTEXT_LENGTH * 2
+            expected = counts["contexts"] * CONTEXT_LENGTH * np.dtype(manifest.get("dtype", "uint16")).itemsize
             actual = path.stat().st_size if path.exists() else 0
             if actual != expected:
                 raise UserError(f"token file must hold {expected} bytes", f"{path} with {actual}", f"delete {folder}")
@@ -43,9 +43,14 @@ class TokenStore:
         return str(self.manifest["key"])
 
     def contexts(self, split: str) -> np.ndarray:
-        """The contexts of a split, `(n_contexts, 128)` uint16, read from disk on access."""
-        n_contexts = self.manifest["splits"][split]["contexts"]
-        return np.memmap(self.folder / f"{split}.bin", dtype=np.uint16, mode="r", shape=(n_contexts, CONTEXT_LENGTH))
+        """The contexts of a split, `(n_contexts, 128)`, read from disk on access.
+
+        uint16, or uint32 for a vocabulary of more than 65,536.
+        """
+        shape = (self.manifest["splits"][split]["contexts"], CONTEXT_LENGTH)
+        return np.memmap(
+            self.folder / f"{split}.bin", dtype=self.manifest.get("dtype", "uint16"), mode="r", shape=shape
+        )
 
     def documents_of(self, split: str, context: np.ndarray, position: np.ndarray) -> np.ndarray:
         """The document index of tokens given by context and position (position >= 1)."""

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from saelib.cache import atomic_path, content_key, ensure_dir
 from saelib.errors import UserError
-from saelib.sae import PARAMETERS, SAE, kaiming_uniform, unit_rows
+from saelib.sae import PARAMETERS, SAE, kaiming_uniform, require_trainable, unit_rows
 from saelib.step import Objective, Params, StepResult, choose_route, loss_and_grads, normalise_decoder
 
 KEPT_CHECKPOINTS = 2
@@ -153,6 +153,7 @@ def train(
         UserError: batches do not fit the SAE; the checkpoints in `workdir` are damaged or of another run; or the loss
             stops being finite (the message names the step, the first bad tensor and the last good checkpoint).
     """
+    require_trainable(sae.cfg)
     _check_fit(sae, batches, cfg)
     state = _State(copy.deepcopy(sae), cfg)
     checkpoints = _Checkpoints(Path(workdir), _run_key(sae, batches, cfg), name)

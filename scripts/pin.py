@@ -1,7 +1,7 @@
 """Write `requirements.lock` and `environment.yml` from `pyproject.toml` and what is installed here.
 
-The lock holds every package that saelib needs, with all its extras, at the version this environment runs; anything else
-that happens to be installed is left out. Run it with `make lock`, in the environment in which the tests pass.
+The lock holds every package that saelib needs, with all its extras but `peers`, at the version this environment runs;
+anything else that happens to be installed is left out. Run it with `make lock`, in the environment in which the tests pass.
 """
 
 from __future__ import annotations
@@ -43,10 +43,15 @@ def read_pyproject(root: Path = ROOT) -> dict[str, Any]:
     return tomllib.loads((root / "pyproject.toml").read_text())
 
 
+ELSEWHERE = ("peers",)
+"""Extras that live in an environment of their own, and pin themselves."""
+
+
 def declared(pyproject: dict[str, Any]) -> list[Requirement]:
-    """Every requirement of the project, extras included."""
+    """Every requirement of the project, extras included unless they live elsewhere."""
     project = pyproject["project"]
-    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name not in ELSEWHERE}
+    lines = [*project["dependencies"], *(line for extra in extras.values() for line in extra)]
     return [Requirement(line) for line in lines]
 
 

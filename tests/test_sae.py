@@ -165,6 +165,7 @@ def test_folder_is_what_saelens_writes(tmp_path):
         "reshape_activations": "none",
     }
     assert metadata == {
+        "sae_lens_version": "6.0.0",
         "hook_name": "blocks.0.hook_mlp_out",
         "model_name": "tiny",
         "center_writing_weights": True,
@@ -232,8 +233,7 @@ def pickle_instead(folder):
         (lambda f: (f / WEIGHTS_FILE).unlink(), "an SAE folder must hold sae_weights.safetensors"),
         (lambda f: (f / CONFIG_FILE).write_text("{"), "must hold valid JSON; got .*cfg.json"),
         (lambda f: (f / CONFIG_FILE).write_text("[1]"), "must hold a JSON object"),
-        (lambda f: rewrite_config(f, architecture="topk"), "architecture of an SAE must be 'standard'; got 'topk'"),
-        (lambda f: rewrite_config(f, normalize_activations="layer_norm"), "normalize_activations .* 'none'; got"),
+        (lambda f: rewrite_config(f, architecture="gated"), "architecture of an SAE must be one of .*; got 'gated'"),
         (lambda f: rewrite_config(f, d_sae=...), "d_sae of an SAE must be a positive integer; got None in .*cfg.json"),
         (lambda f: rewrite_config(f, d_sae="10"), "d_sae of an SAE must be a positive integer; got '10'"),
         (lambda f: rewrite_config(f, metadata=[1]), "metadata of an SAE must be a JSON object"),
@@ -241,7 +241,7 @@ def pickle_instead(folder):
         (lambda f: rewrite_weights(f, b_dec=None), r"must hold \[.*\]; got \['W_dec', 'W_enc', 'b_enc'\]"),
         (lambda f: rewrite_weights(f, threshold=torch.zeros(10)), r"must hold .* got .*'threshold'"),
         (damage, "weights must be an intact safetensors file; got .*sae_weights.safetensors"),
-        (pickle_instead, "weights must be an intact safetensors file"),
+        (pickle_instead, "weights must be an intact safetensors file, not a pickle"),
     ],
 )
 def test_bad_folders_are_one_clear_line(tmp_path, spoil, message):
@@ -257,14 +257,17 @@ def test_no_folder_at_all(tmp_path):
         load_sae(tmp_path / "nowhere")
 
 
-def test_an_sae_that_does_not_subtract_b_dec_is_rewritten(tmp_path):
+def test_an_sae_that_does_not_subtract_b_dec(tmp_path):
     sae = trained_looking()
     folder = save_sae(sae, tmp_path / "sae")
     rewrite_config(folder, apply_b_dec_to_input=False)
     loaded = load_sae(folder)
     x = torch.randn(20, 6, generator=seeded())
     torch.testing.assert_close(loaded.encode(x), torch.relu(x @ sae.W_enc + sae.b_enc))
-    assert loaded.cfg.to_dict()["apply_b_dec_to_input"] is True
+    assert loaded.cfg.to_dict()["apply_b_dec_to_input"] is False
+    wide = init_from_narrow(loaded, config(d_sae=20), True, seeded())  # rewritten as one that does
+    assert wide.cfg.apply_b_dec_to_input
+    torch.testing.assert_close(wide.encode(x)[:, :10], loaded.encode(x), rtol=1e-4, atol=1e-4)
 
 
 def test_folders_of_other_saelens_versions(tmp_path):

@@ -1,0 +1,97 @@
+"""Finding things of the Hugging Face hub: a folder the user names, an existing hub cache, or the hub itself, in this order.
+
+Asking an unreachable hub costs libraries some 20 s of retries before they say something long. Here the caches are looked
+through first, a connection is tried for at most a second, and what is missing is told in one line.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from saelib.errors import UserError
+
+HUB = "huggingface.co"
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what it has fetched: `HF_HUB_CACHE`, or `HF_HOME`/hub, or the default."""
+    explicit = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if explicit:
+        return Path(explicit).expanduser()
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return Path(home).expanduser() / "hub"
+
+
+def cached_snapshot(repo: str, kind: str = "models") -> Path | None:
+    """The snapshot of a repository in the hub cache: the one that `main` points at, else the newest; None without one."""
+    folder = hub_cache() / f"{kind}--{repo.replace('/', '--')}"
+    main = folder / "refs" / "main"
+    if main.is_file() and (snapshot := folder / "snapshots" / main.read_text().strip()).is_dir():
+        return snapshot
+    snapshots = sorted((folder / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+    return snapshots[-1] if snapshots else None
+
+
+def hub_reachable(seconds: float = 0.8) -> bool:
+    """Whether the hub may be asked: not when `HF_HUB_OFFLINE` forbids it, nor without a connection within the time.
+
+    Name resolution has no time limit of its own, so the attempt is made in a thread that is left behind.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
+    answers: list[bool] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((HUB, 443), timeout=seconds).close()
+            answers.append(True)
+        except OSError:
+            answers.append(False)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answers and answers[0])
+
+
+def named_folder(variable: str) -> Path | None:
+    """The folder that an environment variable names.
+
+    Raises:
+        UserError: it names something else.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{variable} must name a folder", value, "set it to the folder, or unset it")
+    return folder
+
+
+def missing(what: str, needs: str, variable: str) -> UserError:
+    """The one line that says what is missing and the three ways to supply it."""
+    return UserError(
+        f"{what} must be at hand ({needs})",
+        f"none under {variable}, none in the hub cache {hub_cache()}, and {HUB} not reachable or switched off",
+        f"set {variable} to a local folder, or HF_HOME to a cache that holds it, or connect to {HUB}",
+    )
+
+
+def fetch_snapshot(repo: str, patterns: Sequence[str]) -> Path:
+    """Fetch the files of a model repository that match into the hub cache, and return the snapshot.
+
+    Raises:
+        UserError: the hub does not give them.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=list(patterns)))
+    except Exception as error:  # a dozen kinds, from HTTP to file locks
+        reason = f"{repo} ({type(error).__name__})"
+        raise UserError("the hub must give the files", reason, "try again, or use a local folder") from error

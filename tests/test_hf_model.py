@@ -1,0 +1,157 @@
+"""Any Hugging Face causal model in a folder: activations at each site, left early, spliced; harvested like the others."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saelib.activations import POSITIONS, harvest
+from saelib.errors import UserError
+from saelib.evaluate import sae_quality
+from saelib.hf_model import HFModel, layers_of, load_hf_folder
+from saelib.model import EMBEDDED_FOLDER
+from saelib.sae import SAE, SAEConfig, init_random
+from saelib.tokens import CONTEXT_LENGTH, TokenStore
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers")
+
+
+def made(architecture: str) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    if architecture == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(vocab_size=8192, n_positions=128, n_embd=32, n_layer=3, n_head=4))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=8192, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / str(request.param)
+    with torch.random.fork_rng():
+        made(request.param).save_pretrained(folder)
+    shutil.copy(EMBEDDED_FOLDER / "tokenizer.json", folder)
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<|bos|>", "eos_token": {"content": "<|eos|>"}}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens() -> torch.Tensor:
+    tokens = torch.randint(3, 8192, (2, 20), generator=torch.Generator().manual_seed(0))
+    tokens[:, 0] = 0
+    return tokens
+
+
+def test_sites_are_what_transformers_computes(folder: Path, tokens: torch.Tensor) -> None:
+    model = load_hf_folder(folder, "blocks.1.hook_resid_pre")
+    with torch.no_grad():
+        hidden = model.module(tokens, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(model.activations(tokens), hidden[1])
+    post = load_hf_folder(folder, "blocks.1.hook_resid_post")
+    torch.testing.assert_close(post.activations(tokens), hidden[2])
+    mlp = load_hf_folder(folder, "blocks.1.hook_mlp_out")
+    acts = mlp.activations(tokens)
+    # the MLP's output is the last thing a layer adds: without it the layer's output is less by just that
+    with_zero: list[torch.Tensor] = []
+    handle = layers_of(mlp.module)[1].register_forward_hook(
+        lambda m, a, out: with_zero.append(out[0] if isinstance(out, tuple) else out)
+    )
+    mlp.splice(tokens)[1](torch.zeros_like(acts))
+    handle.remove()
+    torch.testing.assert_close(with_zero[-1] + acts, hidden[2], rtol=1e-4, atol=1e-5)
+    assert (model.d_in, model.d_vocab, model.n_ctx, model.bos_token, model.eos) == (32, 8192, 128, "<|bos|>", mlp.eos)
+
+
+@pytest.mark.parametrize("site", ["hook_resid_pre", "hook_mlp_out", "hook_resid_post"])
+def test_splicing(folder: Path, tokens: torch.Tensor, site: str) -> None:
+    model = load_hf_folder(folder, f"blocks.1.{site}")
+    acts, logits = model.splice(tokens)
+    with torch.no_grad():
+        whole = model.module(tokens).logits
+    torch.testing.assert_close(logits(acts), whole)
+    assert (logits(torch.zeros_like(acts)) - whole).abs().max() > 1e-3
+    torch.testing.assert_close(logits(acts), whole)  # and no hook stays behind
+
+
+def test_the_pass_is_left_at_the_hook(folder: Path, tokens: torch.Tensor) -> None:
+    model = load_hf_folder(folder, "blocks.0.hook_mlp_out")
+    reached: list[int] = []
+    handles = [
+        layer.register_forward_hook(lambda *_, i=i: reached.append(i))
+        for i, layer in enumerate(layers_of(model.module))
+    ]
+    model.activations(tokens)
+    assert reached == []
+    model.module(tokens)
+    assert reached == [0, 1, 2]
+    for handle in handles:
+        handle.remove()
+
+
+def test_harvest_and_quality(folder: Path, tmp_path: Path, empty_cache: Path) -> None:
+    model = load_hf_folder(folder, "blocks.1.hook_mlp_out")
+    contexts = np.random.default_rng(0).integers(3, 8192, (6, CONTEXT_LENGTH)).astype(np.uint16)
+    contexts[:, 0] = 0
+    contexts.tofile(tmp_path / "train.bin")
+    text = TokenStore(tmp_path, {"key": "made", "splits": {"train": {"contexts": 6}}})
+    store = harvest(model, text, "train", 6)
+    assert store.manifest["hook_name"] == "blocks.1.hook_mlp_out" and store.d_in == 32
+    expected = model.activations(torch.from_numpy(contexts.astype(np.int64)))[2:3, 1:].flatten(0, 1)
+    torch.testing.assert_close(store.rows(slice(2 * POSITIONS, 3 * POSITIONS)), expected, rtol=2**-7, atol=1e-5)
+    other = harvest(load_hf_folder(folder, "blocks.0.hook_mlp_out"), text, "train", 6)
+    assert other.folder != store.folder, "each hook has a store of its own"
+    cfg = SAEConfig(32, 64, model.hook_name, model.name, False)
+    quality = sae_quality(init_random(cfg, torch.Generator().manual_seed(0)), model, store, 4)
+    assert quality.tokens == 4 * POSITIONS and quality.fvu > 0 and quality.loss_clean > 0
+    empty = sae_quality(SAE(cfg), model, store, 4)
+    assert empty.loss_recovered == pytest.approx(0, abs=1e-3)
+
+
+def remove_weights(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("hook", "spoil", "message"),
+    [
+        ("blocks.7.hook_mlp_out", None, r"layer of a hook must be in \[0, 3\); got 'blocks.7.hook_mlp_out'"),
+        ("blocks.0.hook_mlp_uot", None, "hook name must be one of blocks.<layer>.hook_resid_pre, "),
+        ("blocks.0.hook_mlp_out", lambda f: (f / "config.json").unlink(), "a model folder must hold config.json"),
+        ("blocks.0.hook_mlp_out", lambda f: (f / "tokenizer.json").unlink(), "a model folder must hold tokenizer.json"),
+        ("blocks.0.hook_mlp_out", remove_weights, "must hold safetensors: opening a pickle can run any code"),
+        ("blocks.0.hook_mlp_out", lambda f: (f / "config.json").write_text("{}"), "transformers must be able to read"),
+        ("blocks.0.hook_mlp_out", lambda f: (f / "tokenizer_config.json").unlink(), "tokenizer must name a BOS or EOS"),
+    ],
+)
+def test_bad_folders_are_one_clear_line(folder: Path, tmp_path: Path, hook: str, spoil: Any, message: str) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    if spoil:
+        spoil(copy)
+    with pytest.raises(UserError, match=message) as caught:
+        load_hf_folder(copy, hook)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_key_is_of_the_weights(folder: Path, tmp_path: Path) -> None:
+    first: HFModel = load_hf_folder(folder, "blocks.0.hook_mlp_out")
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    assert load_hf_folder(copy, "blocks.2.hook_mlp_out").key == first.key
+    weights = next(copy.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    assert load_hf_folder(copy, "blocks.0.hook_mlp_out").key != first.key

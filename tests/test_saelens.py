@@ -1,0 +1,141 @@
+"""Against sae-lens itself, in both directions: the same activations and reconstructions to 1e-6.
+
+sae-lens needs transformer_lens below 4 and much else, so it lives in an environment of its own: `make test-saelens`.
+What it wrote once is verified without it in tests/test_sae_format.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saelib.sae import SAE, SAEConfig, init_random, load_sae, save_sae
+from saelib.train import TrainConfig, train
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what it and its dependencies warn about among themselves
+    sae_lens: Any = pytest.importorskip("sae_lens", reason="sae-lens is not installed: make test-saelens")
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.registry import get_sae_class, get_sae_training_class
+    from sae_lens.training.sae_trainer import SAETrainer
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:sae_lens")
+D_IN, D_SAE = 16, 48
+HOOK = "blocks.0.hook_mlp_out"
+NORMALISATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm", "covariance_whitening")
+
+
+def activations(seed: int, rows: int = 256) -> torch.Tensor:
+    """Sparse non-negative sums of fixed directions, off centre and not of unit scale."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(24, D_IN, generator=torch.Generator().manual_seed(99))
+    amounts = torch.rand(rows, 24, generator=generator) * (torch.rand(rows, 24, generator=generator) < 0.15)
+    return 3 * amounts @ directions + 0.5
+
+
+def assert_same(ours: SAE, theirs: Any) -> None:
+    for x in (activations(7), torch.randn(3, 5, D_IN, generator=torch.Generator().manual_seed(0))):
+        with torch.no_grad():
+            got = ours(x)
+            feature_acts = theirs.encode(x)
+            x_hat = theirs.decode(feature_acts)  # with the scale that it kept from encoding
+        assert torch.equal(got.feature_acts > 0, feature_acts > 0)
+        for mine, wanted in ((got.feature_acts, feature_acts), (got.x_hat, x_hat)):
+            assert (mine - wanted).abs().max() <= 1e-6 * wanted.abs().max().clamp_min(1)
+
+
+def made(architecture: str, **switches: Any) -> Any:
+    sae_class, config_class = get_sae_class(architecture)
+    sae = sae_class(config_class(d_in=D_IN, d_sae=D_SAE, **switches))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in sorted(sae.named_parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            if name == "threshold":
+                parameter.abs_()
+    sae.cfg.metadata["hook_name"] = HOOK
+    return sae
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+@pytest.mark.parametrize(
+    ("architecture", "extra"),
+    [("standard", {}), ("jumprelu", {}), ("topk", {"k": 6}), ("topk", {"k": 6, "rescale_acts_by_decoder_norm": True})],
+)
+def test_every_switch_in_both_directions(
+    tmp_path: Path, architecture: str, extra: dict[str, Any], normalise: str, apply_b_dec_to_input: bool
+) -> None:
+    switches = {**extra, "normalize_activations": normalise, "apply_b_dec_to_input": apply_b_dec_to_input}
+    theirs = made(architecture, **switches)
+    theirs.save_model(tmp_path / "theirs")
+    ours = load_sae(tmp_path / "theirs")
+    assert_same(ours, theirs)
+    back = sae_lens.SAE.load_from_disk(save_sae(ours, tmp_path / "ours"))
+    assert back.cfg.architecture() == architecture and back.cfg.metadata.hook_name == HOOK
+    assert_same(ours, back)
+
+
+def batches() -> Iterator[torch.Tensor]:
+    seed = 100
+    while True:
+        yield activations(seed)
+        seed += 1
+
+
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+@pytest.mark.parametrize(
+    ("architecture", "extra", "saved_as"),
+    [
+        ("standard", {"l1_coefficient": 0.05}, "standard"),
+        ("jumprelu", {"l0_coefficient": 0.01}, "jumprelu"),
+        ("topk", {"k": 6}, "topk"),
+        ("batchtopk", {"k": 6}, "jumprelu"),
+    ],
+)
+def test_an_sae_that_they_trained(
+    tmp_path: Path, architecture: str, extra: dict[str, Any], saved_as: str, normalise: str
+) -> None:
+    sae_class, config_class = get_sae_training_class(architecture)
+    sae = sae_class(config_class(d_in=D_IN, d_sae=D_SAE, normalize_activations=normalise, **extra))
+    sae.cfg.metadata["hook_name"] = HOOK
+    cfg = SAETrainerConfig(
+        total_training_samples=256 * 30,
+        train_batch_size_samples=256,
+        lr=3e-3,
+        lr_end=3e-4,
+        n_batches_for_norm_estimate=4,
+    )
+    SAETrainer(cfg, sae, batches()).fit()
+    sae.save_inference_model(tmp_path / "theirs")
+    ours, theirs = load_sae(tmp_path / "theirs"), sae_lens.SAE.load_from_disk(tmp_path / "theirs")
+    assert ours.cfg.architecture == saved_as and ours.encode(activations(7)).any()
+    assert_same(ours, theirs)
+
+
+class Batches:
+    """The activations above, as our trainer takes them."""
+
+    batch_size, d_in, key = 256, D_IN, "made"
+
+    def batch(self, step: int) -> torch.Tensor:
+        return activations(100 + step)
+
+
+def test_an_sae_that_we_trained(tmp_path: Path) -> None:
+    cfg = SAEConfig(D_IN, D_SAE, HOOK, "saelib-mini", False, {"seed": 0})
+    start = init_random(cfg, torch.Generator().manual_seed(0))
+    trained = train(
+        start, Batches(), TrainConfig(l1_coeff=2e-4, n_steps=30, seed=0, batch_size=256), workdir=tmp_path / "work"
+    ).sae
+    assert not torch.equal(trained.W_enc, start.W_enc)
+    theirs = sae_lens.SAE.load_from_disk(save_sae(trained, tmp_path / "ours"))
+    assert theirs.cfg.metadata.model_name == "saelib-mini" and theirs.cfg.metadata.center_writing_weights is False
+    assert_same(trained, theirs)
+    theirs.save_model(tmp_path / "back")
+    assert load_sae(tmp_path / "back").cfg.metadata["seed"] == 0
