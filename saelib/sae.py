@@ -19,7 +19,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from saelib.cache import atomic_dir, disk_errors, read_json
+from saelib.cache import SUMS_FILE, atomic_dir, disk_errors, read_json, require_intact
 from saelib.errors import UserError
 
 CONFIG_FILE = "cfg.json"
@@ -172,11 +172,14 @@ def init_from_narrow(narrow: SAE, cfg: SAEConfig, normalise: bool, generator: to
 def save_sae(sae: SAE, folder: Path) -> Path:
     """Write `folder` in the SAELens format, all at once or not at all; an SAE already there is replaced.
 
+    Beside the two files of that format lies `SHA256SUMS`, by which `load_sae` (or `sha256sum -c`) finds a damaged file.
+
     Raises:
         UserError: `folder` holds something other than an SAE, a parameter is not finite, or the disk refuses.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= {CONFIG_FILE, WEIGHTS_FILE}):
+    ours = {CONFIG_FILE, WEIGHTS_FILE, SUMS_FILE}
+    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= ours):
         raise UserError("an SAE must be saved to a folder of its own", folder, "choose a new or empty folder")
     tensors = {name: getattr(sae, name).detach().to("cpu", torch.float32).contiguous() for name in PARAMETERS}
     _require_finite(tensors, folder)
@@ -194,7 +197,8 @@ def load_sae(folder: Path) -> SAE:
     relu(x @ W_enc + b_enc) = relu((x - b_dec) @ W_enc + (b_enc + b_dec @ W_enc)).
 
     Raises:
-        UserError: not such a folder, another architecture, a missing, misshapen or non-finite tensor.
+        UserError: not such a folder, another architecture, a missing, misshapen or non-finite tensor, a file that is
+            not as the folder's `SHA256SUMS`, if it has one, says.
     """
     folder = Path(folder)
     remedy = f"pass a folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}"
@@ -219,6 +223,7 @@ def load_sae(folder: Path) -> SAE:
             got = f"{tuple(tensors[name].shape)} in {folder}"
             raise UserError(f"{name} must have the shape {shape} that {CONFIG_FILE} gives", got, remedy)
     _require_finite(tensors, folder)
+    require_intact(folder, "an SAE", f"copy or train it again (or delete {SUMS_FILE} if the change was meant)")
     sae = SAE(cfg)
     with torch.no_grad():
         for name in PARAMETERS:

@@ -95,7 +95,7 @@ def main() -> None:
         f"{n_steps} steps, {per_epoch} an epoch, {store.manifest['splits']['train']['tokens']:,} train tokens",
         flush=True,
     )
-    began, running, order, epoch_of_order = time.time() - seconds, 0.0, None, -1
+    began, running, order, epoch_of_order = time.perf_counter() - seconds, 0.0, None, -1
     while step < n_steps:
         epoch, within = divmod(step, per_epoch)
         if epoch != epoch_of_order:
@@ -122,14 +122,14 @@ def main() -> None:
                 "tokens": step * BATCH_CONTEXTS * (contexts.shape[1] - 1),
                 "train_loss": running / (step - (curve[-1]["step"] if curve else 0)),
                 "validation_loss": validation_loss(model, validation),
-                "seconds": time.time() - began,
+                "seconds": time.perf_counter() - began,
             }
             curve.append(row)
             running = 0.0
             print({k: round(v, 4) for k, v in row.items()}, flush=True)
         if step % CHECKPOINT_EVERY == 0 or step == n_steps:
-            save_checkpoint(workdir, model, optimizer, step, curve, time.time() - began)
-    export(model, cfg, store.manifest, curve, step, n_steps, time.time() - began, args.seed)
+            save_checkpoint(workdir, model, optimizer, step, curve, time.perf_counter() - began)
+    export(model, cfg, store.manifest, curve, step, n_steps, time.perf_counter() - began, args.seed)
 
 
 def save_checkpoint(

