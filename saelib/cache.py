@@ -209,7 +209,9 @@ def damage_in(folder: Path) -> str | None:
     if not sums.exists():
         return None
     with disk_errors(folder):
-        lines = sums.read_text(errors="replace").removesuffix("\n").split("\n")
+        *lines, after = sums.read_text(errors="replace").split("\n")
+        if after or not lines:
+            return str(sums)
         for line in lines:
             match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
             if match is None:

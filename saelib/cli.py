@@ -67,14 +67,22 @@ def notebook(
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def doctor(as_json: bool) -> None:
+@click.option("--verify", is_flag=True, help="Also read the whole cache and compare it with its checksums.")
+def doctor(as_json: bool, verify: bool) -> None:
     """Show what this machine has: packages, cores, memory, cache, model and text."""
     import json
 
-    from saelib.doctor import examine, format_findings
+    from saelib import doctor
 
-    findings = examine()
-    click.echo(json.dumps(findings, indent=2) if as_json else format_findings(findings))
+    findings = doctor.examine()
+    damaged: list[str] = []
+    if verify:
+        verified, damaged = doctor.verify()
+        findings["cache"] |= {"verified": verified, "damaged": damaged}
+    click.echo(json.dumps(findings, indent=2) if as_json else doctor.format_findings(findings))
+    if damaged:
+        remedy = "delete what is damaged (for a store or a run its folder); it will be made again"
+        raise UserError("cache must be as it was written", f"{len(damaged)} damaged, the first {damaged[0]}", remedy)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
