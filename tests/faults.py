@@ -189,7 +189,7 @@ class Bench:
             files = sorted(work.glob(pattern))[which]
             require(bool(files), f"there must be a {pattern} to damage", None)
             where = [spoil(file, how, self.rng) for file in files]
-            self.add(how, name, ", ".join(where), 0, self.judge(work, EVERYTHING), began)
+            self.add(how, name, ", ".join(where), 0, self.judge(work, stages), began)
 
     def two_processes(self, killed: bool) -> None:
         """Two processes on one empty cache, one of them killed on the way or none."""
@@ -257,7 +257,12 @@ class Bench:
         with self.work(self.before("training")) as work:
             done = attempt(work, ("training",), profile=profile, poison=None if poison is None else (at, poison))
             line = " | ".join(shortened(done.lines, work))
-            named = re.search(told.replace("{step}", str(at)), line) and "last good checkpoint: " in line
+            named = re.search(told.replace("{step}", str(at)) + r".*; last good checkpoint: (none yet|\S+)\)", line)
+            if named and named[1] != "none yet":
+                named = named if Path(named[1].replace("$SAELIB_CACHE", str(work))).exists() else None
+            for stopped in work.glob("runs/*/checkpoints"):  # of a run of its own, which stays where it was stopped
+                if profile != PROFILE:
+                    shutil.rmtree(stopped.parent)
             verdict = self.judge(work, ("training",))[0]
             if done.code != 2 or len(done.lines) != 1 or not named:
                 verdict = f"{LOST}: exit {done.code}"
@@ -465,24 +470,25 @@ def require(ok: bool, rule: str, got: object) -> None:
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 TARGETS = {
-    "archive of text": "archives/*.whl",
-    "token store": "tokens/*/train.bin",
-    "token store, documents": "tokens/*/select.documents.bin",
-    "token store, manifest": "tokens/*/manifest.json",
-    "token store, checksums": "tokens/*/SHA256SUMS",
-    "activation store": "activations/*/acts.bin",
-    "activation store, manifest": "activations/*/manifest.json",
-    "SAE, weights": "runs/*/sae/sae_weights.safetensors",
-    "SAE, config": "runs/*/sae/cfg.json",
-    "training, history": "runs/*/history.csv",
-    "training, summary": "runs/*/summary.json",
-    "quality": "quality/*.json",
-    "ranking of parents": "parents/*.json",
-    "a feature's activations": "features/*/values.npy",
-    "executed notebook": "notebooks/*/executed.ipynb",
-    "notebook's result": "notebooks/*/result.json",
-    "page": "reports/pages/*.html",
+    "archive of text": ("text", "archives/*.whl"),
+    "token store": ("text", "tokens/*/train.bin"),
+    "token store, documents": ("scoring", "tokens/*/select.documents.bin"),
+    "token store, manifest": ("text", "tokens/*/manifest.json"),
+    "token store, checksums": ("text", "tokens/*/SHA256SUMS"),
+    "activation store": ("harvest", "activations/*/acts.bin"),
+    "activation store, manifest": ("harvest", "activations/*/manifest.json"),
+    "SAE, weights": ("training", "runs/*/sae/sae_weights.safetensors"),
+    "SAE, config": ("training", "runs/*/sae/cfg.json"),
+    "training, history": ("training", "runs/*/history.csv"),
+    "training, summary": ("training", "runs/*/summary.json"),
+    "quality": ("scoring", "quality/*.json"),
+    "ranking of parents": ("filter", "parents/*.json"),
+    "a feature's activations": ("filter", "features/*/values.npy"),
+    "executed notebook": ("report", "notebooks/*/executed.ipynb"),
+    "notebook's result": ("report", "notebooks/*/result.json"),
+    "page": ("report", "reports/pages/*.html"),
 }
+"""What is damaged: a stage that reads it (the long version runs all), and where it is."""
 HOW = ("truncated", "bit flipped")
 _NOT_FINITE = r"loss must stay finite; got \S+ .*step {step} \(first bad tensor: "
 BAD_TRAININGS: tuple[tuple[str, Profile, float | None, str], ...] = (
@@ -499,13 +505,13 @@ BAD_TRAININGS: tuple[tuple[str, Profile, float | None, str], ...] = (
 )
 
 
-def half_trained(bench: Bench, stage: str, wanted: str, at_least: int) -> Path:
+def half_done(bench: Bench, stage: str, wanted: str, at_least: int) -> Path:
     """A folder as a kill left it in the middle of a stage, with so many files of one kind."""
     folder = bench.root / f"half-{stage}"
-    for share in (0.5, 0.6, 0.7, 0.8, 0.4, 0.3):
+    for share in (0.5, 0.6, 0.7, 0.8, 0.4, 0.3, 0.2, 0.9) * 4:
         copy(bench.before(stage), folder)
-        attempt(folder, (stage,), kill_at=int(share * bench.operations[stage]))
-        if len(list(folder.glob(wanted))) >= at_least:
+        attempt(folder, (stage,), kill_after=share * bench.seconds[stage])
+        if sum(path.stat().st_size > 0 for path in folder.glob(wanted)) >= at_least:
             return folder
     raise SystemExit(f"error: a killed {stage} must leave {at_least} of {wanted}")
 
@@ -518,19 +524,19 @@ def strike(bench: Bench, kills: int, repeats: int) -> None:
         bench.kill(KILLED_STAGES[number % len(KILLED_STAGES)], by_clock, 1 + (number % 4 == 3) * 2)
         by_clock = not by_clock if number % len(KILLED_STAGES) == len(KILLED_STAGES) - 1 else by_clock
         by_clock = not by_clock
-    half = half_trained(bench, "training", "runs/run-*/checkpoints/*.json", 2)
-    part = half_trained(bench, "harvest", "activations/*/acts.part", 1)
-    checkpoints = "runs/run-*/checkpoints/*"
-    for turn in range(repeats):
-        for how in HOW if repeats > 1 else HOW[turn : turn + 1] or HOW[:1]:
-            bench.damage("checkpoint, newest, tensors", f"{checkpoints}.safetensors", how, half)
-            bench.damage("checkpoint, newest, json", f"{checkpoints}.json", how, half)
-            bench.damage("checkpoints, both", f"{checkpoints}.safetensors", how, half, slice(None))
-            bench.damage("interrupted harvest", "activations/*/acts.part", how, part)
-        for name, pattern in TARGETS.items():
-            for how in HOW if repeats > 1 else [bench.rng.choice(HOW)]:
-                fresh = bench.before("text") if name == "archive of text" else None
-                bench.damage(name, pattern, how, fresh, slice(None) if name == "page" else slice(-1, None))
+    half = half_done(bench, "training", "runs/run-*/checkpoints/*.json", 2)
+    part = half_done(bench, "harvest", "activations/*/acts.sha256", 1)
+    tensors, scalars = "runs/run-*/checkpoints/*.safetensors", "runs/run-*/checkpoints/*.json"
+    for _ in range(repeats):
+        for how in HOW:
+            bench.damage("checkpoint, newest, tensors", tensors, how, ("training",), half)
+            bench.damage("checkpoint, newest, json", scalars, how, ("training",), half)
+            bench.damage("checkpoints, both", tensors, how, ("training",), half, slice(None))
+            bench.damage("interrupted harvest", "activations/*/acts.part", how, ("harvest",), part)
+            for name, (stage, pattern) in TARGETS.items():
+                start = bench.before("text") if name == "archive of text" else None
+                which = slice(None) if stage == "report" else slice(-1, None)
+                bench.damage(name, pattern, how, (stage,) if repeats == 1 else EVERYTHING, start, which)
     for turn in range(repeats):
         bench.two_processes(killed=turn % 2 == 1)
     stages = KILLED_STAGES * repeats if repeats > 1 else ("harvest", "training")

@@ -147,6 +147,19 @@ def test_shortened_token_file_is_named(cache: Path) -> None:
         type(store).open(store.folder)
 
 
+@pytest.mark.parametrize("name", ["train.bin", "train.documents.bin", "manifest.json", "SHA256SUMS"])
+def test_a_flipped_bit_in_a_token_store_is_named(cache: Path, name: str) -> None:
+    store = text.build_token_store([made_source(cache, speeches(40))], TOKENIZER, name="made")
+    path = store.folder / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        UserError, match=rf"; got .*{store.folder}.*: delete {store.folder}; the text will be read again"
+    ):
+        text.build_token_store([made_source(cache, speeches(40))], TOKENIZER, name="made")
+
+
 def test_tokenizer_keeps_digits_and_hyphens_single() -> None:
     import tokenizers
 
