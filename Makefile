@@ -10,7 +10,7 @@ export VENV
 # Study options, e.g. `make reproduce RUN="4 10" JOBS=2 PROFILE=smoke`.
 STUDY := --profile $(PROFILE) $(foreach run,$(RUN),--run $(run)) $(if $(JOBS),--jobs $(JOBS))
 
-.PHONY: help venv install test test-fast lint types reproduce smoke reports notebooks format lock clean distclean
+.PHONY: help venv install test test-fast faults lint types reproduce smoke reports notebooks format lock clean distclean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ test: venv ## Lint, types, and all tests, notebooks included. All three run, whi
 
 test-fast: venv ## Only the tests that take no notebook or study: for while you work.
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+faults: venv ## 120 kills, damaged files, full disks, races, wrong clocks: writes reports/faults/. Option: FAULTS="--seed 1".
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py $(FAULTS)
 
 lint: venv ## Ruff: rules and formatting.
 	@$(BIN)/ruff check .

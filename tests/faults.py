@@ -181,9 +181,15 @@ class Bench:
             self.add("SIGKILL", stage, ", then ".join(moments), kills, self.judge(work, (stage,)), began)
 
     def damage(
-        self, name: str, pattern: str, how: str, start: Path | None = None, which: slice = slice(-1, None)
+        self,
+        name: str,
+        pattern: str,
+        how: str,
+        stages: tuple[str, ...],
+        start: Path | None = None,
+        which: slice = slice(-1, None),
     ) -> None:
-        """Truncate, or flip a bit of, the files that match; then run everything."""
+        """Truncate, or flip a bit of, the files that match (the last, or `which`); then run stages."""
         began = time.monotonic()
         with self.work(start or self.finished) as work:
             files = sorted(work.glob(pattern))[which]

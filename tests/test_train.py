@@ -482,14 +482,13 @@ def test_a_forgotten_field_is_not_forgiven(tmp_path, monkeypatch, routes_alterna
         restore(self, found._replace(tensors=found.tensors | tensors, scalars=found.scalars | scalars))
 
     monkeypatch.setattr(train_module._State, "restore", forgetful)
-    resumed = unaligned(tmp_path / "killed")
     if forgotten is None:
-        same_bits(straight, resumed)
+        same_bits(straight, unaligned(tmp_path / "killed"))
     elif forgotten == "seconds":
-        assert not resumed.history.seconds.is_monotonic_increasing
+        assert not unaligned(tmp_path / "killed").history.seconds.is_monotonic_increasing
     else:
-        with pytest.raises(AssertionError):
-            same_bits(straight, resumed)
+        with pytest.raises((AssertionError, UserError)):  # a run whose moments are halved may even diverge
+            same_bits(straight, unaligned(tmp_path / "killed"))
 
 
 def test_a_checkpoint_that_lacks_a_field_is_named(tmp_path, monkeypatch):
