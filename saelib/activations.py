@@ -2,6 +2,9 @@
 
 A store holds the activations at one site for the first `n_contexts` contexts of a split, positions 1 to 127 (the BOS
 position is left out: its activation is one constant vector). Row `r` is context `r // 127`, position `r % 127 + 1`.
+
+The rows are kept in chunks of 256 contexts, each with its SHA-256 in the manifest. The size of the file is checked
+whenever a store is opened, each chunk the first time a process reads from it (half a second a GB on the machine of the README).
 """
 
 from __future__ import annotations
@@ -9,16 +12,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 from jaxtyping import BFloat16, Float, Integer
 from torch import Tensor
 
-from saelib.cache import cache_dir, content_key, disk_errors, ensure_dir, locked, read_json, write_json
+from saelib.cache import cache_dir, content_key, disk_errors, ensure_dir, locked, read_sealed, sealed, write_json
 from saelib.errors import UserError
 from saelib.model import LanguageModel
 from saelib.tokens import CONTEXT_LENGTH, TokenStore
@@ -40,6 +43,8 @@ class ActivationStore:
     manifest: dict[str, Any]
     contexts: Integer[np.ndarray, "n_contexts 128"]
     """The token ids, BOS first."""
+    _checked: set[int] = field(default_factory=set, init=False, compare=False, repr=False)
+    """Chunks that this process has compared with their checksums."""
 
     @property
     def key(self) -> str:
@@ -66,18 +71,42 @@ class ActivationStore:
 
     def rows(self, index: np.ndarray | slice) -> Float[Tensor, "rows d_in"]:
         """The activations of some rows, fp32."""
+        self.check(np.arange(self.n_tokens)[index])
         return torch.from_numpy(np.array(self._raw()[index])).view(torch.bfloat16).float()
 
     def read(self, rows: Integer[np.ndarray, " rows"]) -> BFloat16[Tensor, "rows d_in"]:
         """The activations of ascending rows, as stored: one read for each run of neighbours, nothing left mapped."""
+        self.check(rows)
         out = np.empty((len(rows), self.d_in), dtype=np.int16)
         begins = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
         width = self.d_in * _BYTES
         with open(self.folder / "acts.bin", "rb", buffering=0) as file:
             for begin, end in zip(begins, [*begins[1:], len(rows)], strict=True):
                 if os.preadv(file.fileno(), [out[begin:end].data], int(rows[begin]) * width) != (end - begin) * width:
-                    raise UserError("activation file must be whole", self.folder, "delete the folder")
+                    raise self._damaged("activation file must be whole", self.folder / "acts.bin")
         return torch.from_numpy(out).view(torch.bfloat16)
+
+    def check(self, rows: Integer[np.ndarray, " rows"]) -> None:
+        """Compare the chunks of these rows with their checksums, each once; a store of an older version has none.
+
+        Raises:
+            UserError: a chunk is not as it was harvested; the message names the file and the contexts.
+        """
+        digests = self.manifest.get("chunks", [])
+        if len(self._checked) == len(digests):
+            return
+        path, chunk_rows = self.folder / "acts.bin", self.manifest["chunk_contexts"] * POSITIONS
+        with disk_errors(path), open(path, "rb", buffering=0) as file:
+            for chunk in set(np.unique(rows // chunk_rows).tolist()) - self._checked:
+                begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, self.n_tokens)
+                width = self.d_in * _BYTES
+                if _sha256_at(file.fileno(), begin * width, (end - begin) * width) != digests[chunk]:
+                    contexts = f"{path}, contexts {begin // POSITIONS} to {end // POSITIONS - 1}"
+                    raise self._damaged("activations must be as they were harvested", contexts)
+                self._checked.add(chunk)
+
+    def _damaged(self, rule: str, got: object) -> UserError:
+        return UserError(rule, got, f"delete {self.folder}; they will be harvested again")
 
     def blocks(self, size: int = 65_536) -> Iterator[tuple[slice, Float[Tensor, "rows d_in"]]]:
         """All rows in order, a block at a time."""
@@ -96,10 +125,12 @@ def harvest(
 ) -> ActivationStore:
     """Harvest (or open) the activations at the model's hook of the first `n_contexts` contexts of a split.
 
-    Chunks are appended to a `.part` file and flushed; an interrupted harvest goes on after the last whole chunk.
+    Chunks are appended to a `.part` file, each with its checksum; an interrupted harvest goes on after the last one that
+    holds.
 
     Raises:
-        UserError: the plain arithmetic disagrees with transformer_lens, or the disk is full or read-only.
+        UserError: the plain arithmetic disagrees with transformer_lens, an activation is not finite, the disk is full or
+            read-only, or the finished file is not whole.
     """
     available = tokens.contexts(split)
     n_contexts = min(n_contexts, len(available))
@@ -114,23 +145,31 @@ def harvest(
     folder = cache_dir() / "activations" / f"{split}-{key}"
     contexts = available[:n_contexts]
     d_in = model.d_in
+    part, finished = folder / "acts.part", folder / "acts.bin"
     with locked(folder):
         if not (folder / "manifest.json").exists():
             error = model.check(torch.from_numpy(contexts[:8].astype(np.int64)))
-            _write_chunks(model, contexts, ensure_dir(folder) / "acts.part", progress, f"harvest {split}")
+            ensure_dir(folder)
+            if finished.exists():  # killed before the manifest was written
+                os.replace(finished, part)
+            digests = _write_chunks(model, contexts, part, progress, f"harvest {split}")
             with disk_errors(folder):
-                os.replace(folder / "acts.part", folder / "acts.bin")
+                os.replace(part, finished)
             manifest = {
                 "key": key, "split": split, "n_contexts": n_contexts, "d_in": d_in, "dtype": "bfloat16",
                 "hook_name": model.hook_name, "model_name": model.name, "model_key": model.key, "text_key": tokens.key,
                 "center_writing_weights": model.center_writing_weights, "error_against_transformer_lens": error,
+                "chunk_contexts": _CHUNK_CONTEXTS, "chunks": digests,
             }  # fmt: skip
-            write_json(folder / "manifest.json", manifest)
+            write_json(folder / "manifest.json", sealed(manifest))
+        _digest_file(part).unlink(missing_ok=True)
+    remedy = f"delete {folder}; they will be harvested again"
+    store = ActivationStore(folder, read_sealed(folder / "manifest.json", remedy), contexts)
     expected = n_contexts * POSITIONS * d_in * _BYTES
-    actual = (folder / "acts.bin").stat().st_size if (folder / "acts.bin").exists() else 0
+    actual = finished.stat().st_size if finished.exists() else 0
     if actual != expected:
-        raise UserError(f"activation file must hold {expected} bytes", f"{folder} with {actual}", "delete the folder")
-    return ActivationStore(folder, read_json(folder / "manifest.json"), contexts)
+        raise UserError(f"activation file must hold {expected} bytes", f"{finished} with {actual}", remedy)
+    return store
 
 
 @torch.no_grad()
@@ -140,22 +179,63 @@ def _write_chunks(
     path: Path,
     progress: Callable[[str, int, int], None] | None,
     label: str,
-) -> None:
-    """Append the chunks that `path` does not hold yet."""
-    chunk_bytes = _CHUNK_CONTEXTS * POSITIONS * model.d_in * _BYTES
-    done = path.stat().st_size // chunk_bytes if path.exists() else 0
-    with disk_errors(path), open(path, "r+b" if path.exists() else "wb") as file:
-        file.truncate(done * chunk_bytes)
-        file.seek(done * chunk_bytes)
-        for begin in range(done * _CHUNK_CONTEXTS, len(contexts), _CHUNK_CONTEXTS):
+) -> list[str]:
+    """Append the chunks that `path` does not hold yet; the SHA-256 of every chunk."""
+    context_bytes = POSITIONS * model.d_in * _BYTES
+    with disk_errors(path), open(path, "a+b") as file, open(_digest_file(path), "a+", errors="replace") as digest_file:
+        digests = _whole_chunks(file.fileno(), digest_file, len(contexts), context_bytes)
+        done = min(len(digests) * _CHUNK_CONTEXTS, len(contexts))
+        file.truncate(done * context_bytes)
+        digest_file.truncate(0)
+        digest_file.writelines(f"{digest}\n" for digest in digests)
+        for begin in range(done, len(contexts), _CHUNK_CONTEXTS):
+            digest = hashlib.sha256()
             for part in range(begin, min(begin + _CHUNK_CONTEXTS, len(contexts)), 32):
                 tokens = torch.from_numpy(contexts[part : min(part + 32, begin + _CHUNK_CONTEXTS)].astype(np.int64))
                 acts = model.activations(tokens)[:, 1:]  # (b, 127, d_in)
-                file.write(acts.bfloat16().reshape(-1, acts.shape[-1]).view(torch.int16).numpy().tobytes())
+                if not acts.isfinite().all():
+                    got = f"NaN or infinity in contexts {part} to {part + len(tokens) - 1} at {model.hook_name}"
+                    raise UserError(f"{label}: activations must be finite", got, "check the language model's weights")
+                data = acts.bfloat16().reshape(-1, acts.shape[-1]).view(torch.int16).numpy().tobytes()
+                digest.update(data)
+                file.write(data)
+            file.flush()
+            digest_file.write(f"{digest.hexdigest()}\n")
+            digest_file.flush()
+            digests.append(digest.hexdigest())
             if progress:
                 progress(label, min(begin + _CHUNK_CONTEXTS, len(contexts)), len(contexts))
-        file.flush()
         os.fsync(file.fileno())
+    return digests
+
+
+def _digest_file(part: Path) -> Path:
+    return part.with_suffix(".sha256")
+
+
+def _whole_chunks(descriptor: int, digest_file: TextIO, n_contexts: int, context_bytes: int) -> list[str]:
+    """The checksums of the leading chunks that are on disk as they were written."""
+    digest_file.seek(0)
+    found: list[str] = []
+    for line in digest_file.read().splitlines():
+        begin = len(found) * _CHUNK_CONTEXTS
+        size = min(_CHUNK_CONTEXTS, n_contexts - begin) * context_bytes
+        if size <= 0 or _sha256_at(descriptor, begin * context_bytes, size) != line:
+            break
+        found.append(line)
+    return found
+
+
+def _sha256_at(descriptor: int, offset: int, size: int) -> str:
+    """SHA-256 of a range of a file, in hex; a file that ends before it gives the hash of less."""
+    digest, buffer = hashlib.sha256(), bytearray(min(size, 1 << 20))
+    while size > 0:
+        got = os.preadv(descriptor, [memoryview(buffer)[: min(size, len(buffer))]], offset)
+        if got == 0:
+            break
+        digest.update(memoryview(buffer)[:got])
+        offset, size = offset + got, size - got
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -72,14 +72,22 @@ def notebook(
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @click.option("--profile", help="Also the plan of this profile's whole study: tokens, hours, disk, memory.")
 @click.option("--tokens-per-second", type=float, help="Rate for the plan.  [default: measured on this processor]")
-def doctor(as_json: bool, profile: str | None, tokens_per_second: float | None) -> None:
+@click.option("--verify", is_flag=True, help="Also read the whole cache and compare it with its checksums.")
+def doctor(as_json: bool, profile: str | None, tokens_per_second: float | None, verify: bool) -> None:
     """Show what this machine has: packages, cores, memory, GPU, caches, hub, and what each profile lacks."""
     import json
 
-    from saelib.doctor import examine, format_findings
+    from saelib import doctor as machine
 
-    findings = examine(profile, tokens_per_second)
-    click.echo(json.dumps(findings, indent=2) if as_json else format_findings(findings))
+    findings = machine.examine(profile, tokens_per_second)
+    damaged: list[str] = []
+    if verify:
+        verified, damaged = machine.verify()
+        findings["cache"] |= {"verified": verified, "damaged": damaged}
+    click.echo(json.dumps(findings, indent=2) if as_json else machine.format_findings(findings))
+    if damaged:
+        remedy = "delete what is damaged (for a store or a run its folder); it will be made again"
+        raise UserError("cache must be as it was written", f"{len(damaged)} damaged, the first {damaged[0]}", remedy)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

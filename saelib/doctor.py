@@ -6,12 +6,13 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from saelib.cache import cache_dir
+from saelib.cache import cache_dir, damage_in, file_sha256, read_json, seal_holds
 from saelib.errors import UserError
 from saelib.hub import HUB, cached_snapshot, hub_cache, hub_reachable
 from saelib.page import show_bytes
@@ -129,11 +130,71 @@ def format_findings(findings: dict[str, Any]) -> str:
         "text": text or "-",
         "model hub": f"{HUB} {'reachable' if findings['model_hub_reachable'] else 'not reachable (not needed by mini)'}",
     }
+    if "verified" in cache:
+        rows["verified"] = f"{cache['verified']} things in the cache, {len(cache['damaged'])} of them damaged"
     lines = [f"{name:<10} {value}" for name, value in rows.items()]
     for name, lacking in findings["missing"].items():
         lines.append(f"{'profile':<10} {name}: {'lacks ' + '; '.join(lacking) if lacking else 'all at hand'}")
     lines += [f"{'plan':<10} {line}" for line in findings.get("plan_text", [])]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"damaged    {path}" for path in cache.get("damaged", []))])
+
+
+def verify() -> tuple[int, list[str]]:
+    """Read everything in the cache whose checksum is known: how many things were looked at, and the damaged files."""
+    looked_at = list(_verified(cache_dir()))
+    return len(looked_at), [damage for damage in looked_at if damage is not None]
+
+
+def _verified(cache: Path) -> Iterator[str | None]:
+    """For each archive, folder, store, training and kept number: None, or what is damaged."""
+    from saelib.sources import LANGUAGE_MODEL_SOURCES, STUDY_SOURCES, archive_path
+
+    for source in (*STUDY_SOURCES, *LANGUAGE_MODEL_SOURCES):
+        if archive_path(source).exists():
+            yield _unless(file_sha256(archive_path(source)) == source.sha256, archive_path(source))
+    for sums in sorted(cache.rglob("SHA256SUMS")):
+        yield damage_in(sums.parent)
+    for path in sorted([*cache.glob("quality/*.json"), *cache.glob("parents/*.json")]):
+        yield _unless(_sealed(path) is not None, path)
+    for path in sorted(cache.glob("runs/*/summary.json")):
+        summary, history = _sealed(path), path.with_name("history.csv")
+        known = summary is None or file_sha256(history) == summary["history_sha256"]
+        yield _unless(summary is not None, path) or _unless(known, history)
+    for path in sorted(cache.glob("runs/*/checkpoints/*.json")):
+        content, tensors = _sealed(path), path.with_suffix(".safetensors")
+        known = content is None or (tensors.exists() and file_sha256(tensors) == content["tensors"])
+        yield _unless(content is not None, path) or _unless(known, tensors)
+    for path in sorted(cache.glob("activations/*/manifest.json")):
+        yield _damaged_store(path)
+
+
+def _sealed(path: Path) -> dict[str, Any] | None:
+    """A sealed JSON object, or None when it is damaged (or was written by a version that sealed nothing)."""
+    try:
+        content = read_json(path)
+    except UserError:
+        return None
+    return content if seal_holds(content) else None
+
+
+def _unless(intact: bool, path: Path) -> str | None:
+    return None if intact else str(path)
+
+
+def _damaged_store(path: Path) -> str | None:
+    import numpy as np
+
+    from saelib.activations import ActivationStore
+
+    manifest = _sealed(path)
+    if manifest is None:
+        return str(path)
+    store = ActivationStore(path.parent, manifest, np.empty((0, 128), dtype=np.uint16))
+    try:
+        store.check(np.arange(store.n_tokens))
+    except UserError as error:
+        return str(error.got)
+    return None
 
 
 def _existing(path: Path) -> Path:

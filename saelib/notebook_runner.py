@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelib import __version__
-from saelib.cache import atomic_dir, cache_dir, content_key, disk_errors, ensure_dir, locked, read_json
+from saelib.cache import atomic_dir, cache_dir, content_key, damage_in, disk_errors, ensure_dir, locked, read_json
 from saelib.errors import UserError
 from saelib.progress import report_progress
 from saelib.provenance import provenance, versions
@@ -248,7 +248,7 @@ def cached_notebook(key: str) -> ExecutedNotebook | None:
     """The finished notebook of this key, or None. A damaged result counts as none, so it is made again."""
     folder = _result_folder(key)
     path = folder / "executed.ipynb"
-    if not (path.is_file() and (folder / "result.json").is_file()):
+    if not (path.is_file() and (folder / "result.json").is_file()) or damage_in(folder) is not None:
         return None
     try:
         return ExecutedNotebook(path, key, read_json(folder / "result.json"))

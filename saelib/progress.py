@@ -33,14 +33,14 @@ def report_progress(label: str, done: int, total: int) -> None:
         return
     now = time.monotonic()
     if _last.get("label") != label or done < _last["first_done"]:
-        _last.update(label=label, first_done=done, first_at=time.time(), written=-_WRITE_INTERVAL)
+        _last.update(label=label, first_done=done, first_at=time.monotonic(), written=-_WRITE_INTERVAL)
     if now - _last["written"] < _WRITE_INTERVAL and done < total:
         return
     _last["written"] = now
     state = {k: _last[k] for k in ("label", "first_done", "first_at")} | {
         "done": done,
         "total": total,
-        "at": time.time(),
+        "at": time.monotonic(),
     }
     temporary = f"{name}.{os.getpid()}.tmp"
     with contextlib.suppress(OSError):
@@ -65,7 +65,7 @@ def describe(state: dict[str, Any]) -> str:
         text += f" ({100 * done // total}%)"
     gained, elapsed = done - state["first_done"], state["at"] - state["first_at"]
     if 0 < done < total and gained > 0 and elapsed > 0.5:
-        since = max(0.0, time.time() - state["at"])
+        since = max(0.0, time.monotonic() - state["at"])
         text += f", {clock(max(0.0, (total - done) * elapsed / gained - since))} left"
     return text
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saelib.activations import GROUP_BATCHES, POSITIONS
+from saelib.checkpoints import KEPT_CHECKPOINTS
 from saelib.mini_lm import MiniLM, MiniLMConfig
 from saelib.model import OneLayerModel
 from saelib.profiles import Profile
@@ -20,7 +21,7 @@ from saelib.runs import RUNS
 from saelib.sae import SAEConfig, init_random
 from saelib.text import token_dtype
 from saelib.tokens import CONTEXT_LENGTH
-from saelib.train import KEPT_CHECKPOINTS, TrainConfig, train
+from saelib.train import TrainConfig, train
 
 _FLOAT = 4
 _ADAM = 3

@@ -267,6 +267,8 @@ def init_from_narrow(narrow: SAE, cfg: SAEConfig, normalise: bool, generator: to
 def save_sae(sae: SAE, folder: Path) -> Path:
     """Write `folder` in the SAELens format, all at once or not at all; an SAE already there is replaced.
 
+    Beside the two files of that format lies `SHA256SUMS`, by which `load_sae` (or `sha256sum -c`) finds a damaged file.
+
     Raises:
         UserError: `folder` holds something other than an SAE, a parameter is not finite, or the disk refuses.
     """

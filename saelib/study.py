@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,19 @@ import pandas as pd
 import torch
 
 from saelib.activations import POSITIONS, ActivationStore, ShuffledBatches, View, harvest
-from saelib.cache import atomic_path, cache_dir, content_key, kept_json, locked, read_json, write_json
+from saelib.cache import (
+    atomic_path,
+    cache_dir,
+    content_key,
+    file_sha256,
+    kept_folder,
+    kept_json,
+    locked,
+    read_json,
+    read_sealed,
+    sealed,
+    write_json,
+)
 from saelib.classes import hyphen_labels, hyphen_rows
 from saelib.errors import UserError
 from saelib.evaluate import Quality, sae_quality
@@ -143,14 +156,29 @@ def _train_once(
                 snapshots=snapshots, name=name,
             )  # fmt: skip
             save_sae(result.sae, folder / "sae")
-            with atomic_path(folder / "history.csv") as temporary:
+            history = folder / "history.csv"
+            with atomic_path(history) as temporary:
                 result.history.to_csv(temporary, index=False)
-            write_json(folder / "summary.json", {"seconds": result.seconds, "n_tokens": result.n_tokens})
-            for checkpoint in (folder / "checkpoints").glob("*"):
-                checkpoint.unlink()
-    summary = read_json(folder / "summary.json")
-    history = pd.read_csv(folder / "history.csv")
-    return TrainResult(load_sae(folder / "sae"), history, summary["seconds"], summary["n_tokens"])
+            summary = {"seconds": result.seconds, "n_tokens": result.n_tokens, "history_sha256": file_sha256(history)}
+            write_json(folder / "summary.json", sealed(summary))
+        for checkpoint in (folder / "checkpoints").glob("*"):  # also those of a process that was killed just here
+            checkpoint.unlink()
+    return _finished_training(folder)
+
+
+def _finished_training(folder: Path) -> TrainResult:
+    """What `_train_once` left in a folder; a damaged file is a `UserError`, since training again takes minutes."""
+    remedy = f"delete {folder}; it will be trained again"
+    summary = read_sealed(folder / "summary.json", remedy)
+    path = folder / "history.csv"
+    digest = file_sha256(path) if path.exists() else None
+    if digest != summary.get("history_sha256", digest) or digest is None:
+        raise UserError("file must be as it was written", path, remedy)
+    try:
+        sae = load_sae(folder / "sae")
+    except UserError as error:
+        raise UserError(error.rule, error.got, remedy) from error
+    return TrainResult(sae, pd.read_csv(path), summary["seconds"], summary["n_tokens"])
 
 
 def kept_after(profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, n_steps: int, step: int) -> SAE:
@@ -394,13 +422,13 @@ def feature_on(profile: Profile, split: str, sae: SAE, feature: int) -> np.ndarr
     """One feature's activation on every row of a split; kept in the cache, since every run asks for the parent's."""
     store = activations(profile, split)
     key = content_key(store=store.key, weights=weights_hash(sae), feature=feature)
-    path = cache_dir() / "features" / f"{split}-{key}.npy"
-    with locked(path):
-        if not path.exists():
-            values = feature_activations(store, sae, feature)
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, values)
-    return np.load(path)
+
+    def make(folder: Path) -> None:
+        file = io.BytesIO()  # numpy's error on a full disk would not say that it is full
+        np.save(file, feature_activations(store, sae, feature))
+        (folder / "values.npy").write_bytes(file.getvalue())
+
+    return np.load(kept_folder(cache_dir() / "features" / f"{split}-{key}", make) / "values.npy")
 
 
 def view(profile: Profile, by: str, chosen: Parent) -> View:

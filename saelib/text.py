@@ -173,8 +173,9 @@ def _write_splits(
         contexts = np.empty((n_contexts, CONTEXT_LENGTH), dtype=dtype)
         contexts[:, 0] = bos
         contexts[:, 1:] = tokens[: n_contexts * (CONTEXT_LENGTH - 1)].reshape(n_contexts, CONTEXT_LENGTH - 1)
-        contexts.tofile(folder / f"{split}.bin")
-        np.array(starts, dtype=np.int64).tofile(folder / f"{split}.documents.bin")
+        # Not by `tofile`, whose error on a full disk does not say that it is full.
+        (folder / f"{split}.bin").write_bytes(contexts.tobytes())
+        (folder / f"{split}.documents.bin").write_bytes(np.array(starts, dtype=np.int64).tobytes())
         splits[split] = {
             "documents": len(rows),
             "contexts": n_contexts,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from saelib.cache import read_json
+from saelib.cache import read_json, require_intact
 from saelib.errors import UserError
 
 CONTEXT_LENGTH = 128
@@ -27,14 +27,16 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
-        """Open a store; a missing or shortened file is a `UserError` that names it."""
-        manifest = read_json(folder / "manifest.json")
+        """Open a store; a file that is missing, shortened or not as its checksum says is a `UserError` that names it."""
+        remedy = f"delete {folder}; the text will be read again"
+        manifest = read_json(folder / "manifest.json", remedy)
         for split, counts in manifest["splits"].items():
             path = folder / f"{split}.bin"
             expected = counts["contexts"] * CONTEXT_LENGTH * np.dtype(manifest.get("dtype", "uint16")).itemsize
             actual = path.stat().st_size if path.exists() else 0
             if actual != expected:
-                raise UserError(f"token file must hold {expected} bytes", f"{path} with {actual}", f"delete {folder}")
+                raise UserError(f"token file must hold {expected} bytes", f"{path} with {actual}", remedy)
+        require_intact(folder, "a token store", remedy)
         return cls(folder, manifest)
 
     @property

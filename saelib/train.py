@@ -19,28 +19,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 import pandas as pd
-import safetensors.torch
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
-from saelib.cache import atomic_path, content_key, ensure_dir
+from saelib.cache import content_key, locked
+from saelib.checkpoints import Checkpoint, Checkpoints
 from saelib.errors import UserError
+from saelib.health import Health
 from saelib.sae import PARAMETERS, SAE, kaiming_uniform, require_trainable, unit_rows
 from saelib.step import Objective, Params, StepResult, choose_route, loss_and_grads, normalise_decoder
-
-KEPT_CHECKPOINTS = 2
 
 
 @runtime_checkable
@@ -150,41 +146,46 @@ def train(
     that is resumed may call it again, with the same weights.
 
     Raises:
-        UserError: batches do not fit the SAE; the checkpoints in `workdir` are damaged or of another run; or the loss
-            stops being finite (the message names the step, the first bad tensor and the last good checkpoint).
+        UserError: batches do not fit the SAE; the checkpoints in `workdir` are damaged or of another run; or the run is
+            no longer sound (see `saelib.health`): the message names the step, the tensor and the last good checkpoint.
     """
     require_trainable(sae.cfg)
     _check_fit(sae, batches, cfg)
-    state = _State(copy.deepcopy(sae), cfg)
-    checkpoints = _Checkpoints(Path(workdir), _run_key(sae, batches, cfg), name)
-    checkpoints.restore(state)
-    # Batches are copied into memory of our own: a matrix product may round differently at another alignment.
-    x = torch.empty(cfg.batch_size, sae.cfg.d_in, device=state.device)
-    started = time.perf_counter() - state.seconds
-    while state.step < cfg.n_steps:
-        x.copy_(batches.batch(state.step))
-        route = choose_route(state.active_share, state.device)
-        result = loss_and_grads(state.params, x, cfg.l1_coeff, cfg.zero_parent, route, cfg.objective)
-        if not math.isfinite(result.loss):
-            raise _diverged(name, state, x, result, checkpoints)
-        state.count(result, cfg.batch_size)
-        state.seconds = time.perf_counter() - started
-        if state.step % cfg.log_every == 0 or state.step == cfg.n_steps - 1:
-            state.log(result, cfg, probe)
-        if cfg.objective == "study":
-            normalise_decoder(state.params.W_dec, result.grads.W_dec)
-        state.update(result.grads)
-        state.step += 1
-        if cfg.reinit_due(state.step):
-            state.reinitialise_silent(cfg)
-        if snapshots and state.step in snapshots:
-            snapshots[state.step](state.sae)
-        if state.step % cfg.checkpoint_every == 0 or state.step == cfg.n_steps:
-            if not all(p.isfinite().all() for p in state.params):
-                raise _diverged(name, state, x, result, checkpoints)
-            checkpoints.write(state)
-        if on_step is not None:
-            on_step(state.step, cfg.n_steps)
+    with locked(Path(workdir)):
+        state = _State(copy.deepcopy(sae), cfg)
+        checkpoints = Checkpoints(Path(workdir), _run_key(sae, batches, cfg), name)
+        found = checkpoints.newest(state.tensors(), state.scalars())
+        if found is not None:
+            state.restore(found)
+        health = Health(name, state.device, lambda: next((str(path) for path in checkpoints.paths()), "none yet"))
+        # Batches are copied into memory of our own: a matrix product may round differently at another alignment.
+        x = torch.empty(cfg.batch_size, sae.cfg.d_in, device=state.device)
+        started = time.perf_counter() - state.seconds
+        while state.step < cfg.n_steps:
+            x.copy_(batches.batch(state.step))
+            route = choose_route(state.active_share, state.device)
+            result = loss_and_grads(state.params, x, cfg.l1_coeff, cfg.zero_parent, route, cfg.objective)
+            health.observe(state.step, result.loss)
+            state.count(result, cfg.batch_size)
+            state.seconds = time.perf_counter() - started
+            if state.step % cfg.log_every == 0 or state.step == cfg.n_steps - 1:
+                health.require_finite(state.step, state.params._asdict(), batches.batch)
+                state.log(result, cfg, probe)
+                limit = max(state.rows[0]["loss"], x.square().sum(1).mean().item())
+                health.require_progress(state.step, result.loss, limit, state.rows[-1]["dead_share"])
+            if cfg.objective == "study":
+                normalise_decoder(state.params.W_dec, result.grads.W_dec)
+            state.update(result.grads)
+            state.step += 1
+            if cfg.reinit_due(state.step):
+                state.reinitialise_silent(cfg)
+            if snapshots and state.step in snapshots:
+                snapshots[state.step](state.sae)
+            if state.step % cfg.checkpoint_every == 0 or state.step == cfg.n_steps:
+                health.require_finite(state.step, state.tensors(), batches.batch)
+                checkpoints.write(state.step, state.tensors(), state.scalars())
+            if on_step is not None:
+                on_step(state.step, cfg.n_steps)
     return TrainResult(state.finished_sae(), pd.DataFrame(state.rows), state.seconds, cfg.n_steps * cfg.batch_size)
 
 
@@ -223,11 +224,11 @@ class _State:
         names = ("step", "active_share", "tokens_since_reinit", "seconds", "rows")
         return {name: getattr(self, name) for name in names}
 
-    def restore(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    def restore(self, saved: Checkpoint) -> None:
         for name, own in self.tensors().items():
-            own.copy_(tensors[name])  # into our own memory: see `train` on alignment
-        self.generator.set_state(tensors["generator"].clone())
-        for name, value in scalars.items():
+            own.copy_(saved.tensors[name])  # into our own memory: see `train` on alignment
+        self.generator.set_state(saved.tensors["generator"].clone())
+        for name, value in saved.scalars.items():
             setattr(self, name, value)
 
     def count(self, result: StepResult, n_tokens: int) -> None:
@@ -273,81 +274,6 @@ class _State:
         return self.sae.requires_grad_(True)
 
 
-class _Checkpoints:
-    """The last two states of a run on disk.
-
-    A checkpoint is `step-N.safetensors` and then `step-N.json`, which holds the hash of both: without the second
-    there is no checkpoint.
-    """
-
-    def __init__(self, folder: Path, run_key: str, name: str) -> None:
-        self.folder, self.run_key, self.name = ensure_dir(folder), run_key, name
-
-    def paths(self) -> list[Path]:
-        """JSON files, newest first."""
-        return sorted(self.folder.glob("step-*.json"), reverse=True)
-
-    def write(self, state: _State) -> None:
-        path = self.folder / f"step-{state.step:09d}.json"
-        data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.tensors().items()})
-        with atomic_path(path.with_suffix(".safetensors")) as temporary:
-            temporary.write_bytes(data)
-        content = {"run": self.run_key, "tensors": hashlib.sha256(data).hexdigest(), "scalars": state.scalars()}
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({"sha256": _json_sha256(content), **content}) + "\n")
-        for old in self.paths()[KEPT_CHECKPOINTS:]:
-            old.unlink()
-        kept = {p.stem for p in self.paths()}
-        for tensors in self.folder.glob("step-*.safetensors"):  # also one whose JSON was never written
-            if tensors.stem not in kept:
-                tensors.unlink()
-
-    def restore(self, state: _State) -> None:
-        """Bring `state` to the newest intact checkpoint; leave it alone if there is none at all."""
-        damaged: list[str] = []
-        for path in self.paths():
-            try:
-                tensors, scalars = self._read(path)
-            except _DamagedError as damage:
-                damaged.append(str(damage))
-                continue
-            if damaged:
-                message = f"{self.name}: damaged checkpoint {damaged[0]}; continuing from the older {path.name}"
-                warnings.warn(message, stacklevel=3)
-            state.restore(tensors, scalars)
-            return
-        if damaged:
-            remedy = f"delete {self.folder} to train again from the start"
-            raise UserError(f"{self.name}: one checkpoint must be intact", f"damage in {' and '.join(damaged)}", remedy)
-
-    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors_path = path.with_suffix(".safetensors")
-        try:
-            content = json.loads(path.read_text())
-            written = content.pop("sha256")
-            if written != _json_sha256(content):
-                raise _DamagedError(path)
-            run_key, tensors_sha256, scalars = content["run"], content["tensors"], content["scalars"]
-            data = tensors_path.read_bytes() if tensors_path.is_file() else b""
-            if hashlib.sha256(data).hexdigest() != tensors_sha256:
-                raise _DamagedError(tensors_path)
-            tensors = safetensors.torch.load(data)
-        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise _DamagedError(path) from error
-        if run_key != self.run_key:
-            rule = f"{self.name}: a checkpoint must belong to this run ({self.run_key})"
-            raise UserError(rule, f"{run_key} in {path}", "give this run a folder of its own, or delete that one")
-        return tensors, scalars
-
-
-class _DamagedError(Exception):
-    """A checkpoint file that is not what was written; its text is the file."""
-
-
-def _json_sha256(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _run_key(sae: SAE, batches: Batches, cfg: TrainConfig) -> str:
     """A hash of all that determines the run: configuration, initial weights, and the `key` of batches that have one."""
     weights = hashlib.sha256()
@@ -367,14 +293,3 @@ def _check_fit(sae: SAE, batches: Batches, cfg: TrainConfig) -> None:
     if cfg.zero_parent is not None and not 0 <= cfg.zero_parent < sae.cfg.d_sae:
         rule = f"feature must be in [0, d_sae={sae.cfg.d_sae})"
         raise UserError(rule, cfg.zero_parent, "pass a feature of this SAE")
-
-
-def _diverged(name: str, state: _State, x: Tensor, result: StepResult, checkpoints: _Checkpoints) -> UserError:
-    """The error for a loss that is no longer finite, with the first tensor that is not."""
-    tensors = {"the batch": x, **state.params._asdict()}
-    tensors |= {f"the gradient of {key}": value for key, value in result.grads._asdict().items()}
-    bad = next((key for key, value in tensors.items() if not value.isfinite().all()), "the loss itself")
-    last = next((str(path) for path in checkpoints.paths()), "none yet")
-    rule = f"{name}: loss must stay finite"
-    got = f"{result.loss} at step {state.step} (first bad tensor: {bad}; last good checkpoint: {last})"
-    return UserError(rule, got, "lower lr or l1_coeff, or check the activations")

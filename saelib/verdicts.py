@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Integer
+from torch import Tensor
 
 from saelib import study
 from saelib.activations import POSITIONS
@@ -101,35 +103,45 @@ def permuted_control(profile: Profile, sae: SAE, chosen: study.Parent, draws: in
     return pd.DataFrame(rows, columns=["split", "classes_passed", "best_f1"])
 
 
+CAUSAL_TOKENS = 150
+"""Tokens a class on which `causal_effects` is measured, the first of them in the order of the text."""
+
+
 @torch.no_grad()
 def causal_effects(
-    profile: Profile, sae: SAE, children: list[int | None], chosen: study.Parent, split: str = "test"
-) -> Float[np.ndarray, "n_children n_classes"]:
-    """What taking a child away does to each class's true next tokens.
+    profile: Profile, sae: SAE, features: Sequence[int | None], chosen: study.Parent, split: str = "test"
+) -> Float[np.ndarray, "n_features n_classes"]:
+    """What taking a feature away does to each class's true next tokens.
 
-    `a_j d_j` is subtracted from the activation at each labelled token of P, all else (the SAE's error included) left as
-    it is: `x - a_j d_j`. The entry is the mean change in log-probability (nats) of the class's true next tokens. A child
-    of class c lowers those of c, and leaves the other classes' alone: c's entry less the mean of the others' is its
-    causal effect, negative for a child that does its work.
+    `a_j d_j` is subtracted from the activation at a labelled token of P, all else (the SAE's error included) left as it
+    is: `x - a_j d_j`. The entry is the mean change in log-probability (nats) of the class's true next tokens; a class
+    without tokens gives NaN. A child of class c lowers those of c and leaves the other classes' alone: c's entry less the
+    mean of the others' is its causal effect, negative for a child that does its work.
     """
     model, store = study.language_model(profile), study.activations(profile, split)
     part = parent_tokens(profile, split, chosen)
-    keep = np.flatnonzero((part.tokens.label >= 0) & (part.next_token >= 0))
-    rows, label = part.rows[keep], part.tokens.label[keep]
-    next_token = torch.from_numpy(part.next_token[keep])
-    context, position = np.divmod(rows, POSITIONS)
-    changes = np.zeros((len(children), len(rows)))
-    unique, index = np.unique(context, return_inverse=True)
-    for begin in range(0, len(unique), 64):
-        tokens = torch.from_numpy(np.asarray(store.contexts[unique[begin : begin + 64]]).astype(np.int64))
-        here = np.flatnonzero((index >= begin) & (index < begin + 64))
-        at = (torch.from_numpy(index[here] - begin), torch.from_numpy(position[here] + 1))
-        mid = model.residual_mid(tokens)[at]
-        x = model.mlp_out(mid)
-        acts, target = sae.encode(x), next_token[torch.from_numpy(here), None]
-        clean = model.logits(mid + x).log_softmax(-1).gather(1, target)
-        for k, j in enumerate(children):
+    usable = np.flatnonzero((part.tokens.label >= 0) & (part.next_token >= 0))
+    keep = np.sort(
+        np.concatenate([usable[part.tokens.label[usable] == c][:CAUSAL_TOKENS] for c in range(len(CLASSES))])
+    )
+    context, position = np.divmod(part.rows[keep], POSITIONS)
+    label, target = part.tokens.label[keep], part.next_token[keep]
+    changes = np.zeros((len(features), len(keep)))
+    for begin in range(0, len(keep), 16):
+        here = slice(begin, begin + 16)
+        tokens = torch.from_numpy(np.asarray(store.contexts[context[here]]).astype(np.int64))
+        at = (torch.arange(len(tokens)), torch.from_numpy(position[here] + 1))
+        clean, logits = model.splice(tokens)
+        acts = sae.encode(clean[at])
+
+        def true_next(x: Tensor, at: tuple[Tensor, Tensor] = at, here: slice = here, logits: Any = logits) -> Tensor:
+            return logits(x)[at].log_softmax(-1).gather(1, torch.from_numpy(target[here])[:, None])[:, 0]
+
+        base = true_next(clean)
+        for k, j in enumerate(features):
             if j is not None:
-                without = model.logits(mid + x - acts[:, j, None] * sae.W_dec[j]).log_softmax(-1).gather(1, target)
-                changes[k, here] = (without - clean)[:, 0].numpy()
-    return np.stack([changes[:, label == c].mean(1) for c in range(len(CLASSES))], axis=1)
+                without = clean.clone()
+                without[at] -= acts[:, j, None] * sae.W_dec[j]
+                changes[k, here] = (true_next(without) - base).numpy()
+    by_class = [changes[:, label == c] for c in range(len(CLASSES))]
+    return np.stack([c.mean(1) if c.shape[1] else np.full(len(features), np.nan) for c in by_class], axis=1)

@@ -12,17 +12,16 @@ where an uninterrupted one does.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 
 from saelib.cache import atomic_path, cache_dir, content_key, write_json
+from saelib.checkpoints import Checkpoints
 from saelib.mini_lm import ChunkedCrossEntropy, MiniLM, MiniLMConfig
 from saelib.model import EMBEDDED_FOLDER
 from saelib.sources import LANGUAGE_MODEL_SOURCES, STUDY_SOURCES
@@ -77,15 +76,14 @@ def main() -> None:
     validation = np.array(store.contexts("select")[:512])
     n_steps = int(args.tokens) // (BATCH_CONTEXTS * (contexts.shape[1] - 1))
     key = content_key(cfg=asdict(cfg), text=store.key, seed=args.seed, n_steps=n_steps)
-    workdir = cache_dir() / "mini_lm" / key
+    checkpoints = Checkpoints(cache_dir() / "mini_lm" / key, key, "language model")
 
     model = MiniLM(cfg, torch.Generator().manual_seed(args.seed))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
     )
-    step, curve, seconds = 0, [], 0.0
-    if (workdir / "checkpoint.safetensors").exists():
-        step, curve, seconds = load_checkpoint(workdir, model, optimizer)
+    step, curve, seconds, running = restore(checkpoints, model, optimizer)
+    if step:
         print(f"resumed at step {step} of {n_steps}", flush=True)
     if args.export:
         export(model, cfg, store.manifest, curve, step, n_steps, seconds, args.seed)
@@ -95,7 +93,7 @@ def main() -> None:
         f"{n_steps} steps, {per_epoch} an epoch, {store.manifest['splits']['train']['tokens']:,} train tokens",
         flush=True,
     )
-    began, running, order, epoch_of_order = time.time() - seconds, 0.0, None, -1
+    began, order, epoch_of_order = time.perf_counter() - seconds, None, -1
     while step < n_steps:
         epoch, within = divmod(step, per_epoch)
         if epoch != epoch_of_order:
@@ -122,47 +120,42 @@ def main() -> None:
                 "tokens": step * BATCH_CONTEXTS * (contexts.shape[1] - 1),
                 "train_loss": running / (step - (curve[-1]["step"] if curve else 0)),
                 "validation_loss": validation_loss(model, validation),
-                "seconds": time.time() - began,
+                "seconds": time.perf_counter() - began,
             }
             curve.append(row)
             running = 0.0
             print({k: round(v, 4) for k, v in row.items()}, flush=True)
         if step % CHECKPOINT_EVERY == 0 or step == n_steps:
-            save_checkpoint(workdir, model, optimizer, step, curve, time.time() - began)
-    export(model, cfg, store.manifest, curve, step, n_steps, time.time() - began, args.seed)
+            scalars = {"step": step, "curve": curve, "seconds": time.perf_counter() - began, "running": running}
+            checkpoints.write(step, state_tensors(model, optimizer), scalars)
+    export(model, cfg, store.manifest, curve, step, n_steps, time.perf_counter() - began, args.seed)
 
 
-def save_checkpoint(
-    workdir: Path,
-    model: MiniLM,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    curve: list[dict[str, float]],
-    seconds: float,
-) -> None:
-    """Weights, Adam moments, step and curve, in one atomic file."""
-    tensors = {f"param.{name}": p.detach() for name, p in model.named_parameters()}
+def state_tensors(model: MiniLM, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Weights and Adam's moments, which begin at zero: the memory that training changes."""
+    tensors = {}
     for name, p in model.named_parameters():
-        for moment in ("exp_avg", "exp_avg_sq", "step"):
-            tensors[f"{moment}.{name}"] = optimizer.state[p][moment]
-    with atomic_path(workdir / "checkpoint.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"step": str(step), "curve": json.dumps(curve), "seconds": str(seconds)})
+        if not optimizer.state[p]:
+            zeros = {moment: torch.zeros_like(p) for moment in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {**zeros, "step": torch.zeros((), dtype=torch.float32)}
+        tensors[f"param.{name}"] = p.detach()
+        tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for moment in ("exp_avg", "exp_avg_sq", "step")}
+    return tensors
 
 
-def load_checkpoint(
-    workdir: Path, model: MiniLM, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[dict[str, float]], float]:
-    """Undo `save_checkpoint`."""
-    from safetensors import safe_open
-
-    path = workdir / "checkpoint.safetensors"
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    for name, p in model.named_parameters():
-        p.data.copy_(tensors[f"param.{name}"])
-        optimizer.state[p] = {m: tensors[f"{m}.{name}"].clone() for m in ("exp_avg", "exp_avg_sq", "step")}
-    return int(metadata["step"]), json.loads(metadata["curve"]), float(metadata["seconds"])
+def restore(
+    checkpoints: Checkpoints, model: MiniLM, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[dict[str, float]], float, float]:
+    """Bring model and optimizer to the newest checkpoint; step, curve, seconds and the loss summed since the curve's end."""
+    own = state_tensors(model, optimizer)
+    names = ("step", "curve", "seconds", "running")
+    found = checkpoints.newest(own, names)
+    if found is None:
+        return 0, [], 0.0, 0.0
+    for name, tensor in own.items():
+        tensor.copy_(found.tensors[name])
+    step, curve, seconds, running = (found.scalars[name] for name in names)
+    return step, curve, seconds, running
 
 
 def export(
@@ -177,7 +170,8 @@ def export(
 ) -> None:
     """Half-precision weights, config, loss curve and text manifest into the package folder."""
     with atomic_path(EMBEDDED_FOLDER / "model.safetensors") as temporary:
-        save_file({name: tensor.half().contiguous() for name, tensor in model.tensors().items()}, temporary)
+        weights = {name: tensor.half().contiguous() for name, tensor in model.tensors().items()}
+        temporary.write_bytes(safetensors.torch.save(weights))
     training = {
         "seed": seed, "steps": step, "planned_steps": n_steps, "tokens": step * BATCH_CONTEXTS * (cfg.n_ctx - 1),
         "learning_rate": LEARNING_RATE, "betas": BETAS, "weight_decay": WEIGHT_DECAY, "warm_up_steps": WARM_UP_STEPS,

@@ -94,6 +94,87 @@ def test_shortened_store_is_named(store: ActivationStore, model: OneLayerModel, 
         harvest(model, tokens, "train", 600)
 
 
+@pytest.mark.parametrize("position", [0, 300 * POSITIONS * 512 + 7, -1])
+def test_a_flipped_bit_is_found_when_it_is_read(store: ActivationStore, position: int) -> None:
+    """Each chunk when a process first reads from it: here of 256 contexts, so the fault is in chunk 0, 1 or 2."""
+    path = store.folder / "acts.bin"
+    data = bytearray(path.read_bytes())
+    data[position] ^= 4
+    path.write_bytes(data)
+    again = ActivationStore(store.folder, store.manifest, store.contexts)
+    chunk = position % len(data) // (256 * POSITIONS * 512)
+    for other in {0, 1, 2} - {chunk}:
+        again.rows(np.array([other * 256 * POSITIONS]))
+    message = (
+        rf"activations must be as they were harvested; got .*acts.bin, contexts {256 * chunk} to \d+: delete \S+train-"
+    )
+    with pytest.raises(UserError, match=message):
+        again.read(np.array([chunk * 256 * POSITIONS + 5]))
+    with pytest.raises(UserError, match=message):
+        list(again.blocks())
+
+
+def test_a_damaged_manifest_is_named(store: ActivationStore, model: LanguageModel, tokens: TokenStore) -> None:
+    path = store.folder / "manifest.json"
+    path.write_text(path.read_text().replace('"d_in": 256', '"d_in": 255'))
+    with pytest.raises(UserError, match=r"file must be as it was written; got .*manifest.json: delete \S+train-"):
+        harvest(model, tokens, "train", 600)
+
+
+def test_a_harvest_killed_anywhere_goes_on(
+    store: ActivationStore, model: LanguageModel, tokens: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between data and checksum, between the two renames, with a part that a failing disk changed: equal bytes."""
+    folder, whole = store.folder, (store.folder / "acts.bin").read_bytes()
+    digests = [f"{digest}\n" for digest in store.manifest["chunks"]]
+    chunk = 256 * POSITIONS * 512
+    flipped = bytearray(whole)
+    flipped[chunk + 99] ^= 1
+    computed: list[int] = []
+    for part, lines, expected in (
+        (whole[: chunk + 5], digests[:1], [512, 600]),  # in the middle of the second chunk
+        (whole[: 2 * chunk], digests[:1], [512, 600]),  # before its checksum
+        (whole[: 2 * chunk], [digests[0], digests[1][:9]], [512, 600]),
+        (flipped[: 2 * chunk], digests[:2], [512, 600]),
+        (whole[: 2 * chunk], digests, [600]),
+        (whole, digests, []),  # before the rename
+        (whole + b"more", digests, []),
+        (b"", [], [256, 512, 600]),
+    ):
+        for name in ("manifest.json", "acts.bin"):
+            (folder / name).unlink(missing_ok=True)
+        (folder / "acts.part").write_bytes(part)
+        (folder / "acts.sha256").write_text("".join(lines))
+        computed.clear()
+        again = harvest(model, tokens, "train", 600, progress=lambda label, done, total: computed.append(done))
+        assert computed == expected
+        assert (folder / "acts.bin").read_bytes() == whole and again.manifest == store.manifest
+        assert sorted(path.name for path in folder.iterdir()) == ["acts.bin", "manifest.json"]
+    (folder / "manifest.json").unlink()  # after the rename, before the manifest
+    (folder / "acts.sha256").write_text("".join(digests))
+    computed.clear()
+    harvest(model, tokens, "train", 600, progress=lambda label, done, total: computed.append(done))
+    assert computed == [] and (folder / "acts.bin").read_bytes() == whole
+
+
+def test_activations_that_are_not_finite_are_refused(
+    model: LanguageModel, tokens: TokenStore, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, calls = acts_module.LanguageModel.mlp_out, []
+
+    def overflow(self: LanguageModel, mid: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return plain(self, mid) * (float("inf") if len(calls) == 4 else 1)  # the first is the check's
+
+    monkeypatch.setattr(acts_module.LanguageModel, "mlp_out", overflow)
+    message = (
+        r"harvest train: activations must be finite; got NaN or infinity in contexts 64 to 95 at blocks.0.hook_mlp_out"
+    )
+    with pytest.raises(UserError, match=message):
+        harvest(model, tokens, "train", 600)
+    assert not list(empty_cache.glob("activations/*/manifest.json"))
+
+
 def test_batches_visit_every_token_once_an_epoch_and_depend_on_seed_and_step_alone(store: ActivationStore) -> None:
     batches = ShuffledBatches(View(store), 512, seed=3)
     per_epoch = store.n_tokens // 512

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from saelib import __version__, cli
 
@@ -176,3 +177,44 @@ def test_doctor_works_with_a_cache_that_is_not_there(tmp_path: Path, monkeypatch
     monkeypatch.setattr("saelib.doctor.hub_reachable", lambda: False)
     assert cli.main(["doctor"]) == 0
     assert not (tmp_path / "not").exists()
+
+
+def test_doctor_verifies_the_whole_cache(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of everything that is kept: intact, then each damaged in turn and named."""
+    import hashlib
+
+    from saelib import checkpoints
+    from saelib.cache import atomic_dir, kept_json, sealed, write_json
+
+    monkeypatch.setattr("saelib.doctor._reachable", lambda host: False)
+    kept_json("quality", "k", lambda: {"l0": 14.0})
+    with atomic_dir(empty_cache / "tokens" / "made") as folder:
+        (folder / "train.bin").write_bytes(b"tokens")
+    run = empty_cache / "runs" / "run-01"
+    checkpoints.Checkpoints(run / "checkpoints", "key", "run 1").write(5, {"W": torch.ones(3)}, {"step": 5})
+    (run / "history.csv").write_text("step\n0\n")
+    digest = hashlib.sha256((run / "history.csv").read_bytes()).hexdigest()
+    write_json(run / "summary.json", sealed({"seconds": 1.0, "history_sha256": digest}))
+    store = empty_cache / "activations" / "train"
+    store.mkdir(parents=True)
+    data = bytes(range(254)) * 4  # two contexts of 127 rows, two numbers each, in chunks of one context
+    (store / "acts.bin").write_bytes(data)
+    chunks = [hashlib.sha256(data[:508]).hexdigest(), hashlib.sha256(data[508:]).hexdigest()]
+    manifest = {"key": "k", "n_contexts": 2, "d_in": 2, "chunk_contexts": 1, "chunks": chunks}
+    write_json(store / "manifest.json", sealed(manifest))
+
+    assert cli.main(["doctor", "--verify"]) == 0
+    assert "verified   5 things in the cache, 0 of them damaged" in capsys.readouterr().out
+    files = [path for path in empty_cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert len(files) == 9
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-3])
+        assert cli.main(["doctor", "--verify"]) == 2, path
+        out, err = capsys.readouterr()
+        assert f"damaged    {path}" in out
+        assert err.startswith(f"error: cache must be as it was written; got 1 damaged, the first {path}")
+        assert err.count("\n") == 1
+        path.write_bytes(whole)

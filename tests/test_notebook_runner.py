@@ -367,7 +367,7 @@ def test_progress_is_written_only_when_asked_and_survives_a_bad_path(
 
 
 def test_time_left_follows_the_pace_of_this_process_only() -> None:
-    now = time.time()
+    now = time.monotonic()
     state = {"label": "steps", "first_done": 900, "first_at": now - 10, "done": 1000, "total": 1200, "at": now}
     assert describe(state) == "steps 1000/1200 (83%), 0:20 left" or describe(state).endswith("0:19 left")
     assert describe(state | {"done": 900}) == "steps 900/1200 (75%)"

