@@ -67,7 +67,7 @@ def measure(folder: Path, n_features: int, n_tokens: int) -> dict[str, float]:
     counts, histogram = Counts(n_features), Histogram(n_features)
     top, drawn = Best(n_features, 20), Best(n_features, 1000, by="sample")
     stream(sae, store, None, [counts, histogram, top, drawn])
-    found["pass_seconds"] = time.perf_counter() - began
+    found["pass_seconds"], found["peak_mb_pass"] = time.perf_counter() - began, peak_mb()
     examples = [example_frame(sae, None, store, f, f, top, drawn, (0.9, 0.5, 0.1), 10) for f in range(20)]
     density = density_frame(every, counts)
     assert int(histogram_frame(every, histogram)["tokens"].sum()) == int(counts.active.sum())

@@ -170,13 +170,19 @@ def nearest_features(
         UserError: as for `co_firing`.
     """
     pairs = compare_features(sae, feature, other, store=store, block=block)
-    if other is None or other is sae:
-        pairs = pairs[pairs["other"] != feature]
+    return nearest_among(pairs, k, same=other is None or other is sae)
+
+
+def nearest_among(pairs: pd.DataFrame, k: int, *, same: bool) -> pd.DataFrame:
+    """The table of `nearest_features` from one feature's rows of `compare_features`; `same`: within one SAE."""
+    if same:
+        pairs = pairs[pairs["other"] != pairs["feature"]]
     near = {"decoder": pairs["decoder_cosine"].nlargest(k).index}
-    if store is not None:
+    if "jaccard" in pairs:
         near["firing"] = pairs.loc[pairs["both"] > 0, "jaccard"].nlargest(k).index
-    pairs.insert(2, "near", [", ".join(name for name, index in near.items() if i in index) for i in pairs.index])
-    found = pairs[pairs["near"] != ""].sort_values("decoder_cosine", ascending=False, kind="stable")
+    kinds = [", ".join(name for name, index in near.items() if i in index) for i in pairs.index]
+    found = pairs.assign(near=kinds)[[*pairs.columns[:2], "near", *pairs.columns[2:]]]
+    found = found[found["near"] != ""].sort_values("decoder_cosine", ascending=False, kind="stable")
     return found.reset_index(drop=True)
 
 

@@ -20,7 +20,7 @@ from saelib.sae import PARAMETERS, SAE
 
 _BLOCK_ENTRIES = 1 << 22
 """Activations computed at once: 17 MB."""
-_PENDING_ENTRIES = 1 << 21
+_PENDING_ENTRIES = 1 << 20
 """Entries an accumulator collects before it sorts them."""
 
 
@@ -180,20 +180,25 @@ class Best:
     """
 
     def __init__(self, n_features: int, k: int, by: str = "value") -> None:
-        self.k, self.by = k, by
+        self.k, self.by, self.n_features = k, by, n_features
         self._limit = np.full(n_features, 1 << 32)  # a later entry must have a smaller key
-        self._kept = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
-        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._kept = [np.zeros(0, dtype=kind) for kind in (np.int64, np.int64, np.float32)]  # code, row, value
+        # one buffer, not a list of small arrays: those would leave the heap in pieces
+        self._buffer = [np.empty(_PENDING_ENTRIES, dtype=kept.dtype) for kept in self._kept]
         self._n_pending = 0
 
     def add(self, entries: Entries) -> None:
         """Take the entries of the next block."""
         key = _strength_key(entries.value) if self.by == "value" else sample_key(entries.row)
-        keep = key < self._limit[entries.feature]
-        self._pending.append(((entries.feature[keep] << 32) | key[keep], entries.row[keep], entries.value[keep]))
-        self._n_pending += int(keep.sum())
-        if self._n_pending > _PENDING_ENTRIES:
-            self._merge()
+        keep = np.flatnonzero(key < self._limit[entries.feature])
+        for begin in range(0, len(keep), _PENDING_ENTRIES):
+            part = keep[begin : begin + _PENDING_ENTRIES]
+            if self._n_pending + len(part) > _PENDING_ENTRIES:
+                self._merge()
+            place = slice(self._n_pending, self._n_pending + len(part))
+            self._buffer[0][place] = (entries.feature[part] << 32) | key[part]
+            self._buffer[1][place], self._buffer[2][place] = entries.row[part], entries.value[part]
+            self._n_pending += len(part)
 
     def of(self, feature: int) -> tuple[Integer[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """(rows, values) of the feature at that place, best first."""
@@ -202,17 +207,22 @@ class Best:
         return self._kept[1][begin:end], self._kept[2][begin:end]
 
     def _merge(self) -> None:
-        if not self._pending:
+        if not self._n_pending:
             return
-        code, row, value = (np.concatenate(parts) for parts in zip(self._kept, *self._pending, strict=True))
+        pending = slice(0, self._n_pending)
+        code = np.concatenate([self._kept[0], self._buffer[0][pending]])
         order = np.argsort(code, kind="stable")
-        code, row, value = code[order], row[order], value[order]
-        feature = code >> 32
-        rank = np.arange(len(code)) - np.searchsorted(feature, feature)
-        last, keep = rank == self.k - 1, rank < self.k
-        self._limit[feature[last]] = code[last] & 0xFFFFFFFF
-        self._kept = (code[keep], row[keep], value[keep])
-        self._pending, self._n_pending = [], 0
+        code = code[order]
+        begins = np.searchsorted(code, np.arange(self.n_features + 1) << 32)
+        full = np.flatnonzero(np.diff(begins) >= self.k)
+        self._limit[full] = code[begins[full] + self.k - 1] & 0xFFFFFFFF
+        keep = np.arange(len(code)) < (begins[:-1] + self.k)[code >> 32]
+        order = order[keep]
+        self._kept[0] = code[keep]
+        del code, keep
+        for i in (1, 2):
+            self._kept[i] = np.concatenate([self._kept[i], self._buffer[i][pending]])[order]
+        self._n_pending = 0
 
 
 def _largest(entries: Entries, n_features: int) -> Float[np.ndarray, " n_features"]:
