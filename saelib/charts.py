@@ -15,7 +15,7 @@ _GREY = "#5b6168"
 _FONT = 'font-family="sans-serif" font-size="11"'
 
 
-def _text(x: float, y: float, words: str, anchor: str = "middle", colour: str = _GREY) -> str:
+def _text(x: float | int, y: float | int, words: str, anchor: str = "middle", colour: str = _GREY) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" {_FONT}>{html.escape(words)}</text>'
 
 
@@ -82,7 +82,7 @@ def scatter_svg(
     margin, head = 14, 26
     spans = {axis: (float(points[axis].min()), float(points[axis].max())) for axis in ("x", "y")}
 
-    def place(value: float, axis: str, size: float) -> float:
+    def place(value: float, axis: str, size: int) -> float:
         low, high = spans[axis]
         return size * ((value - low) / (high - low) if high > low else 0.5)
 

@@ -187,7 +187,7 @@ def save_sae(sae: SAE, folder: Path) -> Path:
     return folder
 
 
-def load_sae(folder: Path) -> SAE:
+def load_sae(folder: str | Path) -> SAE:
     """Read an SAE folder written by `save_sae` or by SAELens (architecture "standard"). Nothing is ever unpickled.
 
     Weights become float32. An SAE that does not subtract `b_dec` from its input is rewritten as one that does:

@@ -293,7 +293,7 @@ def test_charts_are_whole_and_say_their_numbers() -> None:
     assert heights[0] > 50 and heights[1] >= 1
     strip = charts.interval_svg(0.7, 0.65, 0.75, bound=0.8, passed=False)
     assert Balance(strip).open == [] and "95% interval 0.650 to 0.750; bound 0.8" in strip
-    assert charts.interval_svg(float("nan"), 0, 1, bound=0.5, passed=False) == ""
+    assert charts.interval_svg(float("nan"), 0.0, 1.0, bound=0.5, passed=False) == ""
     assert charts.histogram_svg(histogram[:0]) == ""
 
 
@@ -320,7 +320,7 @@ def test_text_that_cannot_be_read_is_one_line(model: LanguageModel, tmp_path: Pa
     for text, match in (
         (tmp_path / "none.txt", "text must be a file, or a folder with .txt files"),
         (tmp_path / "latin.txt", "text must be UTF-8"),
-        (["short"], "the text must fill at least one context of 127 tokens; got 2 tokens"),
+        (["short"], "the text must fill at least one context of 127 tokens; got 3 tokens"),
         ([], "must fill at least one context of 127 tokens; got 0 tokens"),
     ):
         with pytest.raises(UserError, match=match):
