@@ -276,7 +276,7 @@ def save_sae(sae: SAE, folder: Path) -> Path:
     return write_folder(folder, sae.cfg.to_dict(), {name: getattr(sae, name) for name in names})
 
 
-def load_sae(path: Path) -> SAE:
+def load_sae(path: str | Path) -> SAE:
     """Read an SAE: a folder written by `save_sae` or by SAELens, or the study's `NAME.pt` with `NAME_cfg.json` beside it.
 
     Weights become float32. Nothing is ever unpickled.

@@ -64,9 +64,29 @@ class Mount:
     fallback: str
 
 
+class Displayed:
+    """What shows itself in Jupyter from `data()`; `saelib.report` draws the same on a page."""
+
+    text: str
+
+    def data(self) -> dict[str, Any]:
+        """HTML with an empty place for each mount, and the mounts with ids that are unique in this process."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        global _bundle_sent
+        data = self.data()
+        loader = "" if _bundle_sent else f"<script>{loader_script()}</script>"
+        _bundle_sent = True
+        return {VIEW_MIME: data, "text/html": loader + view_html(data), "text/plain": self.text}
+
+    def _repr_html_(self) -> str:
+        return str(self._repr_mimebundle_()["text/html"])
+
+
 @dataclass(frozen=True)
-class View:
-    """Pieces of HTML and mounts, in order. Displays itself in Jupyter; `saelib.report` draws it on a page."""
+class View(Displayed):
+    """Pieces of HTML and mounts, in order."""
 
     pieces: tuple[str | Mount, ...]
     text: str
@@ -82,16 +102,6 @@ class View:
             parts.append(f'<div id="{identity}" class="view">{piece.fallback}</div>')
             mounts.append({"id": identity, "component": piece.component, "props": piece.props})
         return {"html": "".join(parts), "mounts": mounts}
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        global _bundle_sent
-        data = self.data()
-        loader = "" if _bundle_sent else f"<script>{loader_script()}</script>"
-        _bundle_sent = True
-        return {VIEW_MIME: data, "text/html": loader + view_html(data), "text/plain": self.text}
-
-    def _repr_html_(self) -> str:
-        return str(self._repr_mimebundle_()["text/html"])
 
 
 def loader_script() -> str:
@@ -214,30 +224,34 @@ def top_features(
     max_value: float | None = None,
     caption: str = "",
 ) -> View:
-    """The `k` most active features at one token: a text coloured by each feature in turn, the strongest first.
+    """Show `features.top_features` at one token: a text coloured by each feature in turn, the strongest first.
 
     `feature_acts` is (n_tokens, d_sae), as `SAE.encode` gives it; `position` indexes the token asked about (negative:
     from the end). This is the picture the study judged a split by: one feature high at that token, no other close.
     """
-    acts = feature_acts.detach() if hasattr(feature_acts, "detach") else feature_acts
+    import torch  # here, since the other views need none of it
+
+    from saelib.features import top_features as ranked
+
+    acts = torch.as_tensor(feature_acts).detach()
     if len(tokens) != len(acts):
         raise ValueError(f"feature_acts must have one row a token; got {len(acts)} rows for {len(tokens)} tokens")
     if not -len(tokens) <= position < len(tokens):
         raise ValueError(
             f"position must be in [-{len(tokens)}, {len(tokens)}); got {position}: index one of the tokens"
         )
-    here = acts[position].tolist()
-    best = [index for index in sorted(range(len(here)), key=lambda index: (-here[index], index))[:k] if here[index] > 0]
-    if not best:
+    here = ranked(acts[position], k)
+    if here.empty:
         return View(
             (f"<p>No feature is active at <code>{html.escape(str(tokens[position]))}</code>.</p>",),
             "no feature is active",
         )
+    best = here["feature"].tolist()
     notes = [f"{index}{': ' + labels[index] if labels and index in labels else ''}" for index in best]
     return top_contexts(
         [tokens] * len(best),
         [acts[:, index] for index in best],
-        scores=[here[index] for index in best],
+        scores=here["activation"].tolist(),
         notes=notes,
         score_name=f"at “{str(tokens[position]).strip() or show(str(tokens[position]))}”",
         note_name="feature",
