@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -66,6 +67,34 @@ def notebook(
         raise UserError("parameter must be given once", " ".join(key for key, _ in parameters))
     page = run_one_notebook(given.pop("profile", profile), name, given, reports, force)
     click.echo(f"open {page}")
+
+
+@cli.command()
+@click.option("--sae", required=True, help="SAE folder in the SAELens format (or the study's .pt file).")
+@click.option("--feature", required=True, type=int, help="The feature to split.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the report.")
+@click.option("--model", default="mini", show_default=True, help="mini, smollm2, gelu-1l, or a Hugging Face folder.")
+@click.option("--text", default="study", show_default=True, help="study, a text file, or a folder of .txt files.")
+@click.option("--filter", "filter_by", default="context", show_default=True, help="context or token.")
+@click.option("--init", "start", default="random", show_default=True, help="random, or narrow: from the SAE's weights.")
+@click.option("--tokens", default=2_000_000, show_default=True, help="Tokens each wide SAE is trained on.")
+@click.option("--seeds", default=2, show_default=True, help="Wide SAEs trained on the filtered data.")
+@click.option("--width", default=8, show_default=True, help="Features of a wide SAE, as a multiple of d_in.")
+@click.option("--classes", default="auto", show_default=True, help="auto, hyphen, previous, next, or a .json of rules.")
+@click.option("--n-classes", default=3, show_default=True, help="How many automatic classes.")
+@click.option("--tau", type=float, help="The parent is active above this.  [default: 2/9.23 of its largest activation]")
+@click.option("--l1", type=float, help="L1 coefficient a token.  [default: the one that gives the SAE's own L0]")
+def split(out: Path, **options: Any) -> None:
+    """Split one feature of an SAE of yours: train on filtered data, score, write a report. Resumes when started again."""
+    from saelib.reproduce import check_writable
+    from saelib.split_any import SplitRequest, split_feature, write_report
+
+    request = SplitRequest(**options)
+    check_writable(out, "out must be a writable folder", "pass --out with another folder")
+    outcome = split_feature(request)
+    index = write_report(outcome, out)
+    click.echo(outcome.runs.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    click.echo(f"verdict: {outcome.score.verdict}\nopen {index}")
 
 
 @cli.command()

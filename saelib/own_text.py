@@ -30,6 +30,13 @@ def text_store(
     Raises:
         UserError: the file is not there or is no text, or holds fewer tokens than one context.
     """
+    return stores_of_text(model, text, max_contexts=max_contexts)[0]
+
+
+def stores_of_text(
+    model: LanguageModel, text: str | Path | Sequence[str], *, max_contexts: int | None = None
+) -> tuple[ActivationStore, TokenStore]:
+    """As `text_store`, with the tokens: which document each came from."""
     documents = _documents(text)
     digest = hashlib.sha256("\0".join(documents).encode("utf-8", "replace")).hexdigest()
     key = content_key(text=digest, model=model.key, context_length=CONTEXT_LENGTH)
@@ -39,7 +46,35 @@ def text_store(
             _write(model, documents, key, folder)
     tokens = TokenStore.open(folder)
     available = len(tokens.contexts(SPLIT))
-    return harvest(model, tokens, SPLIT, min(max_contexts or available, available), progress=report_progress)
+    n_contexts = min(max_contexts or available, available)
+    return harvest(model, tokens, SPLIT, n_contexts, progress=report_progress), tokens
+
+
+SHARES = {"select": 0.1, "test": 0.1}
+"""Documents go to select and test with these shares, the rest to train."""
+
+
+def split_documents(text: str | Path | Sequence[str]) -> dict[str, list[str]]:
+    """A text's documents in three splits, each by the hash of its own words: train, select, test.
+
+    A text of fewer than 30 documents is cut at blank lines first, so that a single file can be split, too.
+
+    Raises:
+        UserError: as `text_store`; or a split is left without a document.
+    """
+    documents = _documents(text)
+    if len(documents) < 30:
+        documents = [part for document in documents for part in document.split("\n\n") if part.strip()]
+    splits: dict[str, list[str]] = {"train": [], "select": [], "test": []}
+    for document in dict.fromkeys(documents):
+        share = int(hashlib.sha256(document.encode("utf-8", "replace")).hexdigest()[:8], 16) / 2**32
+        name = "select" if share < SHARES["select"] else "test" if share < sum(SHARES.values()) else "train"
+        splits[name].append(document)
+    for name, found in splits.items():
+        if not found:
+            rule = "the text must hold enough documents for three splits"
+            raise UserError(rule, f"{len(documents)}, none for {name}", "pass a longer text, or a folder of files")
+    return splits
 
 
 def _documents(text: str | Path | Sequence[str]) -> list[str]:

@@ -216,7 +216,7 @@ def reproduce(
     stages = plan_study(profile, runs, claims)
     threads = settings.threads_per_run
     width = jobs or default_jobs(settings)
-    _check_writable(cache_dir())
+    check_writable(cache_dir())
 
     display, memory = Display(), Memory()
     began = time.monotonic()
@@ -255,7 +255,7 @@ def run_one_notebook(
     settings = get_profile(profile)
     page = plan_page(profile, notebook, parameters)
     folder = reports_dir(reports, profile)
-    _check_writable(cache_dir())
+    check_writable(cache_dir())
     threads = settings.threads_per_run if notebook == TRAINING_RUN else cores()
     _run_stage([page], [], folder, Display(), Memory(), (1, threads), force)
     return folder / f"{page.stem}.html"
@@ -420,11 +420,12 @@ def _links(pages: Sequence[Page]) -> list[ReportPage]:
 def reports_dir(reports: Path | None, profile: str) -> Path:
     """`<reports>/<profile>`, by default `reports/` of the checkout; made, and checked to be writable."""
     folder = (reports or notebooks_dir().parent / "reports").absolute() / profile
-    _check_writable(folder, "reports folder must be writable", "pass --reports with another folder")
+    check_writable(folder, "reports folder must be writable", "pass --reports with another folder")
     return folder
 
 
-def _check_writable(folder: Path, rule: str | None = None, remedy: str | None = None) -> None:
+def check_writable(folder: Path, rule: str | None = None, remedy: str | None = None) -> None:
+    """Make a folder and write a byte in it, or raise a `UserError` under the rule and remedy given."""
     try:
         ensure_dir(folder)
         with disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:

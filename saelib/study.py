@@ -135,7 +135,7 @@ def _sae_config(profile: Profile, d_sae: int, **metadata: Any) -> SAEConfig:
     )
 
 
-def _train_once(
+def train_once(
     key: str, name: str, initial: Callable[[], SAE], batches: Callable[[], ShuffledBatches], cfg: TrainConfig,
     probe: Callable[[SAE], dict[str, float]] | None = None, keep: Sequence[int] = (),
 ) -> TrainResult:  # fmt: skip
@@ -167,7 +167,7 @@ def _train_once(
 
 
 def _finished_training(folder: Path) -> TrainResult:
-    """What `_train_once` left in a folder; a damaged file is a `UserError`, since training again takes minutes."""
+    """What `train_once` left in a folder; a damaged file is a `UserError`, since training again takes minutes."""
     remedy = f"delete {folder}; it will be trained again"
     summary = read_sealed(folder / "summary.json", remedy)
     path = folder / "history.csv"
@@ -209,7 +209,7 @@ def train_narrow(profile: Profile, l1_coeff: float) -> TrainResult:
     store = activations(profile, "train")
     cfg = _train_config(profile, l1_coeff, profile.narrow_steps, profile.seed, None)
     sae_cfg = _sae_config(profile, profile.d_sae_narrow, l1_coeff=l1_coeff, seed=profile.seed)
-    return _train_once(
+    return train_once(
         content_key(store=store.key, sae=sae_cfg.to_dict(), cfg=repr(cfg)),
         f"narrow-l1-{l1_coeff:g}",
         lambda: init_random(sae_cfg, torch.Generator().manual_seed(profile.seed)),
@@ -496,7 +496,7 @@ def train_run(
             return init_from_narrow(narrow, plan.sae_cfg, spec.normalised, generator)
         return init_random(plan.sae_cfg, generator)
 
-    return _train_once(
+    return train_once(
         plan.key,
         plan.name,
         initial,

@@ -254,8 +254,14 @@ def test_what_does_not_belong_together(tmp_path: Path, model: LanguageModel) -> 
         highest_activating_tokens(made_sae(d_in=model.cfg.d_model), model, store, 0)
     for change, match in (
         ({"d_in": 8}, "d_in must be the activations' 256; got 8"),
-        ({"hook_name": "blocks.1.hook_mlp_out"}, "hook must be that of the activations, blocks.0.hook_mlp_out; got blocks.1"),
-        ({"center_writing_weights": True}, "center_writing_weights must be that of the activations \\(False\\); got True"),
+        (
+            {"hook_name": "blocks.1.hook_mlp_out"},
+            "hook must be that of the activations, blocks.0.hook_mlp_out; got blocks.1",
+        ),
+        (
+            {"center_writing_weights": True},
+            "center_writing_weights must be that of the activations \\(False\\); got True",
+        ),
     ):
         cfg = {"d_in": model.cfg.d_model, "d_sae": 4, "hook_name": HOOK_NAME, "model_name": "made", **change}
         with pytest.raises(UserError, match=match):
