@@ -98,17 +98,27 @@ def _require_column(names: list[str], column: str, path: Path) -> None:
         raise UserError(f"data file must have the column {column!r}", f"{names} in {path}", "pass the right data set")
 
 
-def rows_of(repo: str, variable: str, column: str, skip: int) -> Iterator[Any]:
-    """One column of a data set from row `skip` on: local files when at hand, else streamed from the hub.
+def require_source(repo: str, variable: str) -> list[Path]:
+    """The local files of a data set; none when it can be streamed.
 
     Raises:
         UserError: neither is to be had; the three ways to supply it are named, within a second.
     """
     files = local_files(repo, variable)
+    if not files and not hub_reachable():
+        raise missing(repo, "parquet or arrow files", variable)
+    return files
+
+
+def rows_of(repo: str, variable: str, column: str, skip: int) -> Iterator[Any]:
+    """One column of a data set from row `skip` on: local files when at hand, else streamed from the hub.
+
+    Raises:
+        UserError: as `require_source`.
+    """
+    files = require_source(repo, variable)
     if files:
         return read_column(files, column, skip)
-    if not hub_reachable():
-        raise missing(repo, "parquet or arrow files", variable)
     try:
         from datasets import load_dataset
     except ImportError as error:

@@ -121,20 +121,20 @@ SMOLLM2 = replace(
     d_in=576,
     d_sae_narrow=576,
     d_sae_wide=2304,  # 4 x d_in: 8 x would take each run past three minutes
-    train_contexts=12_000,
-    select_contexts=2_500,
+    train_contexts=10_000,
+    select_contexts=2_000,
     test_contexts=2_500,
-    evaluate_contexts=32,
+    evaluate_contexts=24,  # a whole forward pass of 30 layers, three times
     narrow_steps=500,
     wide_steps=400,
     short_steps=100,
-    l1_grid=(5e-4, 1e-3, 2e-3, 4e-3),
+    l1_grid=(5e-4, 7.5e-4, 1e-3, 1.5e-3),
     l0_range=(10.0, 30.0),
     reinit_every=150,
     log_every=20,
     checkpoint_every=100,
 )
-"""A real pretrained model; 1.5M training tokens, sized for two hours on 2 cores in all."""
+"""A real pretrained model; 1.3M training tokens, sized for two hours on 2 cores in all."""
 GELU_1L = replace(
     MINI,
     name="gelu-1l",

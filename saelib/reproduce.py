@@ -161,6 +161,9 @@ def _key_extra(profile: str, notebook: str, parameters: dict[str, Scalar]) -> di
     settings = get_profile(profile)
     sizes = {name: value for name, value in dataclasses.asdict(settings).items() if name != "jobs"}
     extra: dict[str, Any] = {"profile": sizes, "model": _model_fingerprint(settings.model)}
+    outside = _outside_inputs(settings)
+    if outside:
+        extra["outside"] = outside
     if notebook == TRAINING_RUN:
         rows = [dataclasses.asdict(row) for row in RUNS if row.run == parameters.get("run")]
         if not rows:
@@ -182,6 +185,31 @@ def _model_fingerprint(model: str) -> str | None:
     files = sorted((Path(__file__).parent / "models" / model).glob("*"))
     digests = {path.name: file_sha256(path) for path in files if path.suffix in (".json", ".safetensors")}
     return content_key(**digests) if digests else None
+
+
+@cache
+def _outside_inputs(settings: Profile) -> dict[str, str]:
+    """Files outside the package that a profile reads, by name, size and time; what is missing is told before anything runs."""
+    from saelib import gelu_1l, hub_data
+
+    found: dict[str, str] = {}
+    if settings.model == "gelu-1l":
+        found["model"] = _files_key(path for folder in gelu_1l.find_gelu_1l() for path in folder.iterdir())
+    elif Path(settings.model).is_dir():
+        found["model"] = _files_key(Path(settings.model).iterdir())
+    if settings.text == (hub_data.PRETOKENISED,):
+        found["data"] = _files_key(hub_data.require_source(hub_data.PRETOKENISED, hub_data.PRETOKENISED_VARIABLE))
+    narrow = os.environ.get(settings.narrow_sae_variable) if settings.narrow_sae_variable else None
+    if narrow:
+        path = Path(narrow).expanduser()
+        found["narrow"] = _files_key(path.iterdir() if path.is_dir() else [path])
+    return found
+
+
+def _files_key(paths: Iterable[Path]) -> str:
+    return content_key(
+        files=sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file())
+    )
 
 
 def _run_numbers() -> list[int]:

