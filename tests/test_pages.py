@@ -185,6 +185,15 @@ def test_summaries_of_several_features_are_those_of_each(
             pd.testing.assert_frame_equal(a, b, check_exact=False, atol=1e-5)
 
 
+def test_a_text_about_code_is_not_taken_for_code(model: LanguageModel, tmp_path: Path) -> None:
+    """`"from","` in a view's data reads like an import: a page on Python code was refused by the check for loads."""
+    code = "from os import path\nimport 'x.js' from \"y\"; a.src = 'b.png'; fetch('//example.org/z')\n" * 40
+    store = text_store(model, [code])
+    feature_page(directions(store, 8, 0), model, store, 3, k=40).save(tmp_path / "code.html")
+    _, record = checked(tmp_path / "code.html")
+    assert any("import" in "".join(row["tokens"]) for row in record["examples"])
+
+
 def test_shared_assets_lie_beside_the_page(
     store: ActivationStore, model: LanguageModel, wide: SAE, tmp_path: Path
 ) -> None:
