@@ -1,18 +1,31 @@
-"""Milliseconds for one training step: the reference port (autograd), the dense and the sparse route.
+"""How much faster a training step is than the study's own trainer, and than SAELens's, at one shape, side by side.
 
-    OMP_NUM_THREADS=1 python benchmarks/train_step.py [--active 10 40 200 500] [--repeats 7] [--json FILE]
+    python benchmarks/train_step.py [--json] [--quick] [--threads 2] [--batch 4096] [--d-in 512] [--d-sae 4096]
 
-The three take turns, so that whatever else the machine does hits them alike; medians are shown. `--active` is the number of
-active features a token, set through the encoder biases. On a busy machine read the ratios, not the times.
+A step is everything between two batches: loss, gradients, decoder norms, Adam, the counting of silent features. The
+learning rate is zero, so that each step of a contestant does the same work. Contestants take turns; a speed-up is the
+ratio of the times in one round, and its median and quartiles over the rounds are told.
+
+* reference: the study's trainer in plain autograd (`tests/reference_trainer.py`), on the study's objective, once with about
+  40 active features a token (through the encoder biases) and once at random initialisation.
+* SAELens: its own trainer's `step`, fp32 and bf16 autocast, on its default objective (L1 weighted by decoder norms), against
+  ours on that objective, at about 40 active. Its step also clips the gradient's norm. Needs `pip install "saelib[peers]"`.
+* roofline_share: what the step's necessary work would take at the best rates measured here, over what it takes. Necessary:
+  one product of batch and encoder in the fastest format, one read of an fp32 row of d_in for each active entry in each of
+  four passes (pre-activation, decoder, two gradients) at the rate at which this machine reads a matrix of W_dec's size,
+  and seven passes over the parameters for Adam at the rate at which it copies large memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import importlib.util
 import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,83 +34,181 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from reference_trainer import ReferenceTrainer
 
+from saelib import screen
+from saelib.provenance import device
 from saelib.sae import PARAMETERS, SAE, SAEConfig, init_random
-from saelib.step import Params, Route, loss_and_grads, normalise_decoder
+from saelib.step import Objective, choose_route, loss_and_grads, normalise_decoder
+from saelib.train import TrainConfig, _State
+
+L1_STUDY = 1e-4  # summed over the batch
+L1_TOKEN = 0.4  # a token's; the time does not depend on either
 
 
-def sae_with_activity(x: torch.Tensor, d_sae: int, n_active: float) -> SAE:
-    """A random SAE whose encoder bias leaves about `n_active` features a token positive on x."""
+def sae_with_activity(x: torch.Tensor, d_sae: int, n_active: float | None) -> SAE:
+    """A random SAE; with `n_active`, its encoder bias leaves about so many features a token positive on x."""
     cfg = SAEConfig(d_in=x.shape[1], d_sae=d_sae, hook_name="none", model_name="none")
     sae = init_random(cfg, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        pre = x[:512] @ sae.W_enc
-        rank = max(1, round(pre.numel() * (1 - n_active / d_sae)))
-        sae.b_enc.fill_(-pre.flatten().kthvalue(rank).values.item())
+    if n_active is not None:
+        with torch.no_grad():
+            pre = x[:512] @ sae.W_enc
+            rank = max(1, round(pre.numel() * (1 - n_active / d_sae)))
+            sae.b_enc.fill_(-pre.flatten().kthvalue(rank).values.item())
     return sae
 
 
-def product_step(sae: SAE, x: torch.Tensor, route: Route) -> Callable[[], None]:
-    """A whole step as `saelib.train` does it, on copies that stay as they are (learning rate zero)."""
-    params = Params(*(tensor.clone() for tensor in Params.of(sae)))
-    W_enc_t = params.W_enc.t().contiguous()
-    params = params._replace(W_enc=W_enc_t.t())
-    leaves = [W_enc_t, params.b_enc, params.W_dec, params.b_dec]
-    adam = torch.optim.Adam(leaves, lr=0.0, betas=(0.9, 0.99), fused=True)
+class Ours:
+    """The loop of `saelib.train.train`, without batches, history and checkpoints."""
 
-    def step() -> None:
-        grads = loss_and_grads(params, x, 1e-4, route=route).grads
-        normalise_decoder(params.W_dec, grads.W_dec)
-        for leaf, grad in zip(leaves, (grads.W_enc.t(), *grads[1:]), strict=True):
-            leaf.grad = grad
-        adam.step()
+    def __init__(self, sae: SAE, x: torch.Tensor, objective: Objective) -> None:
+        l1_coeff = L1_STUDY if objective == "study" else L1_TOKEN
+        self.cfg = TrainConfig(l1_coeff=l1_coeff, n_steps=1, lr=0.0, batch_size=len(x), objective=objective)
+        self.x, self.state = x, _State(sae_copy(sae), self.cfg)
+        self.l0 = 0.0
 
-    return step
+    def step(self) -> None:
+        """One step, as `train` takes it."""
+        state, cfg = self.state, self.cfg
+        route = choose_route(state.active_share, state.device)
+        result = loss_and_grads(state.params, self.x, cfg.l1_coeff, None, route, cfg.objective)
+        state.count(result, len(self.x))
+        if cfg.objective == "study":
+            normalise_decoder(state.params.W_dec, result.grads.W_dec)
+        state.update(result.grads)
+        self.l0 = result.l0
 
 
-def measure(args: argparse.Namespace) -> list[dict[str, float]]:
-    x = torch.randn(args.batch, args.d_in, generator=torch.Generator().manual_seed(1))
-    rows = []
-    for n_active in args.active:
-        sae = sae_with_activity(x, args.d_sae, n_active)
-        reference = ReferenceTrainer({name: getattr(sae, name) for name in PARAMETERS}, 1e-4, lr=0.0)
-        contestants: dict[str, Callable[[], object]] = {
-            "reference": lambda trainer=reference: trainer.step(x),
-            "dense": product_step(sae, x, "dense"),
-            "sparse": product_step(sae, x, "sparse"),
-        }
-        if args.no_reference:
-            del contestants["reference"]
-        times: dict[str, list[float]] = {name: [] for name in contestants}
-        for repeat in range(args.repeats + 1):
-            for name, run in contestants.items():
-                started = time.perf_counter()
-                run()
-                if repeat:  # the first round warms up
-                    times[name].append(1e3 * (time.perf_counter() - started))
-        l0 = loss_and_grads(Params.of(sae), x, 1e-4).l0
-        rows.append({"active": l0, **{name: statistics.median(values) for name, values in times.items()}})
-    return rows
+def sae_copy(sae: SAE) -> SAE:
+    copy = SAE(sae.cfg)
+    copy.load_state_dict(sae.state_dict())
+    return copy
+
+
+def saelens_step(sae: SAE, x: torch.Tensor, autocast: bool) -> Callable[[], object]:
+    """SAELens's own training step on the same weights, as its trainer does it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sae_lens.config import LoggingConfig, SAETrainerConfig
+        from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
+        from sae_lens.training.sae_trainer import SAETrainer
+
+        theirs = StandardTrainingSAE(
+            StandardTrainingSAEConfig(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, l1_coefficient=L1_TOKEN)
+        )
+        theirs.load_state_dict({name: value.detach().clone() for name, value in sae.state_dict().items()})
+        cfg = SAETrainerConfig(
+            total_training_samples=10**9, train_batch_size_samples=len(x), lr=1e-12, lr_end=1e-12, autocast=autocast,
+            logger=LoggingConfig(log_to_wandb=False),
+        )  # fmt: skip
+        trainer = SAETrainer(cfg, theirs, iter(()))
+    return lambda: trainer.step(x)
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Milliseconds."""
+    started = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - started)
+
+
+def roofline_ms(x: torch.Tensor, d_sae: int, l0: float) -> tuple[float, dict[str, float]]:
+    """Milliseconds for the step's necessary work at the best measured rates, and its parts."""
+    batch, d_in = x.shape
+    w = torch.randn(d_sae, d_in)
+    formats = [(screen.rounded(x, kind), screen.rounded(w, kind)) for kind in screen.FORMATS]
+    product = min(
+        min(timed(lambda c=c, v=v: screen.rough_product(c.values, v.values)) for _ in range(5)) for c, v in formats
+    )
+    reading = min(timed(w.sum) for _ in range(20)) / w.numel()
+    large, target = torch.ones(32 * 2**20), torch.ones(32 * 2**20)
+    moving = min(timed(lambda: target.copy_(large)) for _ in range(5)) / (2 * large.numel())
+    parts = {
+        "product": product,
+        "active entries": 4 * batch * l0 * d_in * reading,
+        "parameters": 7 * 2 * w.numel() * moving,
+    }
+    return sum(parts.values()), parts
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": round(median, 3), "p25": round(low, 3), "p75": round(high, 3), "rounds": len(values)}
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, float] | None], dict[str, list[float]]]:
+    torch.manual_seed(0)
+    x = torch.randn(args.batch, args.d_in)
+    trained, fresh = (sae_with_activity(x, args.d_sae, n) for n in (args.active, None))
+    ours = Ours(trained, x, "study")
+    contestants: dict[str, Callable[[], object]] = {
+        "reference, 40 active": ReferenceTrainer(weights(trained), L1_STUDY, lr=0.0).step,
+        "saelib, 40 active": ours.step,
+        "reference, init": ReferenceTrainer(weights(fresh), L1_STUDY, lr=0.0).step,
+        "saelib, init": Ours(fresh, x, "study").step,
+    }
+    for name in ("reference, 40 active", "reference, init"):
+        contestants[name] = lambda step=contestants[name]: step(x)
+    if importlib.util.find_spec("sae_lens") is None:
+        print("sae-lens is not installed: its rows are left out (pip install 'saelib[peers]')", file=sys.stderr)
+    else:
+        contestants["SAELens fp32"] = saelens_step(trained, x, autocast=False)
+        contestants["SAELens autocast"] = saelens_step(trained, x, autocast=True)
+        contestants["saelib, SAELens's objective"] = Ours(trained, x, "decoder_norm").step
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():  # warm up: compile, choose a format
+        for _ in range(3):
+            run()
+    least, parts = roofline_ms(x, args.d_sae, ours.l0)
+    order = list(contestants)
+    for round_ in range(args.rounds):
+        for name in order if round_ % 2 else reversed(order):
+            times[name].append(timed(contestants[name]))
+
+    def ratio(slow: str, fast: str) -> dict[str, float] | None:
+        if slow not in times:
+            return None
+        return spread([a / b for a, b in zip(times[slow], times[fast], strict=True)])
+
+    found = {
+        "speedup_vs_reference": ratio("reference, 40 active", "saelib, 40 active"),
+        "speedup_vs_reference_init": ratio("reference, init", "saelib, init"),
+        "speedup_vs_saelens_fp32": ratio("SAELens fp32", "saelib, SAELens's objective"),
+        "speedup_vs_saelens_autocast": ratio("SAELens autocast", "saelib, SAELens's objective"),
+        "roofline_share": spread([least / each for each in times["saelib, 40 active"]]),
+    }
+    times |= {f"roofline: {name}": [value] for name, value in parts.items()} | {"active a token": [ours.l0]}
+    return found, times
+
+
+def weights(sae: SAE) -> dict[str, torch.Tensor]:
+    return {name: getattr(sae, name) for name in PARAMETERS}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--active", type=float, nargs="+", default=[10, 40, 200, 500, 1000])
-    parser.add_argument("--d-in", type=int, default=256)
-    parser.add_argument("--d-sae", type=int, default=2048)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and no more")
+    parser.add_argument("--quick", action="store_true", help="5 rounds: under a minute")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--no-reference", action="store_true", help="leave the slow one out")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--d-in", type=int, default=512)
+    parser.add_argument("--d-sae", type=int, default=4096)
+    parser.add_argument("--active", type=float, default=40, help="features active a token")
+    parser.add_argument("--rounds", type=int, help="default 25, with --quick 5")
     args = parser.parse_args()
-    rows = measure(args)
-    names = [name for name in rows[0] if name != "active"]
-    print(f"d_in {args.d_in}, d_sae {args.d_sae}, batch {args.batch}, {torch.get_num_threads()} threads; ms a step")
-    print("active a token " + "".join(f"{name:>12}" for name in names))
-    for row in rows:
-        print(f"{row['active']:14.1f} " + "".join(f"{row[name]:12.1f}" for name in names))
+    args.rounds = args.rounds or (5 if args.quick else 25)
+    torch.set_num_threads(args.threads)
+    found, times = measure(args)
     if args.json:
-        shape = {"d_in": args.d_in, "d_sae": args.d_sae, "batch": args.batch, "threads": torch.get_num_threads()}
-        args.json.write_text(json.dumps({**shape, "torch": torch.__version__, "rows": rows}, indent=2) + "\n")
+        print(json.dumps(found))
+        return
+    print(f"{device()}, {args.threads} threads, torch {torch.__version__}, {datetime.date.today().isoformat()}")
+    print(f"batch {args.batch}, d_in {args.d_in}, d_sae {args.d_sae}; medians of {args.rounds} rounds (quartiles)")
+    for name, values in times.items():
+        print(f"{name:32}{statistics.median(values):9.1f}" + ("" if name.startswith("active") else " ms"))
+    for name, value in found.items():
+        print(
+            f"{name:32}" + (f"{value['median']:9.2f} ({value['p25']:.2f} to {value['p75']:.2f})" if value else "   -")
+        )
 
 
 if __name__ == "__main__":

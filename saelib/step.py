@@ -26,6 +26,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -137,30 +139,53 @@ def _penalty(W_dec: Tensor, l1_coeff: float, batch: int, objective: Objective) -
 def _dense(params: Params, x: Tensor, penalty: Tensor, zero_parent: int | None) -> tuple[StepResult, Tensor]:
     W_enc, b_enc, W_dec, b_dec = params
     batch, d_sae = x.shape[0], W_dec.shape[0]
-    dW_enc_t, dW_dec = torch.zeros_like(W_dec), torch.zeros_like(W_dec)  # (d_sae, d_in), both
-    db_enc, g_sum = torch.zeros_like(b_enc), torch.zeros_like(b_dec)
+    dW_enc_t, dW_dec = torch.empty_like(W_dec), torch.empty_like(W_dec)  # (d_sae, d_in), both
+    db_enc, g_sum, sums = torch.zeros_like(b_enc), torch.zeros_like(b_dec), torch.zeros_like(b_enc)
     fired = torch.zeros(d_sae, dtype=torch.int64, device=x.device)
-    squares, sums = x.new_zeros(()), torch.zeros_like(b_enc)
+    squares = x.new_zeros(())
     rows = min(BLOCK_ROWS, batch)
     acts_buffer, dpre_buffer = x.new_empty(rows, d_sae), x.new_empty(rows, d_sae)
-    for block in x.split(rows):
+    rectify, mask_gradient = _dense_loops(x)
+    for keep, block in enumerate(x.split(rows)):
         acts, dpre = acts_buffer[: len(block)], dpre_buffer[: len(block)]
         centred = block - b_dec
-        torch.addmm(b_enc, centred, W_enc, out=acts).relu_()
-        fired += acts.count_nonzero(dim=0)
+        torch.addmm(b_enc, centred, W_enc, out=acts)
+        rectify(acts, fired, sums)
         if zero_parent is not None:
             acts[:, zero_parent] = 0
         error = torch.addmm(b_dec, acts, W_dec).sub_(block)
         squares += error.square().sum()
-        sums += acts.sum(0)
         g = error.mul_(2 / batch)
-        torch.mm(g, W_dec.t(), out=dpre).add_(penalty).masked_fill_(acts <= 0, 0)
-        dW_dec.addmm_(acts.t(), g)
-        dW_enc_t.addmm_(dpre.t(), centred)
-        db_enc += dpre.sum(0)
+        torch.mm(g, W_dec.t(), out=dpre)
+        mask_gradient(acts, dpre, penalty, db_enc)
+        dW_dec.addmm_(acts.t(), g, beta=min(keep, 1))  # the first block begins the sums
+        dW_enc_t.addmm_(dpre.t(), centred, beta=min(keep, 1))
         g_sum += g.sum(0)
+    if zero_parent is not None:
+        sums[zero_parent] = 0
     grads = Params(dW_enc_t.t(), db_enc, dW_dec, g_sum - W_enc @ db_enc)
     return _result(squares, sums, penalty, batch, grads, fired, zero_parent, "dense"), sums
+
+
+def _dense_loops(x: Tensor) -> tuple[Callable[..., None], Callable[..., None]]:
+    """The two passes over a dense block between its products: compiled, or by torch."""
+    if COMPILED and x.device.type == "cpu" and x.dtype == torch.float32:
+        return functools.partial(_by_columns, kernels.rectify), functools.partial(_by_columns, kernels.mask_gradient)
+
+    def rectify(acts: Tensor, fired: Tensor, sums: Tensor) -> None:
+        acts.relu_()
+        fired += acts.count_nonzero(dim=0)
+        sums += acts.sum(0)
+
+    def mask_gradient(acts: Tensor, dpre: Tensor, penalty: Tensor, db_enc: Tensor) -> None:
+        dpre.add_(penalty).masked_fill_(acts <= 0, 0)
+        db_enc += dpre.sum(0)
+
+    return rectify, mask_gradient
+
+
+def _by_columns(kernel: Callable[..., None], acts: Tensor, *others: Tensor) -> None:
+    kernels.spread(kernel, kernels.even(acts.shape[1]), *(tensor.numpy() for tensor in (acts, *others)))
 
 
 def _sparse(params: Params, x: Tensor, penalty: Tensor, zero_parent: int | None) -> tuple[StepResult, Tensor]:
@@ -218,7 +243,8 @@ def _choice(shape: tuple[int, int, int], threads: int) -> _Choice:
 def _compiled(params: Params, x: Tensor, penalty: Tensor, zero_parent: int | None) -> tuple[StepResult, Tensor]:
     W_enc, b_enc, W_dec, b_dec = params
     batch, (d_sae, d_in) = x.shape[0], W_dec.shape
-    W_enc_t, W_dec, x, centred = W_enc.t().contiguous(), W_dec.contiguous(), x.contiguous(), x - b_dec
+    W_enc_t, W_dec, x = W_enc.t().contiguous(), W_dec.contiguous(), x.contiguous()
+    centred = torch.sub(x, b_dec, out=_scratch.get("centred", batch, d_in))
     forward = functools.partial(_forward, W_enc_t, b_enc, W_dec, b_dec, penalty, zero_parent, x, centred)
     choice = _choice((batch, d_in, d_sae), torch.get_num_threads())
     choice.calls += 1
@@ -244,6 +270,23 @@ def _compiled(params: Params, x: Tensor, penalty: Tensor, zero_parent: int | Non
     return _result(squares, sums, penalty, batch, grads, found.fired, zero_parent, "sparse"), sums
 
 
+class _Scratch(threading.local):
+    """Memory that steps of one thread use again and again: asking the system for it anew costs more than filling it."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+
+    def get(self, name: str, *shape: int) -> Tensor:
+        """An fp32 tensor, contents left over from before."""
+        n = math.prod(shape)
+        if name not in self.held or not n <= len(self.held[name]) <= 4 * n:
+            self.held[name] = torch.empty(n)
+        return self.held[name][:n].view(shape)
+
+
+_scratch = _Scratch()
+
+
 def _trial(forward: Callable[[screen.Format], _Forward]) -> screen.Format:
     """The fastest format here and now, among those that find what fp32 finds."""
     seconds, found = {}, {}
@@ -252,7 +295,7 @@ def _trial(forward: Callable[[screen.Format], _Forward]) -> screen.Format:
             started = time.perf_counter()
             found[kind] = forward(kind)
             seconds[kind] = time.perf_counter() - started
-    right = [kind for kind in screen.FORMATS if torch.equal(found[kind].fired, found["float32"].fired)]
+    right = [kind for kind in screen.FORMATS if torch.equal(found[kind].squares, found["float32"].squares)]
     return min(right, key=lambda kind: seconds[kind])
 
 
@@ -299,8 +342,9 @@ def _forward(
     batch, d_sae = len(x), len(b_enc)
     c, w = screen.rounded(centred, kind), screen.rounded(W_enc_t, kind)
     per_feature = torch.stack([b_enc, w.norm, w.rest]).div_(w.scale)
-    g, squares = torch.empty_like(x), x.new_empty(batch)
+    g, squares = _scratch.get("g", *x.shape), x.new_empty(batch)
     rows = min(BLOCK_ROWS, batch)
+    room = _scratch.get("product", rows, d_sae)
     n_threads = torch.get_num_threads()
     owned = [_Entries(64 * batch // n_threads + d_sae + 4) for _ in range(n_threads)]
     fired = np.zeros((n_threads, d_sae), np.int64)
@@ -323,7 +367,8 @@ def _forward(
             mine.grow(d_sae + 4)
 
     for first in range(0, batch, rows):
-        product = screen.rough_product(c.values[first : first + rows], w.values).numpy()
+        values = c.values[first : first + rows]
+        product = screen.rough_product(values, w.values, room[: len(values)]).numpy()
         bounds = [first + bound for bound in kernels.even(len(product), n_threads)]
         pieces = list(itertools.pairwise(bounds))
         kernels.together(
