@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from saelib.cache import cache_dir, content_key, disk_errors, ensure_dir, locked, read_json, write_json
 from saelib.errors import UserError
+from saelib.mini_lm import PlainBlock
 from saelib.model import HOOK_NAME, LanguageModel
 from saelib.tokens import CONTEXT_LENGTH, TokenStore
 
@@ -29,7 +30,10 @@ _CHUNK_CONTEXTS = 256
 _BYTES = 2
 GROUP_BATCHES = 64
 """Batches that are held in memory and shuffled together: 134 MB at d_in 256 and batch 4096."""
-HARVEST_VERSION = 1
+HARVEST_VERSION = 2
+HarvestDtype = Literal["float32", "bfloat16"]
+HARVEST_TOLERANCE: dict[HarvestDtype, float] = {"float32": 1e-5, "bfloat16": 2e-2}
+"""Largest difference from transformer_lens that is accepted, relative to the largest entry."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,12 @@ def harvest(
     n_contexts: int,
     *,
     progress: Callable[[str, int, int], None] | None = None,
+    dtype: HarvestDtype = "float32",
 ) -> ActivationStore:
     """Harvest (or open) the `mlp_out` activations of the first `n_contexts` contexts of a split.
+
+    Computed in `dtype`, stored in bf16 either way (which rounds by up to 0.4% of an entry). Computing in bf16 is about twice
+    as fast where the processor multiplies bf16; its error, about 1% of the largest entry, is in the manifest.
 
     Chunks are appended to a `.part` file and flushed; an interrupted harvest goes on after the last whole chunk.
 
@@ -104,19 +112,23 @@ def harvest(
     available = tokens.contexts(split)
     n_contexts = min(n_contexts, len(available))
     key = content_key(
-        model=model.key, text=tokens.key, split=split, n_contexts=n_contexts, hook=HOOK_NAME, version=HARVEST_VERSION
-    )
+        model=model.key, text=tokens.key, split=split, n_contexts=n_contexts, hook=HOOK_NAME, version=HARVEST_VERSION,
+        dtype=dtype,
+    )  # fmt: skip
     folder = cache_dir() / "activations" / f"{split}-{key}"
     contexts = available[:n_contexts]
     d_in = model.cfg.d_model
     with locked(folder):
         if not (folder / "manifest.json").exists():
-            error = model.check_against_hooked(torch.from_numpy(contexts[:8].astype(np.int64)))
-            _write_chunks(model, contexts, ensure_dir(folder) / "acts.part", progress, f"harvest {split}")
+            plain = model.plain(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+            some = torch.from_numpy(contexts[:8].astype(np.int64))
+            error = model.check_against_hooked(some, HARVEST_TOLERANCE[dtype], plain)
+            _write_chunks(plain, d_in, contexts, ensure_dir(folder) / "acts.part", progress, f"harvest {split}")
             with disk_errors(folder):
                 os.replace(folder / "acts.part", folder / "acts.bin")
             manifest = {
                 "key": key, "split": split, "n_contexts": n_contexts, "d_in": d_in, "dtype": "bfloat16",
+                "computed_in": dtype,
                 "hook_name": HOOK_NAME, "model_name": model.name, "model_key": model.key, "text_key": tokens.key,
                 "center_writing_weights": model.center_writing_weights, "error_against_transformer_lens": error,
             }  # fmt: skip
@@ -130,14 +142,15 @@ def harvest(
 
 @torch.no_grad()
 def _write_chunks(
-    model: LanguageModel,
+    plain: PlainBlock,
+    d_in: int,
     contexts: np.ndarray,
     path: Path,
     progress: Callable[[str, int, int], None] | None,
     label: str,
 ) -> None:
     """Append the chunks that `path` does not hold yet."""
-    chunk_bytes = _CHUNK_CONTEXTS * POSITIONS * model.cfg.d_model * _BYTES
+    chunk_bytes = _CHUNK_CONTEXTS * POSITIONS * d_in * _BYTES
     done = path.stat().st_size // chunk_bytes if path.exists() else 0
     with disk_errors(path), open(path, "r+b" if path.exists() else "wb") as file:
         file.truncate(done * chunk_bytes)
@@ -145,7 +158,7 @@ def _write_chunks(
         for begin in range(done * _CHUNK_CONTEXTS, len(contexts), _CHUNK_CONTEXTS):
             for part in range(begin, min(begin + _CHUNK_CONTEXTS, len(contexts)), 32):
                 tokens = torch.from_numpy(contexts[part : min(part + 32, begin + _CHUNK_CONTEXTS)].astype(np.int64))
-                acts = model.mlp_out(model.residual_mid(tokens))[:, 1:]  # (b, 127, d_in)
+                acts = plain.mlp_out(tokens)[:, 1:]  # (b, 127, d_in)
                 file.write(acts.bfloat16().reshape(-1, acts.shape[-1]).view(torch.int16).numpy().tobytes())
             if progress:
                 progress(label, min(begin + _CHUNK_CONTEXTS, len(contexts)), len(contexts))
@@ -190,8 +203,9 @@ class ShuffledBatches:
         index = b"" if view.index is None else view.index.tobytes()
         self.key = content_key(store=view.store.key, index=hashlib.sha256(index).hexdigest(), seed=seed)
         """Identifies the data: a checkpoint of a run on other data is refused."""
-        self._group = (-1, -1)
+        self._group, self._epoch = (-1, -1), -1
         self._rows, self._order = torch.empty(0), np.empty(0, dtype=np.int64)
+        self._blocks = np.empty(0, dtype=np.int64)
 
     def batch(self, step: int) -> Float[Tensor, "batch d_in"]:
         """The activations of one step, fp32."""
@@ -209,10 +223,16 @@ class ShuffledBatches:
         self._group = (epoch, group)
 
     def group_positions(self, epoch: int, group: int) -> Integer[np.ndarray, " n"]:
-        """Which rows of the view a group holds, ascending."""
-        n_blocks = -(-self.view.n_tokens // POSITIONS)
-        blocks = np.random.default_rng([self.seed, epoch]).permutation(n_blocks)
-        order = (blocks[:, None] * POSITIONS + np.arange(POSITIONS)).reshape(-1)
-        order = order[order < self.view.n_tokens]
+        """Which rows of the view a group holds, ascending. Costs no more for a large store than for a small one, but for
+        the order of its contexts."""
+        n_tokens = self.view.n_tokens
+        if epoch != self._epoch:
+            self._blocks = np.random.default_rng([self.seed, epoch]).permutation(-(-n_tokens // POSITIONS))
+            self._epoch = epoch
         size = GROUP_BATCHES * self.batch_size
-        return np.sort(order[group * size : (group + 1) * size])
+        place = np.arange(group * size, min((group + 1) * size, n_tokens))  # in the shuffled order of all rows
+        # The last context may be short: what is missing of it is left out of the order, and all after it move up.
+        missing = len(self._blocks) * POSITIONS - n_tokens
+        short_end = (int(np.flatnonzero(self._blocks == len(self._blocks) - 1)[0]) + 1) * POSITIONS - missing
+        place[np.searchsorted(place, short_end) :] += missing
+        return np.sort(self._blocks[place // POSITIONS] * POSITIONS + place % POSITIONS)

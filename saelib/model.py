@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,10 @@ class LanguageModel:
         d_vocab, n_ctx = self.weights["embed.W_E"].shape[0], self.weights["pos_embed.W_pos"].shape[0]
         return mini_lm.MiniLMConfig(d_model=d_model, n_heads=n_heads, n_ctx=n_ctx, d_vocab=d_vocab)
 
+    def plain(self, dtype: torch.dtype = torch.float32) -> mini_lm.PlainBlock:
+        """The block's arithmetic, laid out for bulk work."""
+        return mini_lm.PlainBlock(self.weights, dtype)
+
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding."""
@@ -85,13 +90,14 @@ class LanguageModel:
         hooked.load_state_dict(state)
         return hooked.eval().requires_grad_(False)
 
-    def check_against_hooked(self, tokens: Int[Tensor, "b t"], tolerance: float = 1e-5) -> float:
+    def check_against_hooked(
+        self, tokens: Int[Tensor, "b t"], tolerance: float = 1e-5, plain: mini_lm.PlainBlock | None = None
+    ) -> float:
         """Largest difference of plain and transformer_lens `mlp_out`, relative to the largest entry; refuse a bad one."""
         _, cache = self.hooked.run_with_cache(tokens, names_filter=HOOK_NAME, stop_at_layer=1)
         expected = cache[HOOK_NAME]
-        with torch.no_grad():
-            plain = self.mlp_out(self.residual_mid(tokens))
-        error = float((plain - expected).abs().max() / expected.abs().max())
+        got = (plain or self.plain()).mlp_out(tokens)
+        error = float((got - expected).abs().max() / expected.abs().max())
         if not error <= tolerance:
             raise UserError(
                 f"plain arithmetic must agree with transformer_lens to {tolerance:g}",
@@ -138,6 +144,35 @@ class LanguageModel:
     def hyphen(self) -> int:
         """The token "-"."""
         return self._id("-")
+
+
+def mlp_out_source(
+    hooked: HookedTransformer, tokens: Int[Tensor, "b t"], tolerance: float = 1e-5
+) -> tuple[Callable[[Int[Tensor, "b t"]], Float[Tensor, "b t d"]], bool]:
+    """The fastest right way to a transformer_lens model's `blocks.0.hook_mlp_out`, and whether it is plain arithmetic.
+
+    Plain where the architecture is the one written out in `saelib.mini_lm` and the two agree on `tokens` to `tolerance` of
+    the largest entry; the model itself, stopped after its first layer, for all others.
+    """
+
+    def adapter(tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        return hooked.run_with_cache(tokens, names_filter=HOOK_NAME, stop_at_layer=1)[1][HOOK_NAME]
+
+    known = {
+        "act_fn": ("gelu",), "normalization_type": ("LN", "LNPre"), "positional_embedding_type": ("standard",),
+        "attention_dir": ("causal",), "attn_only": (False,), "parallel_attn_mlp": (False,), "gated_mlp": (False,),
+        "use_local_attn": (False,), "scale_attn_by_inverse_layer_idx": (False,), "use_attn_scale": (True,),
+        "post_embedding_ln": (False,), "use_normalization_before_and_after": (False,), "eps": (1e-5,),
+        "n_key_value_heads": (None,), "dtype": (torch.float32,),
+    }  # fmt: skip
+    missing = object()
+    if all(getattr(hooked.cfg, name, missing) in values for name, values in known.items()):
+        block = mini_lm.PlainBlock({name: tensor.detach() for name, tensor in hooked.state_dict().items()})
+        with torch.no_grad():
+            expected = adapter(tokens)
+        if (block.mlp_out(tokens) - expected).abs().max() <= tolerance * expected.abs().max():
+            return block.mlp_out, True
+    return adapter, False
 
 
 def load_embedded(folder: Path = EMBEDDED_FOLDER) -> LanguageModel:
