@@ -66,6 +66,7 @@ class Ours:
         self.l0 = 0.0
 
     def step(self) -> None:
+        """One step, as `train` takes it."""
         state, cfg = self.state, self.cfg
         route = choose_route(state.active_share, state.device)
         result = loss_and_grads(state.params, self.x, cfg.l1_coeff, None, route, cfg.objective)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from saelib.cache import cache_dir, content_key, disk_errors, ensure_dir, locked, read_sealed, sealed, write_json
 from saelib.errors import UserError
-from saelib.model import LanguageModel
+from saelib.model import HarvestDtype, LanguageModel
 from saelib.tokens import CONTEXT_LENGTH, TokenStore
 
 POSITIONS = CONTEXT_LENGTH - 1
@@ -32,7 +32,8 @@ _CHUNK_CONTEXTS = 256
 _BYTES = 2
 GROUP_BATCHES = 64
 """Batches that are held in memory and shuffled together: 134 MB at d_in 256 and batch 4096."""
-HARVEST_VERSION = 1
+HARVEST_VERSION = 2
+"""Largest difference from transformer_lens that is accepted, relative to the largest entry."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,12 @@ def harvest(
     n_contexts: int,
     *,
     progress: Callable[[str, int, int], None] | None = None,
+    dtype: HarvestDtype = "float32",
 ) -> ActivationStore:
     """Harvest (or open) the activations at the model's hook of the first `n_contexts` contexts of a split.
+
+    Computed in `dtype`, stored in bf16 either way (which rounds by up to 0.4% of an entry). Computing in bf16 is about twice
+    as fast where the processor multiplies bf16; its error, about 1% of the largest entry, is in the manifest.
 
     Chunks are appended to a `.part` file, each with its checksum; an interrupted harvest goes on after the last one that
     holds.
@@ -141,6 +146,7 @@ def harvest(
         n_contexts=n_contexts,
         hook=model.hook_name,
         version=HARVEST_VERSION,
+        **({} if dtype == "float32" else {"dtype": dtype}),
     )
     folder = cache_dir() / "activations" / f"{split}-{key}"
     contexts = available[:n_contexts]
@@ -148,15 +154,16 @@ def harvest(
     part, finished = folder / "acts.part", folder / "acts.bin"
     with locked(folder):
         if not (folder / "manifest.json").exists():
-            error = model.check(torch.from_numpy(contexts[:8].astype(np.int64)))
+            error = model.check(torch.from_numpy(contexts[:8].astype(np.int64)), dtype)
             ensure_dir(folder)
             if finished.exists():  # killed before the manifest was written
                 os.replace(finished, part)
-            digests = _write_chunks(model, contexts, part, progress, f"harvest {split}")
+            digests = _write_chunks(model, dtype, contexts, part, progress, f"harvest {split}")
             with disk_errors(folder):
                 os.replace(part, finished)
             manifest = {
                 "key": key, "split": split, "n_contexts": n_contexts, "d_in": d_in, "dtype": "bfloat16",
+                "computed_in": dtype,
                 "hook_name": model.hook_name, "model_name": model.name, "model_key": model.key, "text_key": tokens.key,
                 "center_writing_weights": model.center_writing_weights, "error_against_transformer_lens": error,
                 "chunk_contexts": _CHUNK_CONTEXTS, "chunks": digests,
@@ -174,13 +181,15 @@ def harvest(
 
 @torch.no_grad()
 def _write_chunks(
-    model: LanguageModel,
+    plain: PlainBlock,
+    d_in: int,
     contexts: np.ndarray,
     path: Path,
     progress: Callable[[str, int, int], None] | None,
     label: str,
 ) -> list[str]:
     """Append the chunks that `path` does not hold yet; the SHA-256 of every chunk."""
+    bulk = model.bulk(dtype)
     context_bytes = POSITIONS * model.d_in * _BYTES
     with disk_errors(path), open(path, "a+b") as file, open(_digest_file(path), "a+", errors="replace") as digest_file:
         digests = _whole_chunks(file.fileno(), digest_file, len(contexts), context_bytes)
@@ -192,7 +201,7 @@ def _write_chunks(
             digest = hashlib.sha256()
             for part in range(begin, min(begin + _CHUNK_CONTEXTS, len(contexts)), 32):
                 tokens = torch.from_numpy(contexts[part : min(part + 32, begin + _CHUNK_CONTEXTS)].astype(np.int64))
-                acts = model.activations(tokens)[:, 1:]  # (b, 127, d_in)
+                acts = bulk(tokens)[:, 1:]  # (b, 127, d_in)
                 if not acts.isfinite().all():
                     got = f"NaN or infinity in contexts {part} to {part + len(tokens) - 1} at {model.hook_name}"
                     raise UserError(f"{label}: activations must be finite", got, "check the language model's weights")
@@ -275,8 +284,9 @@ class ShuffledBatches:
         index = b"" if view.index is None else view.index.tobytes()
         self.key = content_key(store=view.store.key, index=hashlib.sha256(index).hexdigest(), seed=seed)
         """Identifies the data: a checkpoint of a run on other data is refused."""
-        self._group = (-1, -1)
+        self._group, self._epoch = (-1, -1), -1
         self._rows, self._order = torch.empty(0), np.empty(0, dtype=np.int64)
+        self._blocks = np.empty(0, dtype=np.int64)
 
     def batch(self, step: int) -> Float[Tensor, "batch d_in"]:
         """The activations of one step, fp32."""
@@ -294,10 +304,16 @@ class ShuffledBatches:
         self._group = (epoch, group)
 
     def group_positions(self, epoch: int, group: int) -> Integer[np.ndarray, " n"]:
-        """Which rows of the view a group holds, ascending."""
-        n_blocks = -(-self.view.n_tokens // POSITIONS)
-        blocks = np.random.default_rng([self.seed, epoch]).permutation(n_blocks)
-        order = (blocks[:, None] * POSITIONS + np.arange(POSITIONS)).reshape(-1)
-        order = order[order < self.view.n_tokens]
+        """Which rows of the view a group holds, ascending. Costs no more for a large store than for a small one, but for
+        the order of its contexts."""
+        n_tokens = self.view.n_tokens
+        if epoch != self._epoch:
+            self._blocks = np.random.default_rng([self.seed, epoch]).permutation(-(-n_tokens // POSITIONS))
+            self._epoch = epoch
         size = GROUP_BATCHES * self.batch_size
-        return np.sort(order[group * size : (group + 1) * size])
+        place = np.arange(group * size, min((group + 1) * size, n_tokens))  # in the shuffled order of all rows
+        # The last context may be short: what is missing of it is left out of the order, and all after it move up.
+        missing = len(self._blocks) * POSITIONS - n_tokens
+        short_end = (int(np.flatnonzero(self._blocks == len(self._blocks) - 1)[0]) + 1) * POSITIONS - missing
+        place[np.searchsorted(place, short_end) :] += missing
+        return np.sort(self._blocks[place // POSITIONS] * POSITIONS + place % POSITIONS)

@@ -154,37 +154,24 @@ def _add_weighted(out, weights, which, n, rows):
             out[k] += w0 * a[k]
 
 
-_CHUNK = 32
-_BIT = np.zeros(32, np.int32)  # the position of the one bit of b is _BIT[b * 0x077CB531 >> 27], modulo 2**32
-_BIT[[(0x077CB531 << bit & 0xFFFFFFFF) >> 27 for bit in range(32)]] = np.arange(32)
-
-
 @_kernel
 @no_type_check
-def _candidates(rough, relative, inverse, on_norm, on_rest, per_feature, out):
-    """Features whose pre-activation may be positive, ascending, into `out`; how many."""
-    d_sae = rough.shape[0]
+def _candidates(rough, relative, inverse, on_norm, on_rest, per_feature, hit, out):
+    """Features whose pre-activation may be positive, ascending, into `out`; how many. `hit` is scratch: d_sae bytes, zeroed
+    up to a multiple of 8."""
     bias, norm, rest = per_feature[0], per_feature[1], per_feature[2]
-    n = 0
-    whole = d_sae // _CHUNK * _CHUNK
-    for start in range(0, whole, _CHUNK):
-        p, b = rough[start : start + _CHUNK], bias[start : start + _CHUNK]
-        w, e = norm[start : start + _CHUNK], rest[start : start + _CHUNK]
-        mask = np.uint32(0)
-        for k in range(_CHUNK):
-            product = np.float32(p[k])
-            at_most = product + relative * abs(product) + inverse * b[k] + on_norm * w[k] + on_rest * e[k]
-            mask |= np.uint32(0) if at_most <= np.float32(0) else np.uint32(1) << np.uint32(k)
-        while mask:
-            lowest = np.uint32(mask & (~mask + np.uint32(1)))
-            out[n] = start + _BIT[np.uint32(lowest * np.uint32(0x077CB531)) >> np.uint32(27)]
-            n += 1
-            mask = np.uint32(mask ^ lowest)
-    for j in range(whole, d_sae):
+    for j in range(rough.shape[0]):
         product = np.float32(rough[j])
         at_most = product + relative * abs(product) + inverse * bias[j] + on_norm * norm[j] + on_rest * rest[j]
-        out[n] = j
-        n += not (at_most <= np.float32(0))
+        hit[j] = np.uint8(0) if at_most <= np.float32(0) else np.uint8(1)  # NaN is a hit
+    n = 0
+    words = hit.view(np.int64)
+    for i in range(words.shape[0]):
+        word = words[i]
+        if word:
+            for byte in range(8):
+                out[n] = 8 * i + byte
+                n += (word >> 8 * byte) & 1
     return n
 
 
@@ -202,12 +189,13 @@ def forward_rows(
     `acts` and `dpre` from starts[r] on. Stops before a row that might not fit: returns (rows done, entries).
     """
     d_sae, d_in = W_dec.shape
-    candidates = np.empty(d_sae + 4, np.int32)
+    candidates = np.empty(d_sae + 8, np.int32)
     values = np.empty(d_sae + 4, np.float32)
+    hit = np.zeros((d_sae + 7) // 8 * 8, np.uint8)
     twice = np.float32(2 / x.shape[0])
     for r in range(begin, end):
         inverse = np.float32(1) / scale[r]
-        n = _candidates(product[r - first], relative, inverse, on_norm[r], on_rest[r], per_feature, candidates)
+        n = _candidates(product[r - first], relative, inverse, on_norm[r], on_rest[r], per_feature, hit, candidates)
         if at + n + 4 > which.shape[0]:
             return r, at
         tally[r] = n

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 import torch
@@ -29,6 +29,9 @@ from saelib.hooked import hook_value, hooked_model
 
 EMBEDDED_FOLDER = Path(__file__).parent / "models" / "mini"
 HOOK_NAME = "blocks.0.hook_mlp_out"
+HarvestDtype = Literal["float32", "bfloat16"]
+HARVEST_TOLERANCE: dict[HarvestDtype, float] = {"float32": 1e-5, "bfloat16": 2e-2}
+"""Largest difference from transformer_lens, relative to the largest entry, that a harvest in each may have."""
 
 
 class LanguageModel(ABC):
@@ -74,8 +77,18 @@ class LanguageModel(ABC):
     def splice(self, tokens: Int[Tensor, "b t"]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The activation at the hook, and a function from what is put in its place to next-token logits (b, t, d_vocab)."""
 
-    def check(self, tokens: Int[Tensor, "b t"]) -> float:
-        """Largest relative difference of `activations` from another implementation's; 0 where this is the only one."""
+    def bulk(self, dtype: HarvestDtype = "float32") -> Callable[[Int[Tensor, "b t"]], Float[Tensor, "b t d_in"]]:
+        """`activations`, laid out for bulk work.
+
+        Raises:
+            UserError: this model is not computed in `dtype`.
+        """
+        if dtype != "float32":
+            raise UserError("activations of this model must be computed in float32", dtype, "use the default")
+        return self.activations
+
+    def check(self, tokens: Int[Tensor, "b t"], dtype: HarvestDtype = "float32") -> float:
+        """Largest relative difference of `bulk` from another implementation's; 0 where this is the only one."""
         return 0.0
 
     def to_tokens(self, text: str) -> Int[Tensor, "1 t"]:
@@ -144,6 +157,10 @@ class OneLayerModel(LanguageModel):
         d_vocab, n_ctx = self.weights["embed.W_E"].shape[0], self.weights["pos_embed.W_pos"].shape[0]
         return mini_lm.MiniLMConfig(d_model=d_model, n_heads=n_heads, n_ctx=n_ctx, d_vocab=d_vocab)
 
+    def plain(self, dtype: torch.dtype = torch.float32) -> mini_lm.PlainBlock:
+        """The block's arithmetic, laid out for bulk work."""
+        return mini_lm.PlainBlock(self.weights, dtype)
+
     @property
     def n_ctx(self) -> int:
         """Longest context."""
@@ -194,16 +211,22 @@ class OneLayerModel(LanguageModel):
         """The same model in transformer_lens (imported here, since that takes seconds)."""
         return hooked_model(self.weights, n_ctx=self.cfg.n_ctx, act_fn="gelu", name=self.name)
 
-    def check(self, tokens: Int[Tensor, "b t"]) -> float:
-        """As `check_against_hooked`."""
-        return self.check_against_hooked(tokens)
+    def bulk(self, dtype: HarvestDtype = "float32") -> Callable[[Int[Tensor, "b t"]], Float[Tensor, "b t d_in"]]:
+        """The block's arithmetic, laid out for bulk work."""
+        return self.plain(torch.bfloat16 if dtype == "bfloat16" else torch.float32).mlp_out
 
-    def check_against_hooked(self, tokens: Int[Tensor, "b t"], tolerance: float = 1e-5) -> float:
+    def check(self, tokens: Int[Tensor, "b t"], dtype: HarvestDtype = "float32") -> float:
+        """As `check_against_hooked`, to `HARVEST_TOLERANCE`."""
+        plain = self.plain(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        return self.check_against_hooked(tokens, HARVEST_TOLERANCE[dtype], plain)
+
+    def check_against_hooked(
+        self, tokens: Int[Tensor, "b t"], tolerance: float = 1e-5, plain: mini_lm.PlainBlock | None = None
+    ) -> float:
         """Largest difference of plain and transformer_lens `mlp_out`, relative to the largest entry; refuse a bad one."""
         expected = hook_value(self.hooked, tokens, HOOK_NAME)
-        with torch.no_grad():
-            plain = self.mlp_out(self.residual_mid(tokens))
-        error = float((plain - expected).abs().max() / expected.abs().max())
+        got = (plain or self.plain()).mlp_out(tokens)
+        error = float((got - expected).abs().max() / expected.abs().max())
         if not error <= tolerance:
             raise UserError(
                 f"plain arithmetic must agree with transformer_lens to {tolerance:g}",
@@ -211,6 +234,35 @@ class OneLayerModel(LanguageModel):
                 "report this as a bug",
             )
         return error
+
+
+def mlp_out_source(
+    hooked: Any, tokens: Int[Tensor, "b t"], tolerance: float = 1e-5
+) -> tuple[Callable[[Int[Tensor, "b t"]], Float[Tensor, "b t d"]], bool]:
+    """The fastest right way to a transformer_lens model's `blocks.0.hook_mlp_out`, and whether it is plain arithmetic.
+
+    Plain where the architecture is the one written out in `saelib.mini_lm` and the two agree on `tokens` to `tolerance` of
+    the largest entry; the model itself, stopped after its first layer, for all others.
+    """
+
+    def adapter(tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        return hook_value(hooked, tokens, HOOK_NAME)
+
+    known = {
+        "act_fn": ("gelu",), "normalization_type": ("LN", "LNPre"), "positional_embedding_type": ("standard",),
+        "attention_dir": ("causal",), "attn_only": (False,), "parallel_attn_mlp": (False,), "gated_mlp": (False,),
+        "use_local_attn": (False,), "scale_attn_by_inverse_layer_idx": (False,), "use_attn_scale": (True,),
+        "post_embedding_ln": (False,), "use_normalization_before_and_after": (False,), "eps": (1e-5,),
+        "n_key_value_heads": (None,), "dtype": (torch.float32,),
+    }  # fmt: skip
+    missing = object()
+    if all(getattr(hooked.cfg, name, missing) in values for name, values in known.items()):
+        block = mini_lm.PlainBlock({name: tensor.detach() for name, tensor in hooked.state_dict().items()})
+        with torch.no_grad():
+            expected = adapter(tokens)
+        if (block.mlp_out(tokens) - expected).abs().max() <= tolerance * expected.abs().max():
+            return block.mlp_out, True
+    return adapter, False
 
 
 def load_embedded(folder: Path = EMBEDDED_FOLDER) -> OneLayerModel:

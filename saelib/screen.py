@@ -48,13 +48,21 @@ def rounded(rows: Float[Tensor, "n d_in"], kind: Format) -> Rounded:
     return Rounded(values, scale, norm, rest)
 
 
-def rough_product(c: Shaped[Tensor, "b d_in"], w: Shaped[Tensor, "d_sae d_in"]) -> Shaped[Tensor, "b d_sae"]:
-    """c @ w.T, summed in int32 for int8 and in fp32 otherwise (bf16 rounds once more on the way out)."""
+def rough_product(
+    c: Shaped[Tensor, "b d_in"], w: Shaped[Tensor, "d_sae d_in"], out: Shaped[Tensor, "b d_sae"] | None = None
+) -> Shaped[Tensor, "b d_sae"]:
+    """c @ w.T, summed in int32 for int8 and in fp32 otherwise (bf16 rounds once more on the way out).
+
+    `out` is memory of four bytes an entry to use for it (fresh memory costs as much as the product in int8).
+    """
+    if out is None:
+        out = torch.empty(len(c), len(w))
     if c.dtype == torch.int8:
+        out = out.view(torch.int32)
         if c.shape[1] == 1:  # torch 2.13 multiplies these wrongly
-            return c.int() * w.int().t()
-        return torch._int_mm(c, w.t())
-    return torch.mm(c, w.t()).float()
+            return torch.mul(c.int(), w.int().t(), out=out)
+        return torch._int_mm(c, w.t(), out=out)
+    return torch.mm(c, w.t(), out=out) if c.dtype == torch.float32 else out.copy_(torch.mm(c, w.t()))
 
 
 def relative_error(kind: Format) -> float:

@@ -26,6 +26,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -241,7 +243,8 @@ def _choice(shape: tuple[int, int, int], threads: int) -> _Choice:
 def _compiled(params: Params, x: Tensor, penalty: Tensor, zero_parent: int | None) -> tuple[StepResult, Tensor]:
     W_enc, b_enc, W_dec, b_dec = params
     batch, (d_sae, d_in) = x.shape[0], W_dec.shape
-    W_enc_t, W_dec, x, centred = W_enc.t().contiguous(), W_dec.contiguous(), x.contiguous(), x - b_dec
+    W_enc_t, W_dec, x = W_enc.t().contiguous(), W_dec.contiguous(), x.contiguous()
+    centred = torch.sub(x, b_dec, out=_scratch.get("centred", batch, d_in))
     forward = functools.partial(_forward, W_enc_t, b_enc, W_dec, b_dec, penalty, zero_parent, x, centred)
     choice = _choice((batch, d_in, d_sae), torch.get_num_threads())
     choice.calls += 1
@@ -267,6 +270,23 @@ def _compiled(params: Params, x: Tensor, penalty: Tensor, zero_parent: int | Non
     return _result(squares, sums, penalty, batch, grads, found.fired, zero_parent, "sparse"), sums
 
 
+class _Scratch(threading.local):
+    """Memory that steps of one thread use again and again: asking the system for it anew costs more than filling it."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+
+    def get(self, name: str, *shape: int) -> Tensor:
+        """An fp32 tensor, contents left over from before."""
+        n = math.prod(shape)
+        if name not in self.held or not n <= len(self.held[name]) <= 4 * n:
+            self.held[name] = torch.empty(n)
+        return self.held[name][:n].view(shape)
+
+
+_scratch = _Scratch()
+
+
 def _trial(forward: Callable[[screen.Format], _Forward]) -> screen.Format:
     """The fastest format here and now, among those that find what fp32 finds."""
     seconds, found = {}, {}
@@ -275,7 +295,7 @@ def _trial(forward: Callable[[screen.Format], _Forward]) -> screen.Format:
             started = time.perf_counter()
             found[kind] = forward(kind)
             seconds[kind] = time.perf_counter() - started
-    right = [kind for kind in screen.FORMATS if torch.equal(found[kind].fired, found["float32"].fired)]
+    right = [kind for kind in screen.FORMATS if torch.equal(found[kind].squares, found["float32"].squares)]
     return min(right, key=lambda kind: seconds[kind])
 
 
@@ -322,8 +342,9 @@ def _forward(
     batch, d_sae = len(x), len(b_enc)
     c, w = screen.rounded(centred, kind), screen.rounded(W_enc_t, kind)
     per_feature = torch.stack([b_enc, w.norm, w.rest]).div_(w.scale)
-    g, squares = torch.empty_like(x), x.new_empty(batch)
+    g, squares = _scratch.get("g", *x.shape), x.new_empty(batch)
     rows = min(BLOCK_ROWS, batch)
+    room = _scratch.get("product", rows, d_sae)
     n_threads = torch.get_num_threads()
     owned = [_Entries(64 * batch // n_threads + d_sae + 4) for _ in range(n_threads)]
     fired = np.zeros((n_threads, d_sae), np.int64)
@@ -346,7 +367,8 @@ def _forward(
             mine.grow(d_sae + 4)
 
     for first in range(0, batch, rows):
-        product = screen.rough_product(c.values[first : first + rows], w.values).numpy()
+        values = c.values[first : first + rows]
+        product = screen.rough_product(values, w.values, room[: len(values)]).numpy()
         bounds = [first + bound for bound in kernels.even(len(product), n_threads)]
         pieces = list(itertools.pairwise(bounds))
         kernels.together(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from saelib.activations import GROUP_BATCHES, POSITIONS, ActivationStore, ShuffledBatches, View, harvest
 from saelib.errors import UserError
 from saelib.filter import feature_activations, filter_view
+from saelib.mini_lm import PlainBlock
 from saelib.model import HOOK_NAME, OneLayerModel, load_embedded
 from saelib.sae import SAE, SAEConfig, init_random
 from saelib.tokens import CONTEXT_LENGTH, TokenStore
@@ -81,10 +84,71 @@ def test_interrupted_harvest_resumes_to_the_same_bytes(
 def test_plain_arithmetic_that_disagrees_is_refused(
     model: OneLayerModel, tokens: TokenStore, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OneLayerModel, "mlp_out", lambda self, mid: mid)
+    monkeypatch.setattr(PlainBlock, "mlp_out", lambda self, tokens: self.W_E[tokens])
     with pytest.raises(UserError, match="plain arithmetic must agree with transformer_lens"):
         harvest(model, tokens, "train", 8)
     assert not list(empty_cache.glob("activations/*/acts*"))
+
+
+def test_bf16_harvest_is_another_store_with_its_error_stated(
+    store: ActivationStore, model: OneLayerModel, tokens: TokenStore
+) -> None:
+    quick = harvest(model, tokens, "train", 600, dtype="bfloat16")
+    assert quick.key != store.key and quick.manifest["computed_in"] == "bfloat16"
+    error = quick.manifest["error_against_transformer_lens"]
+    assert 1e-4 < error <= 2e-2
+    exact, rough = store.rows(slice(None)), quick.rows(slice(None))
+    assert 1e-4 < float((exact - rough).abs().max() / exact.abs().max()) < 3e-2
+
+
+def test_serving_costs_little_and_memory_is_bounded_whatever_the_store(tmp_path: Path) -> None:
+    """A store ten times the memory allowed: the process that serves from it grows by less than that."""
+    allowed, d_in, batch = 64 * 2**20, 64, 1024
+    n_contexts = 10 * allowed // (POSITIONS * d_in * 2) + 1
+    path = tmp_path / "acts.bin"
+    with path.open("wb") as file:  # ones and zeros, written in pieces
+        piece = np.random.default_rng(0).integers(0, 2, (POSITIONS * 64, d_in)).astype(np.int16) * 0x3F80
+        for _ in range(-(-n_contexts // 64)):
+            file.write(piece.tobytes())
+        file.truncate(n_contexts * POSITIONS * d_in * 2)
+    assert path.stat().st_size >= 10 * allowed
+    script = f"""
+import resource, sys, time
+from pathlib import Path
+import numpy as np, torch
+from saelib.activations import ActivationStore, ShuffledBatches, View
+torch.set_num_threads(1)  # on a busy machine a second thread mostly waits, and waiting counts
+manifest = {{"key": "made", "d_in": {d_in}, "n_contexts": {n_contexts}}}
+store = ActivationStore(Path({str(tmp_path)!r}), manifest, np.zeros((1, 128), np.uint16))
+batches = ShuffledBatches(View(store), {batch}, seed=0)
+steps = store.n_tokens // {batch}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+total, started = 0.0, time.process_time()
+for step in range(steps):
+    total += float(batches.batch(step)[0, 0])
+seconds = time.process_time() - started
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, seconds / (steps * {batch}), total)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    grown_kib, seconds_a_token, total = map(float, done.stdout.split())
+    assert total > 0
+    assert grown_kib * 1024 < allowed, f"grew by {grown_kib / 1024:.0f} MiB"
+    assert seconds_a_token < 2e-6  # under 1 microsecond on the quiet machine of the README, with room for a busy one
+
+
+@pytest.mark.parametrize("n_tokens", [5 * POSITIONS, 5 * POSITIONS - 1, 4 * POSITIONS + 1, 700])
+def test_groups_are_slices_of_one_shuffled_order(store: ActivationStore, n_tokens: int) -> None:
+    """Also where the last context of the view is short."""
+    batches = ShuffledBatches(View(store, np.arange(n_tokens), "some"), 3, seed=5)
+    for epoch in (0, 1):
+        blocks = np.random.default_rng([5, epoch]).permutation(-(-n_tokens // POSITIONS))
+        order = (blocks[:, None] * POSITIONS + np.arange(POSITIONS)).reshape(-1)
+        order = order[order < n_tokens]
+        size = 3 * GROUP_BATCHES
+        for group in range(-(-n_tokens // size)):
+            expected = np.sort(order[group * size : (group + 1) * size])
+            assert batches.group_positions(epoch, group).tolist() == expected.tolist()
 
 
 def test_shortened_store_is_named(store: ActivationStore, model: OneLayerModel, tokens: TokenStore) -> None:
@@ -114,7 +178,7 @@ def test_a_flipped_bit_is_found_when_it_is_read(store: ActivationStore, position
         list(again.blocks())
 
 
-def test_a_damaged_manifest_is_named(store: ActivationStore, model: LanguageModel, tokens: TokenStore) -> None:
+def test_a_damaged_manifest_is_named(store: ActivationStore, model: OneLayerModel, tokens: TokenStore) -> None:
     path = store.folder / "manifest.json"
     path.write_text(path.read_text().replace('"d_in": 256', '"d_in": 255'))
     with pytest.raises(UserError, match=r"file must be as it was written; got .*manifest.json: delete \S+train-"):
@@ -122,7 +186,7 @@ def test_a_damaged_manifest_is_named(store: ActivationStore, model: LanguageMode
 
 
 def test_a_harvest_killed_anywhere_goes_on(
-    store: ActivationStore, model: LanguageModel, tokens: TokenStore, monkeypatch: pytest.MonkeyPatch
+    store: ActivationStore, model: OneLayerModel, tokens: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between data and checksum, between the two renames, with a part that a failing disk changed: equal bytes."""
     folder, whole = store.folder, (store.folder / "acts.bin").read_bytes()
@@ -158,15 +222,15 @@ def test_a_harvest_killed_anywhere_goes_on(
 
 
 def test_activations_that_are_not_finite_are_refused(
-    model: LanguageModel, tokens: TokenStore, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+    model: OneLayerModel, tokens: TokenStore, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, calls = acts_module.LanguageModel.mlp_out, []
+    plain, calls = acts_module.OneLayerModel.mlp_out, []
 
-    def overflow(self: LanguageModel, mid: torch.Tensor) -> torch.Tensor:
+    def overflow(self: OneLayerModel, mid: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return plain(self, mid) * (float("inf") if len(calls) == 4 else 1)  # the first is the check's
 
-    monkeypatch.setattr(acts_module.LanguageModel, "mlp_out", overflow)
+    monkeypatch.setattr(acts_module.OneLayerModel, "mlp_out", overflow)
     message = (
         r"harvest train: activations must be finite; got NaN or infinity in contexts 64 to 95 at blocks.0.hook_mlp_out"
     )

@@ -76,11 +76,11 @@ def candidates(c, w, b, kind):
     product = screen.rough_product(rough_c.values, rough_w.values)
     per_feature = torch.stack([b, rough_w.norm, rough_w.rest]).div_(rough_w.scale).numpy()
     for r in range(len(c)):
-        out = np.empty(len(w) + 4, np.int32)
+        out = np.empty(len(w) + 8, np.int32)
         on_norm, on_rest = screen.margins(rough_c, c.shape[1])
         n = kernels._candidates(
             product[r].numpy(), np.float32(screen.relative_error(kind)), np.float32(1) / rough_c.scale[r].numpy(),
-            on_norm[r].numpy(), on_rest[r].numpy(), per_feature, out,
+            on_norm[r].numpy(), on_rest[r].numpy(), per_feature, np.zeros((len(w) + 7) // 8 * 8, np.uint8), out,
         )  # fmt: skip
         found[r, torch.from_numpy(out[:n].astype(np.int64))] = True
     return found
