@@ -54,7 +54,7 @@ class Profile:
     """Steps of each of its runs (1.6M tokens)."""
     claim_snapshots: tuple[int, ...] = (100, 200)
     """Steps after which they are scored, too: the tokens-to-success curves."""
-    calibration_seeds: int = 20
+    calibration_seeds: int = 12
     """Synthetic cases for each point of `notebooks/08_calibration`."""
     l1_grid: tuple[float, ...] = (5.0e-4, 7.5e-4, 1.0e-3, 1.4e-3)
     """Batch-summed L1 coefficients tried for the narrow SAE, smallest first, until one meets the rule."""
