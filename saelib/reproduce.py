@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 TRAINING_RUN = "04_training_run"
 BEFORE_RUNS = ("01_narrow_sae", "02_choose_parent", "03_filter")
-AFTER_RUNS = ("05_results", "06_training_efficiency")
+AFTER_RUNS = ("05_results", "06_training_efficiency", "09_split_page")
 CLAIMS = "07_claims"
 EVIDENCE = (CLAIMS, "08_calibration")
 """What `--claims` adds: many seeds an arm take longer than the study's own runs."""
@@ -51,9 +51,15 @@ _BUILDS_ON: dict[str, tuple[str, ...]] = {
     "03_filter": _FOR_A_RUN,
     TRAINING_RUN: _FOR_A_RUN,
     CLAIMS: _FOR_A_RUN,
+    "10_split_any_feature": (),
     "08_calibration": (),
 }
-_WITH_FIGURES = ("02_choose_parent", *AFTER_RUNS, *EVIDENCE)  # whose figures the index shows, too
+_WITH_FIGURES = (
+    "02_choose_parent",
+    "05_results",
+    "06_training_efficiency",
+    *EVIDENCE,
+)  # whose figures the index shows, too
 _SAE_FACTS = ("parent", "tau", "max_activation", "l1_coeff", "meets_rule", "l0", "fvu", "loss_recovered")
 _GIB = 2**30
 _MEMORY_PER_RUN = 2 * _GIB  # what `jobs` allows for each training run

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from saelib import study
 from saelib.activations import POSITIONS
 from saelib.classes import CLASSES, hyphen_labels
-from saelib.evidence import Tokens
+from saelib.evidence import Tokens, scaled_acts
 from saelib.profiles import Profile
 from saelib.progress import report_progress
 from saelib.sae import SAE
@@ -145,3 +146,54 @@ def causal_effects(
                 changes[k, here] = (true_next(without) - base).numpy()
     by_class = [changes[:, label == c] for c in range(len(CLASSES))]
     return np.stack([c.mean(1) if c.shape[1] else np.full(len(features), np.nan) for c in by_class], axis=1)
+
+
+USEFUL_TOKENS = 300
+"""Tokens of P on which `usefulness` is measured, the first of them in the order of the text."""
+
+
+@torch.no_grad()
+def usefulness(profile: Profile, saes: Mapping[str, SAE], chosen: study.Parent) -> pd.DataFrame:
+    """What each SAE keeps of the parent's test tokens, at matched L0: all keep their k largest activations a token.
+
+    k is the smallest mean L0 on these tokens. One row an SAE: l0 (its own, on P), k, fvu, loss_recovered (as `Quality`, with
+    the activation replaced at the tokens of P alone and the loss that of their next tokens), tokens.
+    """
+    model, store = study.language_model(profile), study.activations(profile, "test")
+    part = parent_tokens(profile, "test", chosen)
+    keep = np.flatnonzero(part.next_token >= 0)[:USEFUL_TOKENS]
+    context, position = np.divmod(part.rows[keep], POSITIONS)
+    target = torch.from_numpy(part.next_token[keep])
+    x = part.tokens.x[torch.from_numpy(keep)]
+    l0 = {name: float((sae.encode(x) > 0).float().sum(1).mean()) for name, sae in saes.items()}
+    k = max(round(min(l0.values())), 1)
+    rebuilt = {name: sae.decode(_largest(scaled_acts(sae, x), sae.encode(x), k)) for name, sae in saes.items()}
+    outputs = {"clean": x, "zero": torch.zeros_like(x), **rebuilt}
+    losses = dict.fromkeys(outputs, 0.0)
+    for begin in range(0, len(keep), 16):
+        here = slice(begin, begin + 16)
+        tokens = torch.from_numpy(np.asarray(store.contexts[context[here]]).astype(np.int64))
+        at = (torch.arange(len(tokens)), torch.from_numpy(position[here] + 1))
+        clean, logits = model.splice(tokens)
+        for name, out in outputs.items():
+            replaced = clean.clone()
+            replaced[at] = out[here]
+            losses[name] += float(F.cross_entropy(logits(replaced)[at], target[here], reduction="sum"))
+    variance = float((x - x.mean(0)).square().sum())
+    rows = {
+        name: {
+            "l0": l0[name],
+            "k": k,
+            "fvu": float((out - x).square().sum()) / variance,
+            "loss_recovered": (losses["zero"] - losses[name]) / (losses["zero"] - losses["clean"]),
+            "tokens": len(keep),
+        }
+        for name, out in rebuilt.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def _largest(strength: Tensor, acts: Tensor, k: int) -> Tensor:
+    """The activations of each row's k strongest features, the others zero."""
+    index = strength.topk(min(k, strength.shape[1]), dim=1).indices
+    return torch.zeros_like(acts).scatter_(1, index, acts.gather(1, index))
