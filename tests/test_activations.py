@@ -154,7 +154,7 @@ def test_groups_are_slices_of_one_shuffled_order(store: ActivationStore, n_token
 def test_shortened_store_is_named(store: ActivationStore, model: OneLayerModel, tokens: TokenStore) -> None:
     path = store.folder / "acts.bin"
     path.write_bytes(path.read_bytes()[:-512])
-    with pytest.raises(UserError, match=r"activation file must hold .*delete the folder"):
+    with pytest.raises(UserError, match=r"activation file must hold .*; got .*: delete "):
         harvest(model, tokens, "train", 600)
 
 
@@ -224,13 +224,13 @@ def test_a_harvest_killed_anywhere_goes_on(
 def test_activations_that_are_not_finite_are_refused(
     model: OneLayerModel, tokens: TokenStore, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, calls = acts_module.OneLayerModel.mlp_out, []
+    plain, calls = PlainBlock.mlp_out, []
 
-    def overflow(self: OneLayerModel, mid: torch.Tensor) -> torch.Tensor:
+    def overflow(self: PlainBlock, tokens: torch.Tensor) -> torch.Tensor:
         calls.append(1)
-        return plain(self, mid) * (float("inf") if len(calls) == 4 else 1)  # the first is the check's
+        return plain(self, tokens) * (float("inf") if len(calls) == 4 else 1)  # the first is the check's
 
-    monkeypatch.setattr(acts_module.OneLayerModel, "mlp_out", overflow)
+    monkeypatch.setattr(PlainBlock, "mlp_out", overflow)
     message = (
         r"harvest train: activations must be finite; got NaN or infinity in contexts 64 to 95 at blocks.0.hook_mlp_out"
     )

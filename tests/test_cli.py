@@ -93,7 +93,8 @@ def test_an_unusable_folder_is_one_line_and_exit_2(
     command: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "file").write_text("")
-    (folder / "notebooks" / "06_training_efficiency.py").write_text(NOTEBOOK.partition("run")[0])
+    for name in ("06_training_efficiency", "07_claims", "08_calibration", "09_split_page"):
+        (folder / "notebooks" / f"{name}.py").write_text(NOTEBOOK.partition("run")[0])
     assert cli.main([*command, "--reports", str(folder / "file")]) == 2
     assert capsys.readouterr().err.startswith("error: reports folder must be writable; got ")
     monkeypatch.setenv("SAELIB_CACHE", str(folder / "file"))
@@ -203,7 +204,7 @@ def test_doctor_verifies_the_whole_cache(
     from saelib import checkpoints
     from saelib.cache import atomic_dir, kept_json, sealed, write_json
 
-    monkeypatch.setattr("saelib.doctor._reachable", lambda host: False)
+    monkeypatch.setattr("saelib.doctor.hub_reachable", lambda: False)
     kept_json("quality", "k", lambda: {"l0": 14.0})
     with atomic_dir(empty_cache / "tokens" / "made") as folder:
         (folder / "train.bin").write_bytes(b"tokens")

@@ -269,7 +269,7 @@ def test_what_does_not_belong_together(tmp_path: Path, model: LanguageModel) -> 
     centred = SAE(
         SAEConfig(d_in=model.cfg.d_model, d_sae=4, hook_name=HOOK_NAME, model_name="made", center_writing_weights=True)
     )
-    with pytest.raises(UserError, match="center_writing_weights must be the model's False"):
+    with pytest.raises(UserError, match="center_writing_weights must be that of the activations"):
         prompt_activations(centred, model, "a")
     with pytest.raises(UserError, match="d_in must be the model's d_model, 256; got 16"):
         prompt_activations(made_sae(), model, "a")

@@ -48,7 +48,9 @@ for step in range(begin, 40):
     report_progress("steps", step + 1, 40)
 display({"application/vnd.saelib.headline+json": {"steps": 40 - begin, "seed": run}, "text/plain": ""}, raw=True)
 """
-NAMES = ("01_narrow_sae", "02_choose_parent", "03_filter", "04_training_run", "05_results", "06_training_efficiency")
+AFTER = ("05_results", "06_training_efficiency", "09_split_page")
+NAMES = ("01_narrow_sae", "02_choose_parent", "03_filter", "04_training_run", *AFTER)
+NOT_ASKED_FOR = ("07_claims", "08_calibration")
 EVERYTHING = {**dict.fromkeys(NAMES, 1), "04_training_run": 2, "prepare": 1}
 DRIVER = Path(__file__).with_name("study_driver.py")
 
@@ -60,7 +62,7 @@ class Study:
         self.folder = folder
         self.log = folder / "executions"
         (folder / "notebooks").mkdir()
-        for name in NAMES:
+        for name in (*NAMES, *NOT_ASKED_FOR):
             text = HEAD.format(name=name, title=f"What does {name} show?")
             if name == "04_training_run":
                 text = text.replace('profile = "smoke"', 'profile = "smoke"\nrun = 1\nseed = -1') + TRAINING
@@ -118,7 +120,7 @@ def test_kill_9_in_a_run_then_the_same_command_finishes_without_doing_anything_t
     code, out, err = study.run(*command)
     assert (code, err) == (0, "")
     again = study.executed() - before
-    assert again == {"prepare": 1, "04_training_run": 1, "05_results": 1, "06_training_efficiency": 1}
+    assert again == {"prepare": 1, "04_training_run": 1, **dict.fromkeys(AFTER, 1)}
     assert json.loads((pages / "run-01.json").read_text())["headline"]["steps"] == 40
     assert json.loads((pages / "run-02.json").read_text())["headline"]["steps"] == 20  # it went on from its checkpoint
     assert "04_training_run run 1: already finished" in out
@@ -134,8 +136,7 @@ def test_kill_9_in_a_run_then_the_same_command_finishes_without_doing_anything_t
         "03_filter",
         "run-01",
         "run-02",
-        "05_results",
-        "06_training_efficiency",
+        *AFTER,
     }
     assert {path.stem for path in pages.glob("*.html")} == names | {"index"}
     record = json.loads((pages / "run.json").read_text())
@@ -146,7 +147,7 @@ def test_kill_9_in_a_run_then_the_same_command_finishes_without_doing_anything_t
     code, out, err = study.run(*command)
     assert (code, err) == (0, "")
     assert study.executed() == before + again
-    assert "7 notebooks, 7 already finished" in out
+    assert "8 notebooks, 8 already finished" in out
 
 
 def test_an_edited_run_is_done_again_with_what_is_built_on_it_and_nothing_else(study: Study) -> None:
@@ -164,7 +165,7 @@ def test_an_edited_run_is_done_again_with_what_is_built_on_it_and_nothing_else(s
     source.write_text(source.read_text() + "\n# %%\n1 + 1\n")
     code, _, err = study.run(*command)
     assert (code, err) == (0, "")
-    assert study.executed() == {"prepare": 1, "03_filter": 1, "05_results": 1, "06_training_efficiency": 1}
+    assert study.executed() == {"prepare": 1, "03_filter": 1, **dict.fromkeys(AFTER, 1)}
 
 
 def test_one_run_takes_only_what_it_needs(study: Study) -> None:
