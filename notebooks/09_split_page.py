@@ -102,7 +102,7 @@ verdicts.usefulness(settings, {"narrow": narrow, f"run {best}": trained.sae}, pa
 
 # %%
 matched = tools.match_saes(narrow, trained.sae)
-matched["cosine"].describe().to_frame("decoder cosine of matched features")
+matched["decoder_cosine"].describe().to_frame("decoder cosine of matched features")
 
 # %%
 tools.lineage(narrow, parent.feature, trained.sae, chosen.best_features)

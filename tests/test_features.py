@@ -271,7 +271,7 @@ def test_what_does_not_belong_together(tmp_path: Path, model: LanguageModel) -> 
     )
     with pytest.raises(UserError, match="center_writing_weights must be that of the activations"):
         prompt_activations(centred, model, "a")
-    with pytest.raises(UserError, match="d_in must be the model's d_model, 256; got 16"):
+    with pytest.raises(UserError, match="d_in must be the activations' 256; got 16"):
         prompt_activations(made_sae(), model, "a")
     with pytest.raises(UserError, match="the direction must have the model's width, 256; got 16"):
         logit_effects(torch.zeros(16), model)
