@@ -35,7 +35,7 @@ def test_an_effect_too_small_to_see_is_not_found() -> None:
     [
         ({"cosine": 0.95}, "near-copies"),
         ({"win_rate": -1.0}, "shadowed child"),
-        ({"precision": 0.65}, "leaky child"),
+        ({"precision": 0.55}, "leaky child"),
         ({"recall": 0.25, "win_rate": 0.25}, "fragment"),
         ({"fires_elsewhere": 0.12}, "dense child"),
         ({"candidate_precision": 0.6}, "generic feature"),

@@ -206,7 +206,7 @@ def test_shared_assets_lie_beside_the_page(
 def test_bad_input_of_a_page_is_one_line(store: ActivationStore, model: LanguageModel, wide: SAE) -> None:
     with pytest.raises(UserError, match=r"feature must be a whole number in \[0, d_sae=40\); got 40"):
         feature_page(wide, model, store, 40)
-    with pytest.raises(UserError, match="center_writing_weights must be the activations' False; got True"):
+    with pytest.raises(UserError, match="center_writing_weights must be that of the activations"):
         feature_page(directions(store, 4, 0, centred=True), model, store, 1)
 
 
@@ -230,7 +230,7 @@ def made_score() -> Score:
         class_score("number", 7, False, ("precision", "fires elsewhere")),
         class_score("compound", None, None, ("no candidate",)),
     )
-    return Score("undecided", classes, 1234, 6, 0.91, 0.95, float("nan"), 0.31, 0.02)
+    return Score("undecided", classes, 1234, 6, 0.91, 0.95, float("nan"), 0.31, (0.7, 0.8, 0.0), 0.02)
 
 
 def test_a_split_page_tells_the_verdict_and_its_reasons(
@@ -286,7 +286,7 @@ def test_every_bound_has_its_words() -> None:
 
 def test_verdicts_in_words() -> None:
     score = made_score()
-    some = Score("partial 1/3", score.classes, *([0] * 2), *([0.0] * 5))
+    some = Score("partial 1/3", score.classes, *([0] * 2), *([0.0] * 4), (0.0, 0.0, 0.0), 0.0)
     assert verdict_words(some) == "The parent has split in part: count has a feature of its own."
     assert len(CLASSES) == 3
 
