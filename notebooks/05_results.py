@@ -25,7 +25,7 @@ from saelib import features, report, stats, study, views
 from saelib.classes import CLASSES, PROMPTS
 from saelib.index_page import verdict_class
 from saelib.profiles import get_profile
-from saelib.reproduce import results_table
+from saelib.study_plan import results_table
 from saelib.runs import RUNS
 
 views.figure_style()

@@ -81,8 +81,8 @@ by_effect.pivot(index="impostor", columns="effect", values="rate")
 rare = round(calibration.STATED_TOKENS * min(SHARES))
 stated = found[(found["effect"] == calibration.STATED_EFFECT) & (found["rare_tokens"] == rare)].iloc[0]
 report.headline(
-    answer=f"At {calibration.STATED_EFFECT:g} standard deviations and {rare} tokens of the rarest class, {stated.found} of "
-    f"{stated.cases} true splits are found; {false.passed.sum()} of {false.cases.sum()} impostors pass.",
+    answer=f"At {calibration.STATED_EFFECT:g} standard deviations and {rare} tokens of the rarest class, {int(stated.found)} of "
+    f"{int(stated.cases)} true splits are found; {false.passed.sum()} of {false.cases.sum()} impostors pass.",
     detection=float(stated.rate),
     detection_low=float(stated.low),
     cases=int(stated.cases),

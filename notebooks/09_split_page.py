@@ -25,7 +25,7 @@ import pandas as pd
 from saelib import report, study, tools, verdicts, views
 from saelib.classes import CLASSES, PROMPTS
 from saelib.profiles import get_profile
-from saelib.reproduce import results_table
+from saelib.study_plan import results_table
 from saelib.runs import get_run
 
 views.figure_style()

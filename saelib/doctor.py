@@ -31,7 +31,8 @@ def examine(profile: str | None = None, tokens_per_second: float | None = None) 
     Raises:
         UserError: no such profile, or a rate that is not positive.
     """
-    from saelib.reproduce import cache_bytes, cores
+    from saelib.reproduce import cores
+    from saelib.run_record import cache_bytes
 
     plan = _plan(profile, tokens_per_second)
     cache = cache_dir()

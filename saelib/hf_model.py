@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from saelib.cache import atomic_dir, cache_dir, ensure_dir, file_sha256, locked, read_json
 from saelib.errors import UserError
 from saelib.hook_point import HookPoint, parse_hook
-from saelib.model import LanguageModel
+from saelib.model import LanguageModel, Logits
 from saelib.sources import SMOLLM2, download
 
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
@@ -113,10 +113,14 @@ class HFModel(LanguageModel):
         raise AssertionError("the hooked module is part of every forward pass")
 
     @torch.no_grad()
-    def splice(self, tokens: Int[Tensor, "b t"]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def splice(self, tokens: Int[Tensor, "b t"]) -> tuple[Tensor, Logits]:
         """The activation, and the logits of a whole forward pass in which it is replaced."""
-        acts = self.activations(tokens)
-        return acts, lambda put: self._run(tokens, lambda value: put.to(value.dtype)).logits.float()
+
+        def logits(put: Tensor, at: Any = ...) -> Tensor:
+            found: Tensor = self._run(tokens, lambda value: put.to(value.dtype)).logits[at]
+            return found.float()
+
+        return self.activations(tokens), logits
 
     @torch.no_grad()
     def _run(self, tokens: Tensor, change: Callable[[Tensor], Tensor]) -> Any:

@@ -85,6 +85,8 @@ class Facts(TypedDict, total=False):
     sae: Mapping[str, Any]
     """The narrow SAE and the parent: feature, threshold, l1 coefficient and the rule that chose it."""
     seconds_total: float
+    work_seconds: Mapping[str, float]
+    """By kind of work, whatever went side by side."""
     peak_memory_bytes: int
     cache_bytes: int
 
@@ -288,6 +290,7 @@ def build_index(
         text=pairs(manifest),
         sources=_source_table(sources),
         seconds_total=told.get("seconds_total"),
+        work=told.get("work_seconds") or {},
         peak_memory=told.get("peak_memory_bytes"),
         cache_bytes=told.get("cache_bytes"),
         has_csv=(reports_dir / "results.csv").exists(),

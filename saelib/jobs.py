@@ -26,7 +26,7 @@ import psutil
 from saelib.cache import disk_errors
 from saelib.errors import UserError
 from saelib.notebook_runner import NotebookFailed, run_notebook
-from saelib.progress import PROGRESS_ENV, Display, clock, describe, read_progress, report_progress
+from saelib.progress import PROGRESS_ENV, Display, clock, describe, read_progress
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -234,12 +234,12 @@ def execute_notebook_job(**arguments: Any) -> dict[str, Any]:
     return {"path": str(done.path), "key": done.key}
 
 
-def prepare_job(profile: str) -> None:
-    """Text, tokens and activations of a profile: all that the notebooks read."""
+def prepare_job(profile: str) -> dict[str, float]:
+    """Text, tokens and activations of a profile: all that the notebooks read. Returns the seconds of each part."""
     from saelib.profiles import get_profile
     from saelib.study import prepare
 
-    prepare(get_profile(profile), report_progress)
+    return prepare(get_profile(profile))
 
 
 def _resolve(name: str) -> Callable[..., Any]:

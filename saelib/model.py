@@ -30,6 +30,8 @@ from saelib.hooked import hook_value, hooked_model
 EMBEDDED_FOLDER = Path(__file__).parent / "models" / "mini"
 HOOK_NAME = "blocks.0.hook_mlp_out"
 HarvestDtype = Literal["float32", "bfloat16"]
+Logits = Callable[..., Tensor]
+"""`logits(put, at=...)`: see `LanguageModel.splice`."""
 HARVEST_TOLERANCE: dict[HarvestDtype, float] = {"float32": 1e-5, "bfloat16": 2e-2}
 """Largest difference from transformer_lens, relative to the largest entry, that a harvest in each may have."""
 
@@ -74,8 +76,12 @@ class LanguageModel(ABC):
         """The activation at the hook."""
 
     @abstractmethod
-    def splice(self, tokens: Int[Tensor, "b t"]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The activation at the hook, and a function from what is put in its place to next-token logits (b, t, d_vocab)."""
+    def splice(self, tokens: Int[Tensor, "b t"]) -> tuple[Tensor, Logits]:
+        """The activation at the hook, and a function from what is put in its place to next-token logits.
+
+        The function gives (b, t, d_vocab), or with `at`, an index of (b, t), the logits there: at few positions most of the
+        cost is saved.
+        """
 
     def bulk(self, dtype: HarvestDtype = "float32") -> Callable[[Int[Tensor, "b t"]], Float[Tensor, "b t d_in"]]:
         """`activations`, laid out for bulk work.
@@ -201,10 +207,14 @@ class OneLayerModel(LanguageModel):
         """`blocks.0.hook_mlp_out`."""
         return self.mlp_out(self.residual_mid(tokens))
 
-    def splice(self, tokens: Int[Tensor, "b t"]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def splice(self, tokens: Int[Tensor, "b t"]) -> tuple[Tensor, Logits]:
         """The MLP's output, and the logits when it is replaced."""
         mid = self.residual_mid(tokens)
-        return self.mlp_out(mid), lambda mlp_out: self.logits(mid + mlp_out)
+
+        def logits(mlp_out: Tensor, at: Any = ...) -> Tensor:
+            return self.logits((mid + mlp_out)[at])
+
+        return self.mlp_out(mid), logits
 
     @functools.cached_property
     def hooked(self) -> Any:

@@ -133,6 +133,12 @@ def cosines(rows: Float[Tensor, "k d"]) -> Float[np.ndarray, "k k"]:
     return (unit @ unit.T).numpy()
 
 
+def logit_cosines(rows: Float[Tensor, "k d"], W_U: Float[Tensor, "d d_vocab"]) -> Float[np.ndarray, "k k"]:
+    """Cosine between the logit effects `d_j @ W_U` of every two rows, each less its mean: a shift of all logits is none."""
+    effect = rows @ W_U
+    return cosines(effect - effect.mean(1, keepdim=True))
+
+
 def jaccard(fires: np.ndarray) -> Float[np.ndarray, "k k"]:
     """Tokens on which both columns of an (n, k) mask fire, over those on which either does."""
     f = fires.astype(np.float64)
@@ -213,6 +219,8 @@ class Score:
     """For each class, the F1 on test of the feature that marked it best on select, candidate or not."""
     max_jaccard: float
     """Largest co-firing Jaccard between two children on P."""
+    max_logit_cosine: float = math.nan
+    """Largest cosine between the logit effects of two children; NaN with fewer than two, or without an unembedding."""
 
     @property
     def classes_passed(self) -> int:
@@ -246,6 +254,7 @@ def judge(
     *,
     n_candidates: int,
     parent_thresholds: Sequence[float],
+    W_U: Float[Tensor, "d_in d_vocab"] | None = None,
     warm_parent: int | None = None,
     bounds: Bounds = BOUNDS,
     draws: int = BOOTSTRAP_DRAWS,
@@ -259,6 +268,7 @@ def judge(
         W_dec: the dictionary's decoder.
         n_candidates: how many candidate children there were.
         parent_thresholds: the parent's best threshold for each class, chosen on select.
+        W_U: the unembedding, for the children's logit effects.
         warm_parent: the parent's number in the dictionary when it was copied there.
 
     Raises:
@@ -268,7 +278,8 @@ def judge(
         raise UserError("every context class needs one entry", f"{len(names)} classes, {len(children)}", "name classes")
     labelled = columns.label >= 0
     found = [j for j in children if j is not None]
-    cosine = _off_diagonal(cosines(W_dec.detach()[found]))
+    rows_dec = W_dec.detach()[found]
+    cosine = _off_diagonal(cosines(rows_dec))
     overlap = _off_diagonal(jaccard(columns.child[:, [j is not None for j in children]] > 0))
     rows = []
     for c, (name, child) in enumerate(zip(names, children, strict=True)):
@@ -291,6 +302,9 @@ def judge(
             for c in range(len(names))
         ),
         max_jaccard=float(overlap.max()) if len(found) > 1 else math.nan,
+        max_logit_cosine=(
+            float(_off_diagonal(logit_cosines(rows_dec, W_U)).max()) if W_U is not None and len(found) > 1 else math.nan
+        ),
     )
 
 

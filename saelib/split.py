@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from scipy.cluster.vq import kmeans2, vq
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from saelib.evidence import HeldOutEvidence, SelectEvidence, Tokens
 from saelib.sae import SAE
@@ -65,11 +67,12 @@ def score_split(
     test_tokens: Iterable[Tokens],
     tau: float,
     *,
+    W_U: Float[Tensor, "d_in d_vocab"] | None = None,
     warm_parent: int | None = None,
     bounds: Bounds = BOUNDS,
     draws: int = BOOTSTRAP_DRAWS,
 ) -> Score:
-    """Measure the chosen children on the test split and judge them."""
+    """Measure the chosen children on the test split and judge them; `W_U` as in `judge`."""
     evidence = HeldOutEvidence(sae, chosen.children, chosen.candidates, tau, chosen.best_features)
     for block in test_tokens:
         evidence.add(block)
@@ -80,6 +83,7 @@ def score_split(
         sae.W_dec,
         n_candidates=len(chosen.candidates),
         parent_thresholds=chosen.parent_thresholds,
+        W_U=W_U,
         warm_parent=warm_parent,
         bounds=bounds,
         draws=draws,

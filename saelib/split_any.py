@@ -296,7 +296,7 @@ def split_feature(request: SplitRequest) -> Outcome:
         trained = _train(request, material, label.replace(" ", "-"), view, d_sae, l1_token, steps, seed)
         summary = choose(trained.sae, kinds, [select], len(names), tau)
         warm = request.feature if request.start == "narrow" else None
-        score = score_split(trained.sae, names, summary, [test], tau, warm_parent=warm)
+        score = score_split(trained.sae, names, summary, [test], tau, W_U=material.model.W_U, warm_parent=warm)
         rows.append(
             {"data": data, "seed": seed, "verdict": score.verdict, "classes_passed": score.classes_passed,
              "candidates": score.candidates, "best_f1": float(np.mean(score.best_f1)),

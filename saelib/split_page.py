@@ -109,6 +109,7 @@ def split_page(
             "parent_still_top": score.parent_still_top,
             "max_cosine": score.max_cosine,
             "max_jaccard": score.max_jaccard,
+            "max_logit_cosine": score.max_logit_cosine,
             "lineage": lines.reset_index().to_dict("records"),
             "parent": parent_summary.record(),
             "children": [summary.record() for summary in summaries.values()],
@@ -166,6 +167,7 @@ def _summary(score: Score, bounds: Bounds) -> list[tuple[str, str]]:
         ("old parent still the strongest on", share(score.parent_still_top)),
         (f"largest cosine between children (below {bounds.cosine:g})", _number(score.max_cosine)),
         ("largest overlap of children (Jaccard)", _number(score.max_jaccard)),
+        ("largest cosine between children's logit effects", _number(score.max_logit_cosine)),
     ]
     return [(name, text) for name, text in shown if text]
 

@@ -37,7 +37,7 @@ from saelib.cache import (
 )
 from saelib.classes import hyphen_labels, hyphen_rows
 from saelib.errors import UserError
-from saelib.evaluate import Quality, sae_quality
+from saelib.evaluate import LossEnds, Quality, loss_ends, sae_quality
 from saelib.eye_test import HyphenSet, scaled_acts
 from saelib.filter import feature_activations, filter_view
 from saelib.gelu_1l import load_gelu_1l
@@ -52,8 +52,6 @@ from saelib.sources import STUDY_SOURCES
 from saelib.text import build_token_store
 from saelib.tokens import TokenStore
 from saelib.train import TrainConfig, TrainResult, train
-
-Progress = Callable[[str, int, int], None]
 
 
 @functools.cache
@@ -98,10 +96,11 @@ def activations(profile: Profile, split: str) -> ActivationStore:
     return harvest(model, tokens(profile), split, _contexts(profile)[split], progress=report_progress)
 
 
-def prepare(profile: Profile, progress: Progress = report_progress) -> None:
-    """Make everything that is not training: text, tokens, activations of all three splits."""
-    for split in ("train", "select", "test"):
-        activations(profile, split)
+def prepare(profile: Profile) -> dict[str, float]:
+    """Make everything that is not training: text, tokens, activations of all three splits. Returns the seconds of each part."""
+    _, text = seconds_of(lambda: tokens(profile))
+    _, harvested = seconds_of(lambda: [activations(profile, split) for split in ("train", "select", "test")])
+    return {"text": text, "harvest": harvested}
 
 
 @functools.cache
@@ -281,13 +280,25 @@ def _given_narrow(profile: Profile) -> TrainResult | None:
     return TrainResult(sae, history, 0.0, 0)
 
 
+@functools.cache
+def _loss_ends(profile: Profile, split: str) -> LossEnds:
+    store = activations(profile, split)
+    key = content_key(store=store.key, ends=profile.evaluate_contexts)
+
+    def measure() -> dict[str, float]:
+        return loss_ends(language_model(profile), store, profile.evaluate_contexts)._asdict()
+
+    return LossEnds(**kept_json("quality", key, measure))
+
+
 def quality_of(profile: Profile, sae: SAE, split: str = "test") -> Quality:
     """L0, FVU, loss recovered of an SAE on held-out text; measured once for its weights."""
     store = activations(profile, split)
     key = content_key(store=store.key, weights=weights_hash(sae), n_contexts=profile.evaluate_contexts)
 
     def measure() -> dict[str, float]:
-        return sae_quality(sae, language_model(profile), store, profile.evaluate_contexts)._asdict()
+        ends = _loss_ends(profile, split)
+        return sae_quality(sae, language_model(profile), store, profile.evaluate_contexts, ends)._asdict()
 
     return Quality(**kept_json("quality", key, measure))
 

@@ -77,7 +77,9 @@ def score_of(
     summary = choose_children(profile, sae, chosen)
     test = parent_tokens(profile, "test", chosen).tokens
     warm_parent = chosen.feature if warm else None
-    return score_split(sae, CLASSES, summary, [test], chosen.tau, warm_parent=warm_parent, draws=draws), summary
+    W_U = study.language_model(profile).W_U
+    score = score_split(sae, CLASSES, summary, [test], chosen.tau, W_U=W_U, warm_parent=warm_parent, draws=draws)
+    return score, summary
 
 
 def kmeans_control(profile: Profile, chosen: study.Parent) -> pd.DataFrame:
@@ -136,7 +138,7 @@ def causal_effects(
         acts = sae.encode(clean[at])
 
         def true_next(x: Tensor, at: tuple[Tensor, Tensor] = at, here: slice = here, logits: Any = logits) -> Tensor:
-            return logits(x)[at].log_softmax(-1).gather(1, torch.from_numpy(target[here])[:, None])[:, 0]
+            return logits(x, at).log_softmax(-1).gather(1, torch.from_numpy(target[here])[:, None])[:, 0]
 
         base = true_next(clean)
         for k, j in enumerate(features):
@@ -178,7 +180,7 @@ def usefulness(profile: Profile, saes: Mapping[str, SAE], chosen: study.Parent) 
         for name, out in outputs.items():
             replaced = clean.clone()
             replaced[at] = out[here]
-            losses[name] += float(F.cross_entropy(logits(replaced)[at], target[here], reduction="sum"))
+            losses[name] += float(F.cross_entropy(logits(replaced, at), target[here], reduction="sum"))
     variance = float((x - x.mean(0)).square().sum())
     rows = {
         name: {

@@ -80,6 +80,8 @@ def test_splicing(folder: Path, tokens: torch.Tensor, site: str) -> None:
     with torch.no_grad():
         whole = model.module(tokens).logits
     torch.testing.assert_close(logits(acts), whole)
+    at = (torch.tensor([0]), torch.tensor([3]))
+    torch.testing.assert_close(logits(acts, at), whole[at])
     assert (logits(torch.zeros_like(acts)) - whole).abs().max() > 1e-3
     torch.testing.assert_close(logits(acts), whole)  # and no hook stays behind
 

@@ -12,7 +12,7 @@ import torch
 from saelib import model_card
 from saelib.cache import read_json
 from saelib.errors import UserError
-from saelib.evaluate import next_token_loss, sae_quality
+from saelib.evaluate import loss_ends, next_token_loss, sae_quality
 from saelib.features import logit_effects, prompt_activations, quantile_rows, top_features, top_rows
 from saelib.mini_lm import ChunkedCrossEntropy, MiniLM, MiniLMConfig
 from saelib.model import EMBEDDED_FOLDER, HOOK_NAME, OneLayerModel, load_embedded, mlp_out_source
@@ -138,6 +138,13 @@ def test_quality_of_a_perfect_and_of_an_empty_sae(model: OneLayerModel, tokens: 
         mid = model.residual_mid(tokens)
         clean = next_token_loss(model, tokens, mid, model.mlp_out(mid))[:, 1:].mean().item()
     assert quality.loss_clean == pytest.approx(clean, rel=1e-5)
+    assert sae_quality(perfect, model, store, 4, loss_ends(model, store, 4)) == quality
+
+
+def test_logits_at_a_few_positions_are_those_of_all(model: OneLayerModel, tokens: torch.Tensor) -> None:
+    acts, logits = model.splice(tokens)
+    at = (torch.tensor([0, 1]), torch.tensor([5, 9]))
+    torch.testing.assert_close(logits(acts, at), logits(acts)[at])
 
 
 def test_logit_effects_rank_the_unembedding(model: OneLayerModel) -> None:

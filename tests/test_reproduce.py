@@ -10,9 +10,12 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+
+from saelib.run_record import keep_record
 
 # Seconds each on an idle machine. The limits are for a machine that is busy with something else.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -69,6 +72,7 @@ class Study:
             (folder / "notebooks" / f"{name}.py").write_text(text)
         (folder / "fake_study.py").write_text(
             "import os\ndef prepare(profile):\n    print('prepare', profile, file=open(os.environ['EXECUTIONS'], 'a'))\n"
+            "    return {'text': 1.0, 'harvest': 2.0}\n"
         )
         self.environment = os.environ | {
             "SAELIB_CACHE": str(folder / "cache"),
@@ -159,6 +163,10 @@ def test_an_edited_run_is_done_again_with_what_is_built_on_it_and_nothing_else(s
     assert threads["04_training_run"] == "1"
     record = json.loads((study.folder / "reports/smoke/run.json").read_text())
     assert record["uninterrupted"]["executed"] == list(record["keys"])
+    work, seconds = record["uninterrupted"]["work_seconds"], record["seconds"]
+    assert (work["text"], work["harvest"], work["training"]) == (1.0, 2.0, 0.0) and work["rendering"] > 0
+    notebooks = sum(seconds[label] for label in record["keys"])
+    assert work["narrow SAE"] + work["scores and figures"] == pytest.approx(notebooks, abs=0.5)
 
     study.log.unlink()
     source = study.folder / "notebooks" / "03_filter.py"
@@ -206,3 +214,21 @@ def test_a_failing_cell_is_exit_1_with_the_partial_notebook(study: Study) -> Non
     assert err.startswith("error: notebook 03_filter failed: ZeroDivisionError: division by zero; as far as it got: ")
     assert err.count("\n") == 1
     assert Path(err.strip().rpartition(" ")[2]).is_file()
+
+
+def test_the_time_of_the_whole_study_stays_while_its_notebooks_stay(tmp_path: Path) -> None:
+    def told(keys: dict[str, str], executed: list[str], found_work: bool = True) -> dict[str, Any]:
+        record = {
+            "keys": keys,
+            "command": {"executed": executed, "found_work": found_work, "wall_seconds": len(executed)},
+        }
+        keep_record(tmp_path / "run.json", record)
+        return dict(json.loads((tmp_path / "run.json").read_text()))
+
+    study = {"01": "a", "02": "b"}
+    assert "uninterrupted" not in told(study, ["01", "02"])  # from a cache that was not empty
+    whole = told(study, ["01", "02"], found_work=False)["uninterrupted"]
+    assert whole["wall_seconds"] == 2
+    assert told(study | {"07": "c"}, ["07"])["uninterrupted"] == whole  # something beside the study was added
+    assert "uninterrupted" not in told({"01": "a", "02": "changed"}, ["02"])
+    assert "uninterrupted" not in told(study, [])

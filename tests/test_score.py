@@ -21,6 +21,7 @@ from saelib.score import (
     document_bootstrap,
     jaccard,
     judge,
+    logit_cosines,
     median_margin,
     overall,
     precision_recall_f1,
@@ -59,6 +60,17 @@ def test_margin_coverage_cosine_jaccard_by_hand() -> None:
     assert cosines(torch.tensor([[2.0, 0.0], [1.0, 1.0]]))[0, 1] == pytest.approx(0.5**0.5)
     assert jaccard(np.array([[1, 1], [1, 0], [0, 1]], dtype=bool))[0, 1] == pytest.approx(1 / 3)
     assert jaccard(np.zeros((2, 2), dtype=bool)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_logit_cosine_by_hand() -> None:
+    W_U = torch.tensor(
+        [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]]
+    )  # effects (3, 0, 0) and (0, 3, 0); less their mean: (2, -1, -1), (-1, 2, -1)
+    assert logit_cosines(torch.eye(2), W_U)[0, 1] == pytest.approx(-0.5)
+    assert logit_cosines(torch.eye(2), W_U + 7)[0, 1] == pytest.approx(-0.5)  # all logits shifted alike
+    pair = judged(columns_of("1" * 60 + "0" * 60, "1" * 60 + "0" * 60), W_U=W_U)
+    assert pair.max_logit_cosine == pytest.approx(-0.5) and pair.max_cosine == 0
+    assert math.isnan(judged(columns_of("10", "10")).max_logit_cosine)
 
 
 def columns_of(own: str, fires: str, parent: list[float] | None = None, documents: int = 1_000_000) -> Columns:
@@ -108,12 +120,10 @@ def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.89 <= covered / 200 <= 0.99
 
 
-def judged(columns: Columns, W_dec: torch.Tensor | None = None, **changes: float) -> Score:
+def judged(columns: Columns, W_dec: torch.Tensor | None = None, W_U: torch.Tensor | None = None) -> Score:
     W_dec = torch.eye(2) if W_dec is None else W_dec
     two = replace_class(columns)
-    return judge(
-        two, ["a", "b"], [0, 1], W_dec, n_candidates=2, parent_thresholds=[0.0, 0.0], bounds=replace(BOUNDS, **changes)
-    )
+    return judge(two, ["a", "b"], [0, 1], W_dec, n_candidates=2, parent_thresholds=[0.0, 0.0], W_U=W_U)
 
 
 def replace_class(columns: Columns) -> Columns:
