@@ -21,8 +21,8 @@ active entries only. They agree within float rounding; which is faster depends o
 (`SPARSE_BELOW`). On a CPU and in fp32 the sparse route is compiled (`saelib.kernels`), and its one product is a rough one
 with a bound on its error (`saelib.screen`); elsewhere it is made of torch's own operations.
 
-On CUDA the dense route is taken, with fp32 products (TF32 only if torch.backends.cuda.matmul.allow_tf32 is switched on), and
-the loss is read back once a step. That path is not measured.
+On CUDA the dense route is taken, with fp32 products (TF32 only if torch.backends.cuda.matmul.allow_tf32 is switched on),
+and nothing is read back from the device within a step. That path is not measured.
 """
 
 from __future__ import annotations
@@ -79,19 +79,33 @@ class Params(NamedTuple):
 class StepResult(NamedTuple):
     """Loss, gradients and counts of one batch."""
 
-    loss: float
-    """l2 + l1, the study's loss."""
-    l2: float
-    """Squared error, summed over d_in, averaged over the batch."""
-    l1: float
-    """l1_coeff times the sum of activations over the whole batch."""
-    l0: float
-    """Active features a token, as the loss sees them (without a zeroed parent)."""
+    totals: Float[Tensor, " totals"]
+    """l2, l1 and l0 as below and the loss, in fp64, on the device: what a loop may keep without waiting for it."""
     grads: Params
     """Gradients of `loss`. `grads.W_enc` is a transposed view of contiguous memory."""
     fired: Int[Tensor, " d_sae"]
     """Tokens of this batch on which each feature was active, a zeroed parent included."""
     route: Route
+
+    @property
+    def l2(self) -> float:
+        """Squared error, summed over d_in, averaged over the batch (read back from the device, as the next three)."""
+        return self.totals[0].item()
+
+    @property
+    def l1(self) -> float:
+        """l1_coeff times the sum of activations over the whole batch."""
+        return self.totals[1].item()
+
+    @property
+    def l0(self) -> float:
+        """Active features a token, as the loss sees them (without a zeroed parent)."""
+        return self.totals[2].item()
+
+    @property
+    def loss(self) -> float:
+        """l2 + l1, the study's loss."""
+        return self.totals[3].item()
 
 
 def choose_route(active_share: float, device: torch.device) -> Route:
@@ -442,9 +456,9 @@ def _result(
     zero_parent: int | None,
     route: Route,
 ) -> StepResult:
-    l2, l1 = squares.item() / batch, torch.dot(penalty, sums).item()
-    active = int(fired.sum()) - (0 if zero_parent is None else int(fired[zero_parent]))
-    return StepResult(l2 + l1, l2, l1, active / batch, grads, fired, route)
+    l2, l1 = squares.double() / batch, torch.dot(penalty, sums).double()
+    active = fired.sum() if zero_parent is None else fired.sum() - fired[zero_parent]
+    return StepResult(torch.stack([l2, l1, active.double() / batch, l2 + l1]), grads, fired, route)
 
 
 @torch.no_grad()

@@ -165,7 +165,7 @@ def train(
             x.copy_(batches.batch(state.step))
             route = choose_route(state.active_share, state.device)
             result = loss_and_grads(state.params, x, cfg.l1_coeff, cfg.zero_parent, route, cfg.objective)
-            health.observe(state.step, result.loss)
+            health.observe(state.step, result.totals[-1])
             state.count(result, cfg.batch_size)
             state.seconds = time.perf_counter() - started
             if state.step % cfg.log_every == 0 or state.step == cfg.n_steps - 1:
@@ -235,7 +235,10 @@ class _State:
         self.fired_since_reinit += result.fired
         self.fired_since_log += result.fired
         self.tokens_since_reinit += n_tokens
-        self.active_share = result.l0 / len(result.fired)
+        if (
+            self.device.type == "cpu"
+        ):  # elsewhere there is one route, and reading the share back would wait for the device
+            self.active_share = result.l0 / len(result.fired)
 
     def log(self, result: StepResult, cfg: TrainConfig, probe: Callable[[SAE], dict[str, float]] | None) -> None:
         """Add a row; `dead_share` is the share of features that have not fired since the row before."""

@@ -4,11 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import saelib.step as step_module
 from saelib.errors import UserError
+from saelib.health import Health
 from saelib.sae import SAE, SAEConfig, init_random
 from saelib.step import SPARSE_BELOW, Objective, Params, choose_route, loss_and_grads, normalise_decoder
+from saelib.train import TrainConfig, _State
 
 ROUTES = ("dense", "sparse")
 
@@ -214,3 +217,31 @@ def test_params_of_an_sae_share_its_memory():
     params.b_enc.fill_(7)
     assert sae.b_enc.tolist() == [7, 7, 7, 7]
     assert not any(p.requires_grad for p in params)
+
+
+class NothingReadBack(TorchDispatchMode):
+    """Fails on what makes the host wait for a device: a value read, or a shape that depends on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", get_args(Objective))
+def test_a_step_as_on_cuda_reads_nothing_back(objective, monkeypatch):
+    """The operations that a GPU is given, on a CPU: torch's own, the dense route."""
+    monkeypatch.setattr(step_module, "COMPILED", False)
+    params, x = problem(dtype=torch.float32)
+    sae = SAE(SAEConfig(d_in=5, d_sae=9, hook_name="none", model_name="none"))
+    state = _State(sae, TrainConfig(l1_coeff=0.1, n_steps=1, objective=objective))
+    state.device = torch.device("meta")  # anything but a CPU
+    health = Health("run", torch.device("cpu"), lambda: "none")
+    assert choose_route(state.active_share, torch.device("cuda")) == "dense"
+    with NothingReadBack():
+        result = loss_and_grads(params, x, 0.1, 3, "dense", objective)
+        health.observe(0, result.totals[-1])
+        state.count(result, len(x))
+        normalise_decoder(params.W_dec, result.grads.W_dec)
+        state.update(result.grads)
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            _ = result.loss
