@@ -30,8 +30,8 @@ from dataclasses import asdict, replace
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib import features, report, study, verdicts, views
-from saelib.classes import CLASSES, PROMPTS
+from saelib import report, run_views, study, verdicts, views
+from saelib.classes import CLASSES
 from saelib.eye_test import eye_test
 from saelib.profiles import get_profile
 from saelib.runs import get_run
@@ -112,23 +112,15 @@ pd.DataFrame(
 
 # %%
 children = {row.child: row.context_class for row in test.classes}
-for name in CLASSES:
-    words, acts = features.prompt_activations(trained.sae, model, PROMPTS[name])
-    display(
-        views.top_features(words, acts, position=words.index("-"), labels=children, caption=f"{name}: {PROMPTS[name]}")
-    )
+for view in run_views.prompt_views(trained.sae, model, children):
+    display(view)
 
 # %% [markdown]
 # ## The children (the study's Figure 3): where each fires most on test text, and its logits
 
 # %%
-store = study.activations(settings, "test")
-for row in test.classes:
-    acts = study.feature_on(settings, "test", trained.sae, row.child)
-    top = features.top_rows(acts, 8)
-    texts, values = zip(*(features.context_of(store, model, r, acts) for r in top), strict=True)
-    display(views.top_contexts(texts, values, scores=acts[top], caption=f"{row.context_class}: feature {row.child}"))
-    display(features.logit_effects(trained.sae.W_dec[row.child], model, k=8))
+for shown in run_views.child_views(trained.sae, model, study.activations(settings, "test"), children):
+    display(shown)
 
 # %% [markdown]
 # ## Conclusion

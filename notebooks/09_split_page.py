@@ -25,8 +25,8 @@ import pandas as pd
 from saelib import report, study, tools, verdicts, views
 from saelib.classes import CLASSES, PROMPTS
 from saelib.profiles import get_profile
-from saelib.study_plan import results_table
 from saelib.runs import get_run
+from saelib.study_plan import results_table
 
 views.figure_style()
 settings = get_profile(profile)

@@ -50,6 +50,10 @@ class Tokens:
         return Tokens(self.x, self.parent, label, self.document)
 
 
+_EXACT = 2**20
+"""Tokens whose count fp32 holds exactly, with room to spare."""
+
+
 @torch.no_grad()
 def scaled_acts(sae: SAE, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
     """True activations times the norm of the feature's decoder row.
@@ -57,9 +61,14 @@ def scaled_acts(sae: SAE, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"
     Raises:
         UserError: the SAE's width is not that of the activations, or an activation is NaN or infinite.
     """
+    return _finite(sae, x) * sae.W_dec.norm(dim=1)
+
+
+def _finite(sae: SAE, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
+    """True activations; errors as in `scaled_acts`."""
     if x.shape[-1] != sae.cfg.d_in:
         raise UserError(f"the SAE's d_in must be the activations' {x.shape[-1]}", sae.cfg.d_in, "use the model's SAE")
-    acts = sae.encode(x) * sae.W_dec.norm(dim=1)
+    acts: Tensor = sae.encode(x)
     if not bool(torch.isfinite(acts.sum())):
         raise UserError("activations must be finite", "NaN or infinity", "harvest again, or check the SAE's weights")
     return acts
@@ -88,9 +97,13 @@ class SelectEvidence:
     @torch.no_grad()
     def any_tokens(self, x: Float[Tensor, "n d_in"], parent: Float[Tensor, " n"]) -> None:
         """Add tokens of any kind: how often each feature fires without the parent."""
-        fires = scaled_acts(self.sae, x) > 0
-        self.fired += fires.sum(0)
-        self.fired_with_parent += fires[parent > 0].sum(0)
+        acts = _finite(self.sae, x)
+        which = torch.stack([torch.ones(len(x)), (parent > 0).float()])
+        for begin in range(0, len(x), _EXACT):  # sums of ones, exact in fp32 and much faster as a product
+            here = slice(begin, begin + _EXACT)
+            counts = which[:, here] @ (acts[here] > 0).float()
+            self.fired += counts[0]
+            self.fired_with_parent += counts[1]
 
     @torch.no_grad()
     def parent_tokens(self, tokens: Tokens) -> None:

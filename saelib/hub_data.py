@@ -254,21 +254,7 @@ def _manifest(
     }  # fmt: skip
 
 
-def interpretation_contexts(model: LanguageModel, n_contexts: int) -> np.ndarray:
-    """The first contexts of `c4-code-20k`, which the study reads features on: `(n, 128)`, BOS first.
-
-    Its texts (column `text`) are tokenised, joined with EOS between them and cut, BOS taking the place of each context's
-    first token.
-
-    Raises:
-        UserError: the data is not at hand, or is not text.
-    """
-    ids: list[int] = []
-    for text in rows_of(INTERPRETATION, INTERPRETATION_VARIABLE, "text", 0):
-        ids += [*model.tokenizer.encode(str(text), add_special_tokens=False).ids, model.eos]
-        if len(ids) >= n_contexts * CONTEXT_LENGTH:
-            break
-    contexts = np.array(ids[: len(ids) // CONTEXT_LENGTH * CONTEXT_LENGTH], dtype=token_dtype(model.d_vocab))
-    contexts = contexts.reshape(-1, CONTEXT_LENGTH)[:n_contexts]
-    contexts[:, 0] = model.bos
-    return contexts
+def interpretation_texts(n: int) -> list[str]:
+    """The first texts of `c4-code-20k`, on which the study reads features (column `text`); none when it is not at hand."""
+    files = local_files(INTERPRETATION, INTERPRETATION_VARIABLE)
+    return [str(text) for text in itertools.islice(read_column(files, "text"), n)]

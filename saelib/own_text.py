@@ -13,6 +13,7 @@ from saelib.cache import atomic_dir, cache_dir, content_key, disk_errors, locked
 from saelib.errors import UserError
 from saelib.model import LanguageModel
 from saelib.progress import report_progress
+from saelib.text import token_dtype
 from saelib.tokens import CONTEXT_LENGTH, TokenStore
 
 SPLIT = "text"
@@ -95,18 +96,18 @@ def _documents(text: str | Path | Sequence[str]) -> list[str]:
 
 
 def _write(model: LanguageModel, documents: list[str], key: str, folder: Path) -> None:
-    parts, starts, position = [], [], 0
+    parts, starts, position, dtype = [], [], 0, token_dtype(model.d_vocab)
     for document in documents:
         ids = [*model.tokenizer.encode(document).ids, model.eos]
         starts.append(position)
-        parts.append(np.array(ids, dtype=np.uint16))
+        parts.append(np.array(ids, dtype=dtype))
         position += len(ids)
-    stream = np.concatenate([np.zeros(0, dtype=np.uint16), *parts])
+    stream = np.concatenate([np.zeros(0, dtype=dtype), *parts])
     n_contexts = len(stream) // (CONTEXT_LENGTH - 1)
     if not n_contexts:
         rule = f"the text must fill at least one context of {CONTEXT_LENGTH - 1} tokens"
         raise UserError(rule, f"{len(stream)} tokens", "pass a longer text, or several documents")
-    contexts = np.empty((n_contexts, CONTEXT_LENGTH), dtype=np.uint16)
+    contexts = np.empty((n_contexts, CONTEXT_LENGTH), dtype=dtype)
     contexts[:, 0] = model.bos
     contexts[:, 1:] = stream[: n_contexts * (CONTEXT_LENGTH - 1)].reshape(n_contexts, -1)
     with atomic_dir(folder) as temporary:
@@ -115,4 +116,5 @@ def _write(model: LanguageModel, documents: list[str], key: str, folder: Path) -
         splits = {
             SPLIT: {"documents": len(documents), "contexts": n_contexts, "tokens": n_contexts * (CONTEXT_LENGTH - 1)}
         }
-        write_json(temporary / "manifest.json", {"key": key, "name": SPLIT, "splits": splits})
+        manifest = {"key": key, "name": SPLIT, "dtype": str(contexts.dtype), "splits": splits}
+        write_json(temporary / "manifest.json", manifest)

@@ -36,6 +36,10 @@ class Profile:
     """Contexts of the test (or select) split on which L0, FVU and loss recovered are measured."""
     cofire_contexts: int = 1000
     """Contexts of the select split on which it is seen how often a feature fires without the parent."""
+    causal_tokens: int = 150
+    """Tokens a class on which the causal effects of a child are measured."""
+    other_parents: tuple[str, ...] = ()
+    """Kinds of parent that are split besides the hyphen's (see `saelib.study.parents_of_other_kinds`)."""
     batch_size: int = 4096
     """Tokens a step (the study: 4096)."""
     lr: float = 1e-3
@@ -78,6 +82,8 @@ class Profile:
     """Seed of the narrow SAE."""
     narrow_sae_variable: str | None = None
     """Environment variable that may name a narrow SAE to take instead of training one."""
+    published_sae_variable: str | None = None
+    """Environment variable that may name the study's own wide SAE, which notebook 12 then shows."""
     parent: int | None = None
     """Number of the parent feature in that SAE."""
     tau: float | None = None
@@ -100,6 +106,7 @@ SMOKE = replace(
     narrow_steps=60,
     wide_steps=40,
     short_steps=20,
+    other_parents=("digit",),
     claim_seeds=2,
     calibration_seeds=1,
     claim_steps=20,
@@ -124,7 +131,9 @@ SMOLLM2 = replace(
     train_contexts=10_000,
     select_contexts=2_000,
     test_contexts=2_500,
-    evaluate_contexts=24,  # a whole forward pass of 30 layers, three times
+    evaluate_contexts=24,  # whole forward passes of 30 layers, as the causal effects
+    causal_tokens=24,
+    other_parents=("digit", "code"),
     narrow_steps=500,
     wide_steps=400,
     short_steps=100,
@@ -157,12 +166,31 @@ GELU_1L = replace(
     log_every=100,
     checkpoint_every=1_000,
     narrow_sae_variable="SAELIB_NARROW_SAE",
+    published_sae_variable="SAELIB_RUN_25",
     parent=240,
     tau=2.0,
 )
 """The study's model, sizes, rates and data. A full run sees 2e8 tokens, in four passes over 5e7 that fit on a disk (the
 study: up to 2e9, once); run 9 sees the study's 2.6e7. For a GPU: `saelib doctor --profile gelu-1l` tells the cost."""
-PROFILES = {profile.name: profile for profile in (SMOKE, MINI, SMOLLM2, GELU_1L)}
+GELU_1L_SMOKE = replace(
+    GELU_1L,
+    name="gelu-1l-smoke",
+    train_contexts=300,
+    select_contexts=200,
+    test_contexts=200,
+    evaluate_contexts=32,
+    cofire_contexts=100,
+    batch_size=512,
+    narrow_steps=60,
+    wide_steps=40,
+    short_steps=20,
+    causal_tokens=20,
+    reinit_every=20,
+    log_every=5,
+    checkpoint_every=10,
+)
+"""The same model, data, sizes of SAE and notebooks on a few tokens: what to run before days are spent."""
+PROFILES = {profile.name: profile for profile in (SMOKE, MINI, SMOLLM2, GELU_1L, GELU_1L_SMOKE)}
 
 
 def get_profile(name: str) -> Profile:

@@ -110,12 +110,12 @@ class Material(NamedTuple):
     """For each split, the token store and the name of the split in it."""
 
 
-def gather(request: SplitRequest) -> Material:
-    """Load the SAE and the model, and harvest the text's three splits."""
+def gather(request: SplitRequest, profile: Profile | None = None) -> Material:
+    """Load the SAE and the model, and harvest the text's three splits, in the sizes of `profile` if given."""
     sae = load_sae(Path(request.sae).expanduser())
     if request.start == "narrow":
         require_trainable(sae.cfg)
-    profile = _profile(request, sae)
+    profile = profile or _profile(request, sae)
     model = study.language_model(profile)
     require_fits(
         sae.cfg, d_in=model.d_in, hook_name=model.hook_name, center_writing_weights=model.center_writing_weights
@@ -274,11 +274,14 @@ class Outcome(NamedTuple):
     coefficients: pd.DataFrame
 
 
-def split_feature(request: SplitRequest) -> Outcome:
-    """Carry a request out: train on the filtered data and on all of it, score every SAE, and gather the controls."""
+def split_feature(request: SplitRequest, profile: Profile | None = None) -> Outcome:
+    """Carry a request out: train on the filtered data and on all of it, score every SAE, and gather the controls.
+
+    Sizes of the harvest, its hook and its text are those of `profile`, by default of the model's own.
+    """
     began = time.perf_counter()
     report_progress("text and activations", 0, 1)
-    material = gather(request)
+    material = gather(request, profile)
     chosen = prepare(request, material)
     harvested = time.perf_counter() - began
     l1_token, coefficients = choose_l1(request, material)

@@ -205,16 +205,21 @@ def _train_config(profile: Profile, l1_coeff: float, n_steps: int, seed: int, ze
 
 def train_narrow(profile: Profile, l1_coeff: float) -> TrainResult:
     """A narrow SAE at one coefficient, on all training data."""
-    store = activations(profile, "train")
-    cfg = _train_config(profile, l1_coeff, profile.narrow_steps, profile.seed, None)
-    sae_cfg = _sae_config(profile, profile.d_sae_narrow, l1_coeff=l1_coeff, seed=profile.seed)
+    key, name, sae_cfg, cfg = _narrow_plan(profile, l1_coeff)
     return train_once(
-        content_key(store=store.key, sae=sae_cfg.to_dict(), cfg=repr(cfg)),
-        f"narrow-l1-{l1_coeff:g}",
+        key,
+        name,
         lambda: init_random(sae_cfg, torch.Generator().manual_seed(profile.seed)),
-        lambda: ShuffledBatches(View(store), profile.batch_size, profile.seed),
+        lambda: ShuffledBatches(View(activations(profile, "train")), profile.batch_size, profile.seed),
         cfg,
     )
+
+
+def _narrow_plan(profile: Profile, l1_coeff: float) -> tuple[str, str, SAEConfig, TrainConfig]:
+    cfg = _train_config(profile, l1_coeff, profile.narrow_steps, profile.seed, None)
+    sae_cfg = _sae_config(profile, profile.d_sae_narrow, l1_coeff=l1_coeff, seed=profile.seed)
+    key = content_key(store=activations(profile, "train").key, sae=sae_cfg.to_dict(), cfg=repr(cfg))
+    return key, f"narrow-l1-{l1_coeff:g}", sae_cfg, cfg
 
 
 class Coefficient(NamedTuple):
@@ -262,6 +267,16 @@ def narrow_sae(profile: Profile) -> TrainResult:
     return given if given is not None else train_narrow(profile, coefficient(profile).l1_coeff)
 
 
+def narrow_folder(profile: Profile) -> Path:
+    """Where the narrow SAE lies, in the SAELens format; or the file that `SAELIB_NARROW_SAE` names."""
+    narrow_sae(profile)
+    path = os.environ.get(profile.narrow_sae_variable) if profile.narrow_sae_variable else None
+    if path:
+        return Path(path).expanduser()
+    key, name, *_ = _narrow_plan(profile, coefficient(profile).l1_coeff)
+    return cache_dir() / "runs" / f"{name}-{key}" / "sae"
+
+
 def _given_narrow(profile: Profile) -> TrainResult | None:
     """The narrow SAE that a profile takes from a file, when the file is at hand."""
     path = os.environ.get(profile.narrow_sae_variable) if profile.narrow_sae_variable else None
@@ -278,6 +293,25 @@ def _given_narrow(profile: Profile) -> TrainResult | None:
     cfg = replace(_sae_config(profile, sae.cfg.d_sae), metadata=sae.cfg.metadata)
     sae.cfg = cfg  # the model's own name, so that wide SAEs may start from it
     return TrainResult(sae, history, 0.0, 0)
+
+
+def published_sae(profile: Profile) -> SAE | None:
+    """The study's own wide SAE, run-25, when the profile's environment variable names its file.
+
+    Raises:
+        UserError: it is no SAE of the profile's model and size.
+    """
+    path = os.environ.get(profile.published_sae_variable) if profile.published_sae_variable else None
+    if not path:
+        return None
+    sae, model = load_sae(Path(path).expanduser()), language_model(profile)
+    require_fits(
+        sae.cfg, d_in=model.d_in, hook_name=model.hook_name, center_writing_weights=model.center_writing_weights
+    )
+    if sae.cfg.d_sae != profile.d_sae_wide:
+        rule = f"the published SAE of profile {profile.name} must have {profile.d_sae_wide} features"
+        raise UserError(rule, sae.cfg.d_sae, f"set {profile.published_sae_variable} to run-25")
+    return sae
 
 
 @functools.cache

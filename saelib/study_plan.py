@@ -28,9 +28,13 @@ if TYPE_CHECKING:
 TRAINING_RUN = "04_training_run"
 BEFORE_RUNS = ("01_narrow_sae", "02_choose_parent", "03_filter")
 AFTER_RUNS = ("05_results", "06_training_efficiency", "09_split_page")
+OTHER_PARENT = "11_other_parent"
+PUBLISHED_SAE = "12_published_sae"
 CLAIMS = "07_claims"
 EVIDENCE = (CLAIMS, "08_calibration")
 """What `--claims` adds: many seeds an arm take longer than the study's own runs."""
+_SAYS_WHICH = ("profile", "run", "kind")
+"""Parameters that say which page of the study a notebook becomes; one with others changed is a page of its own."""
 FOR_A_RUN = ("01_narrow_sae", "02_choose_parent")
 _BUILDS_ON: dict[str, tuple[str, ...]] = {
     "01_narrow_sae": (),
@@ -38,6 +42,8 @@ _BUILDS_ON: dict[str, tuple[str, ...]] = {
     "03_filter": FOR_A_RUN,
     TRAINING_RUN: FOR_A_RUN,
     CLAIMS: FOR_A_RUN,
+    OTHER_PARENT: ("01_narrow_sae",),
+    PUBLISHED_SAE: FOR_A_RUN,
     "10_split_any_feature": (),
     "08_calibration": (),
 }
@@ -57,6 +63,8 @@ class Page:
     @property
     def label(self) -> str:
         """How this is called in progress lines and in `run.json`."""
+        if self.notebook == OTHER_PARENT:
+            return f"{self.notebook} {self.parameters.get('kind')}"
         return self.notebook if self.run is None else f"{self.notebook} run {self.run}"
 
     @property
@@ -94,12 +102,14 @@ def plan_page(profile: str, notebook: str, parameters: dict[str, Any] | None = N
     if "profile" in source.parameters:
         given.setdefault("profile", profile)
     resolved = source.resolve(given)
-    default = source.resolve({k: given[k] for k in ("profile", "run") if k in given})
+    default = source.resolve({k: given[k] for k in _SAYS_WHICH if k in given})
     extra = _key_extra(profile, notebook, resolved)
     key = notebook_key(source, resolved, extra)
-    is_run = notebook == TRAINING_RUN
-    stem = f"run-{resolved['run']:02d}" if is_run else notebook
-    title = f"Run {resolved['run']}" if is_run else source.title
+    stem, title = notebook, source.title
+    if notebook == TRAINING_RUN:
+        stem, title = f"run-{resolved['run']:02d}", f"Run {resolved['run']}"
+    elif notebook == OTHER_PARENT:
+        stem, title = f"{notebook}-{resolved['kind']}", f"Does a parent of another kind split? ({resolved['kind']})"
     if resolved != default:  # a page of one's own, beside the study's
         stem += f"-{key[:6]}"
     return Page(notebook, resolved, extra, key, title, stem)
@@ -110,6 +120,8 @@ def plan_study(profile: str, runs: Sequence[int] | None = None, claims: bool = F
 
     The claims and the calibration are there when asked for, or when they are finished already.
     """
+    from saelib.profiles import get_profile
+
     numbers = _run_numbers()
     for run in runs or ():
         if run not in numbers:
@@ -119,6 +131,10 @@ def plan_study(profile: str, runs: Sequence[int] | None = None, claims: bool = F
         plan_page(profile, TRAINING_RUN, {"run": run}) for run in (numbers if runs is None else sorted(set(runs)))
     ]
     last = [plan_page(profile, name) for name in AFTER_RUNS] if runs is None else []
+    if runs is None:
+        settings = get_profile(profile)
+        last += [plan_page(profile, OTHER_PARENT, {"kind": kind}) for kind in settings.other_parents]
+        last += [plan_page(profile, PUBLISHED_SAE)] if settings.published_sae_variable else []
     evidence = [plan_page(profile, name) for name in EVIDENCE] if runs is None or claims else []
     last += [page for page in evidence if claims or page.finished() is not None]
     return [*first, training, *([page] for page in last)]
@@ -149,6 +165,8 @@ def _key_extra(profile: str, notebook: str, parameters: dict[str, Scalar]) -> di
     outside = _outside_inputs(settings)
     if outside:
         extra["outside"] = outside
+    if notebook == PUBLISHED_SAE:
+        extra["published"] = _named_key(settings.published_sae_variable)
     if notebook == TRAINING_RUN:
         rows = [dataclasses.asdict(row) for row in RUNS if row.run == parameters.get("run")]
         if not rows:
@@ -184,11 +202,18 @@ def _outside_inputs(settings: Profile) -> dict[str, str]:
         found["model"] = _files_key(Path(settings.model).iterdir())
     if settings.text == (hub_data.PRETOKENISED,):
         found["data"] = _files_key(hub_data.require_source(hub_data.PRETOKENISED, hub_data.PRETOKENISED_VARIABLE))
-    narrow = os.environ.get(settings.narrow_sae_variable) if settings.narrow_sae_variable else None
-    if narrow:
-        path = Path(narrow).expanduser()
-        found["narrow"] = _files_key(path.iterdir() if path.is_dir() else [path])
+    if narrow := _named_key(settings.narrow_sae_variable):
+        found["narrow"] = narrow
     return found
+
+
+def _named_key(variable: str | None) -> str | None:
+    """The key of what an environment variable names, if it is set."""
+    named = os.environ.get(variable) if variable else None
+    if not named:
+        return None
+    path = Path(named).expanduser()
+    return _files_key(path.iterdir() if path.is_dir() else [path])
 
 
 def _files_key(paths: Iterable[Path]) -> str:

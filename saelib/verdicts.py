@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,14 +14,18 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from saelib import study
-from saelib.activations import POSITIONS
+from saelib.activations import POSITIONS, ActivationStore
 from saelib.classes import CLASSES, hyphen_labels
 from saelib.evidence import Tokens, scaled_acts
+from saelib.model import LanguageModel, Logits
 from saelib.profiles import Profile
 from saelib.progress import report_progress
 from saelib.sae import SAE
 from saelib.score import BOOTSTRAP_DRAWS, Score
 from saelib.split import SelectSummary, choose, clusters_as_children, score_split
+
+At = tuple[Tensor, Tensor]
+"""Index of a position in each context of a batch."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,6 @@ def permuted_control(profile: Profile, sae: SAE, chosen: study.Parent, draws: in
     return pd.DataFrame(rows, columns=["split", "classes_passed", "best_f1"])
 
 
-CAUSAL_TOKENS = 150
-"""Tokens a class on which `causal_effects` is measured, the first of them in the order of the text."""
-
-
 @torch.no_grad()
 def causal_effects(
     profile: Profile, sae: SAE, features: Sequence[int | None], chosen: study.Parent, split: str = "test"
@@ -119,25 +118,21 @@ def causal_effects(
     `a_j d_j` is subtracted from the activation at a labelled token of P, all else (the SAE's error included) left as it
     is: `x - a_j d_j`. The entry is the mean change in log-probability (nats) of the class's true next tokens; a class
     without tokens gives NaN. A child of class c lowers those of c and leaves the other classes' alone: c's entry less the
-    mean of the others' is its causal effect, negative for a child that does its work.
+    mean of the others' is its causal effect, negative for a child that does its work. Measured on the first
+    `profile.causal_tokens` tokens of each class.
     """
     model, store = study.language_model(profile), study.activations(profile, split)
     part = parent_tokens(profile, split, chosen)
     usable = np.flatnonzero((part.tokens.label >= 0) & (part.next_token >= 0))
     keep = np.sort(
-        np.concatenate([usable[part.tokens.label[usable] == c][:CAUSAL_TOKENS] for c in range(len(CLASSES))])
+        np.concatenate([usable[part.tokens.label[usable] == c][: profile.causal_tokens] for c in range(len(CLASSES))])
     )
-    context, position = np.divmod(part.rows[keep], POSITIONS)
     label, target = part.tokens.label[keep], part.next_token[keep]
     changes = np.zeros((len(features), len(keep)))
-    for begin in range(0, len(keep), 16):
-        here = slice(begin, begin + 16)
-        tokens = torch.from_numpy(np.asarray(store.contexts[context[here]]).astype(np.int64))
-        at = (torch.arange(len(tokens)), torch.from_numpy(position[here] + 1))
-        clean, logits = model.splice(tokens)
+    for here, at, clean, logits in _spliced(model, store, part.rows[keep]):
         acts = sae.encode(clean[at])
 
-        def true_next(x: Tensor, at: tuple[Tensor, Tensor] = at, here: slice = here, logits: Any = logits) -> Tensor:
+        def true_next(x: Tensor, at: At = at, here: np.ndarray = here, logits: Logits = logits) -> Tensor:
             return logits(x, at).log_softmax(-1).gather(1, torch.from_numpy(target[here])[:, None])[:, 0]
 
         base = true_next(clean)
@@ -164,7 +159,6 @@ def usefulness(profile: Profile, saes: Mapping[str, SAE], chosen: study.Parent) 
     model, store = study.language_model(profile), study.activations(profile, "test")
     part = parent_tokens(profile, "test", chosen)
     keep = np.flatnonzero(part.next_token >= 0)[:USEFUL_TOKENS]
-    context, position = np.divmod(part.rows[keep], POSITIONS)
     target = torch.from_numpy(part.next_token[keep])
     x = part.tokens.x[torch.from_numpy(keep)]
     l0 = {name: float((sae.encode(x) > 0).float().sum(1).mean()) for name, sae in saes.items()}
@@ -172,11 +166,7 @@ def usefulness(profile: Profile, saes: Mapping[str, SAE], chosen: study.Parent) 
     rebuilt = {name: sae.decode(_largest(scaled_acts(sae, x), sae.encode(x), k)) for name, sae in saes.items()}
     outputs = {"clean": x, "zero": torch.zeros_like(x), **rebuilt}
     losses = dict.fromkeys(outputs, 0.0)
-    for begin in range(0, len(keep), 16):
-        here = slice(begin, begin + 16)
-        tokens = torch.from_numpy(np.asarray(store.contexts[context[here]]).astype(np.int64))
-        at = (torch.arange(len(tokens)), torch.from_numpy(position[here] + 1))
-        clean, logits = model.splice(tokens)
+    for here, at, clean, logits in _spliced(model, store, part.rows[keep]):
         for name, out in outputs.items():
             replaced = clean.clone()
             replaced[at] = out[here]
@@ -193,6 +183,19 @@ def usefulness(profile: Profile, saes: Mapping[str, SAE], chosen: study.Parent) 
         for name, out in rebuilt.items()
     }
     return pd.DataFrame(rows).T
+
+
+def _spliced(
+    model: LanguageModel, store: ActivationStore, rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, At, Tensor, Logits]]:
+    """The contexts of some rows, 16 at a time and no longer than they must be: which rows, where they are, `model.splice`."""
+    context, position = np.divmod(rows, POSITIONS)
+    order = np.argsort(position, kind="stable")  # contexts of like length together
+    for begin in range(0, len(rows), 16):
+        here = order[begin : begin + 16]
+        tokens = np.asarray(store.contexts[context[here]])[:, : position[here].max() + 2].astype(np.int64)
+        at = (torch.arange(len(here)), torch.from_numpy(position[here] + 1))
+        yield here, at, *model.splice(torch.from_numpy(tokens))
 
 
 def _largest(strength: Tensor, acts: Tensor, k: int) -> Tensor:

@@ -19,8 +19,9 @@ from snapshot import WORDS, digits_tokenizer, snapshot_folder, write_gelu_1l, wr
 from saelib import hub_data, study
 from saelib.errors import UserError
 from saelib.gelu_1l import load_gelu_folder
-from saelib.hub_data import INTERPRETATION, PRETOKENISED, interpretation_contexts, pretokenised_store, split_of_row
+from saelib.hub_data import PRETOKENISED, interpretation_texts, pretokenised_store, split_of_row
 from saelib.model import OneLayerModel
+from saelib.own_text import text_store
 from saelib.profiles import get_profile
 from saelib.runs import get_run
 from saelib.tokens import CONTEXT_LENGTH
@@ -199,8 +200,7 @@ def test_no_data_at_hand_is_told_within_a_second(
         UserError, match=f"{PRETOKENISED} must be at hand .*SAELIB_C4_CODE_TOKENS .*HF_HOME .*connect to"
     ):
         pretokenised_store(model, WANTED)
-    with pytest.raises(UserError, match=f"{INTERPRETATION} must be at hand"):
-        interpretation_contexts(model, 4)
+    assert interpretation_texts(4) == []
     assert time.perf_counter() - began < 1.0
 
 
@@ -209,9 +209,10 @@ def test_interpretation_text(model: OneLayerModel, tmp_path: Path, monkeypatch: 
     (tmp_path / "20k").mkdir()
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "20k" / "train-00000-of-00001.parquet")
     monkeypatch.setenv("SAELIB_C4_CODE_20K", str(tmp_path / "20k"))
-    contexts = interpretation_contexts(model, 3)
-    assert contexts.shape == (3, CONTEXT_LENGTH) and (contexts[:, 0] == model.bos).all()
-    assert model.to_str_tokens(contexts[0, 1:4]) == WORDS[1:4] and model.eos in contexts[1]
+    monkeypatch.setenv("SAELIB_CACHE", str(tmp_path / "cache"))
+    assert interpretation_texts(3) == texts[:3]
+    store = text_store(model, interpretation_texts(30), max_contexts=3)
+    assert store.n_contexts == 3 and model.to_str_tokens(store.contexts[0, :4]) == ["<|BOS|>", *WORDS[:3]]
 
 
 def test_the_profile_runs_on_the_stand_ins(

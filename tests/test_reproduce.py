@@ -51,7 +51,7 @@ for step in range(begin, 40):
     report_progress("steps", step + 1, 40)
 display({"application/vnd.saelib.headline+json": {"steps": 40 - begin, "seed": run}, "text/plain": ""}, raw=True)
 """
-AFTER = ("05_results", "06_training_efficiency", "09_split_page")
+AFTER = ("05_results", "06_training_efficiency", "09_split_page", "11_other_parent")
 NAMES = ("01_narrow_sae", "02_choose_parent", "03_filter", "04_training_run", *AFTER)
 NOT_ASKED_FOR = ("07_claims", "08_calibration")
 EVERYTHING = {**dict.fromkeys(NAMES, 1), "04_training_run": 2, "prepare": 1}
@@ -69,6 +69,8 @@ class Study:
             text = HEAD.format(name=name, title=f"What does {name} show?")
             if name == "04_training_run":
                 text = text.replace('profile = "smoke"', 'profile = "smoke"\nrun = 1\nseed = -1') + TRAINING
+            if name == "11_other_parent":
+                text = text.replace('profile = "smoke"', 'profile = "smoke"\nkind = "code"')
             (folder / "notebooks" / f"{name}.py").write_text(text)
         (folder / "fake_study.py").write_text(
             "import os\ndef prepare(profile):\n    print('prepare', profile, file=open(os.environ['EXECUTIONS'], 'a'))\n"
@@ -140,7 +142,8 @@ def test_kill_9_in_a_run_then_the_same_command_finishes_without_doing_anything_t
         "03_filter",
         "run-01",
         "run-02",
-        *AFTER,
+        *AFTER[:-1],
+        "11_other_parent-digit",
     }
     assert {path.stem for path in pages.glob("*.html")} == names | {"index"}
     record = json.loads((pages / "run.json").read_text())
@@ -151,7 +154,7 @@ def test_kill_9_in_a_run_then_the_same_command_finishes_without_doing_anything_t
     code, out, err = study.run(*command)
     assert (code, err) == (0, "")
     assert study.executed() == before + again
-    assert "8 notebooks, 8 already finished" in out
+    assert "9 notebooks, 9 already finished" in out
 
 
 def test_an_edited_run_is_done_again_with_what_is_built_on_it_and_nothing_else(study: Study) -> None:
