@@ -82,8 +82,9 @@ def map_view(
 def _umap() -> Any:
     try:
         with warnings.catch_warnings():
-            # it says that a neural variant, which is not used here, would need another package
+            # it says that a neural variant and a progress bar, neither used here, would need other packages
             warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)
+            warnings.filterwarnings("ignore", message="IProgress not found")
             import umap
     except ImportError as error:
         raise UserError("a map needs the package umap-learn", "none", 'pip install "saelib[umap]"') from error

@@ -37,7 +37,7 @@ class Profile:
     cofire_contexts: int = 1000
     """Contexts of the select split on which it is seen how often a feature fires without the parent."""
     causal_tokens: int = 150
-    """Tokens a class on which the causal effects of a child are measured."""
+    """Tokens a class on which the causal effects of a child are measured; `usefulness` takes twice as many in all."""
     other_parents: tuple[str, ...] = ()
     """Kinds of parent that are split besides the hyphen's (see `saelib.study.parents_of_other_kinds`)."""
     batch_size: int = 4096
@@ -132,7 +132,7 @@ SMOLLM2 = replace(
     select_contexts=2_000,
     test_contexts=2_500,
     evaluate_contexts=24,  # whole forward passes of 30 layers, as the causal effects
-    causal_tokens=24,
+    causal_tokens=16,
     other_parents=("digit", "code"),
     narrow_steps=500,
     wide_steps=400,

@@ -145,20 +145,17 @@ def causal_effects(
     return np.stack([c.mean(1) if c.shape[1] else np.full(len(features), np.nan) for c in by_class], axis=1)
 
 
-USEFUL_TOKENS = 300
-"""Tokens of P on which `usefulness` is measured, the first of them in the order of the text."""
-
-
 @torch.no_grad()
 def usefulness(profile: Profile, saes: Mapping[str, SAE], chosen: study.Parent) -> pd.DataFrame:
     """What each SAE keeps of the parent's test tokens, at matched L0: all keep their k largest activations a token.
 
     k is the smallest mean L0 on these tokens. One row an SAE: l0 (its own, on P), k, fvu, loss_recovered (as `Quality`, with
     the activation replaced at the tokens of P alone and the loss that of their next tokens), tokens.
+    Measured on the first `2 * profile.causal_tokens` tokens of P that have a next one.
     """
     model, store = study.language_model(profile), study.activations(profile, "test")
     part = parent_tokens(profile, "test", chosen)
-    keep = np.flatnonzero(part.next_token >= 0)[:USEFUL_TOKENS]
+    keep = np.flatnonzero(part.next_token >= 0)[: 2 * profile.causal_tokens]
     target = torch.from_numpy(part.next_token[keep])
     x = part.tokens.x[torch.from_numpy(keep)]
     l0 = {name: float((sae.encode(x) > 0).float().sum(1).mean()) for name, sae in saes.items()}
