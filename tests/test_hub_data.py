@@ -212,7 +212,7 @@ def test_interpretation_text(model: OneLayerModel, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SAELIB_CACHE", str(tmp_path / "cache"))
     assert interpretation_texts(3) == texts[:3]
     store = text_store(model, interpretation_texts(30), max_contexts=3)
-    assert store.n_contexts == 3 and model.to_str_tokens(store.contexts[0, :4]) == ["<|BOS|>", *WORDS[:3]]
+    assert len(store.contexts) == 3 and model.to_str_tokens(store.contexts[0, :4]) == ["<|BOS|>", *WORDS[:3]]
 
 
 def test_the_profile_runs_on_the_stand_ins(
