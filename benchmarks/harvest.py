@@ -26,7 +26,7 @@ import torch
 
 from saelib.activations import POSITIONS, ActivationStore, ShuffledBatches, View
 from saelib.mini_lm import MiniLM, MiniLMConfig
-from saelib.model import HOOK_NAME, LanguageModel, mlp_out_source
+from saelib.model import HOOK_NAME, OneLayerModel, mlp_out_source
 from saelib.provenance import device
 
 
@@ -52,7 +52,8 @@ def serving(folder: Path, n_contexts: int, d_in: int = 512, batch: int = 4096) -
     batches = ShuffledBatches(View(ActivationStore(folder, manifest, np.zeros((1, 128), np.uint16))), batch, 0)
     steps = n_contexts * POSITIONS // batch
     out = torch.empty(batch, d_in)
-    return 1e6 * timed(lambda: [out.copy_(batches.batch(step)) for step in range(steps)]) / (steps * batch)
+    batches.batch(0, out)  # may compile
+    return 1e6 * timed(lambda: [batches.batch(step, out) for step in range(steps)]) / (steps * batch)
 
 
 @torch.no_grad()
@@ -61,13 +62,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and no more")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: under a minute")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, help="default 41, with --quick 9")
     parser.add_argument("--contexts", type=int, default=32, help="contexts of 128 tokens a call")
     args = parser.parse_args()
-    rounds = 9 if args.quick else 41
+    rounds = args.rounds or (9 if args.quick else 41)
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")  # transformer_lens says that it has a successor
     weights = MiniLM(MiniLMConfig(512, 8, 128, 48_262), torch.Generator().manual_seed(0)).tensors()
-    model = LanguageModel("random", weights, tokenizers.Tokenizer(tokenizers.models.BPE()), "none")
+    model = OneLayerModel("random", weights, tokenizers.Tokenizer(tokenizers.models.BPE()), "none")
     tokens = torch.randint(0, 48_262, (args.contexts, 128), generator=torch.Generator().manual_seed(1))
     ours, is_plain = mlp_out_source(model.hooked, tokens[:2])
     assert is_plain, "the plain arithmetic was not chosen"

@@ -26,6 +26,13 @@ from saelib.errors import UserError
 from saelib.model import HarvestDtype, LanguageModel
 from saelib.tokens import CONTEXT_LENGTH, TokenStore
 
+try:
+    from saelib import kernels
+except ImportError:  # no numba for this interpreter
+    COMPILED = False
+else:
+    COMPILED = True
+
 POSITIONS = CONTEXT_LENGTH - 1
 """Tokens a context contributes."""
 _CHUNK_CONTEXTS = 256
@@ -288,14 +295,19 @@ class ShuffledBatches:
         self._rows, self._order = torch.empty(0), np.empty(0, dtype=np.int64)
         self._blocks = np.empty(0, dtype=np.int64)
 
-    def batch(self, step: int) -> Float[Tensor, "batch d_in"]:
-        """The activations of one step, fp32."""
+    def batch(self, step: int, out: Float[Tensor, "batch d_in"] | None = None) -> Float[Tensor, "batch d_in"]:
+        """The activations of one step, fp32; written into `out` when given, since fresh memory costs more than filling it."""
         epoch, within = divmod(step, self.view.n_tokens // self.batch_size)
         group, slot = divmod(within, GROUP_BATCHES)
         if (epoch, group) != self._group:
             self._load(epoch, group)
         chosen = self._order[slot * self.batch_size : (slot + 1) * self.batch_size]
-        return self._rows[torch.from_numpy(chosen)].float()
+        out = torch.empty(self.batch_size, self.d_in) if out is None else out
+        if not COMPILED or out.device.type != "cpu" or not out.is_contiguous():
+            return out.copy_(self._rows[torch.from_numpy(chosen)])
+        source, target = self._rows.view(torch.int16).numpy().view(np.uint16), out.numpy().view(np.uint32)
+        kernels.spread(kernels.take_bfloat16, kernels.even(self.batch_size), chosen, source, target)
+        return out
 
     def _load(self, epoch: int, group: int) -> None:
         positions = self.group_positions(epoch, group)

@@ -99,6 +99,16 @@ def round_to_int8(begin, end, rows, q, scale, norm, rest):
 
 @_kernel
 @no_type_check
+def take_bfloat16(begin, end, index, source, out):
+    """out[i] = source[index[i]], from the bits of bf16 to those of fp32."""
+    for i in range(begin, end):
+        row, taken = source[index[i]], out[i]
+        for k in range(row.shape[0]):
+            taken[k] = np.uint32(row[k]) << np.uint32(16)
+
+
+@_kernel
+@no_type_check
 def norms(begin, end, rows, rounded, norm, rest):
     """Norms of the rows and of `rows - rounded`, rounded up; a row that is not finite has infinite ones."""
     d = rows.shape[1]

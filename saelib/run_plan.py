@@ -152,7 +152,7 @@ class _RandomBatches:
         self.batch_size, self.d_in, self.key = batch_size, d_in, "random"
         self._x = torch.randn(batch_size, d_in, generator=torch.Generator().manual_seed(0))
 
-    def batch(self, step: int) -> Tensor:
+    def batch(self, step: int, out: Tensor | None = None) -> Tensor:
         """The same batch at every step."""
         return self._x
 

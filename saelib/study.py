@@ -270,25 +270,17 @@ def narrow_sae(profile: Profile) -> TrainResult:
 def narrow_folder(profile: Profile) -> Path:
     """Where the narrow SAE lies, in the SAELens format; or the file that `SAELIB_NARROW_SAE` names."""
     narrow_sae(profile)
-    path = os.environ.get(profile.narrow_sae_variable) if profile.narrow_sae_variable else None
-    if path:
-        return Path(path).expanduser()
+    if (path := _named_path(profile.narrow_sae_variable)) is not None:
+        return path
     key, name, *_ = _narrow_plan(profile, coefficient(profile).l1_coeff)
     return cache_dir() / "runs" / f"{name}-{key}" / "sae"
 
 
 def _given_narrow(profile: Profile) -> TrainResult | None:
     """The narrow SAE that a profile takes from a file, when the file is at hand."""
-    path = os.environ.get(profile.narrow_sae_variable) if profile.narrow_sae_variable else None
-    if not path:
+    sae = _named_sae(profile, profile.narrow_sae_variable, "narrow", profile.d_sae_narrow)
+    if sae is None:
         return None
-    sae, model = load_sae(Path(path).expanduser()), language_model(profile)
-    require_fits(
-        sae.cfg, d_in=model.d_in, hook_name=model.hook_name, center_writing_weights=model.center_writing_weights
-    )
-    if sae.cfg.d_sae != profile.d_sae_narrow:
-        rule = f"the narrow SAE of profile {profile.name} must have {profile.d_sae_narrow} features"
-        raise UserError(rule, sae.cfg.d_sae, "pass the narrow SAE, not a wide one")
     history = pd.DataFrame({name: [float("nan")] for name in ("step", "tokens", "loss", "l0", "dead_share")})
     cfg = replace(_sae_config(profile, sae.cfg.d_sae), metadata=sae.cfg.metadata)
     sae.cfg = cfg  # the model's own name, so that wide SAEs may start from it
@@ -301,16 +293,26 @@ def published_sae(profile: Profile) -> SAE | None:
     Raises:
         UserError: it is no SAE of the profile's model and size.
     """
-    path = os.environ.get(profile.published_sae_variable) if profile.published_sae_variable else None
-    if not path:
+    return _named_sae(profile, profile.published_sae_variable, "published", profile.d_sae_wide)
+
+
+def _named_path(variable: str | None) -> Path | None:
+    named = os.environ.get(variable) if variable else None
+    return Path(named).expanduser() if named else None
+
+
+def _named_sae(profile: Profile, variable: str | None, which: str, d_sae: int) -> SAE | None:
+    """The SAE whose file an environment variable names; None when it is not set."""
+    path = _named_path(variable)
+    if path is None:
         return None
-    sae, model = load_sae(Path(path).expanduser()), language_model(profile)
+    sae, model = load_sae(path), language_model(profile)
     require_fits(
         sae.cfg, d_in=model.d_in, hook_name=model.hook_name, center_writing_weights=model.center_writing_weights
     )
-    if sae.cfg.d_sae != profile.d_sae_wide:
-        rule = f"the published SAE of profile {profile.name} must have {profile.d_sae_wide} features"
-        raise UserError(rule, sae.cfg.d_sae, f"set {profile.published_sae_variable} to run-25")
+    if sae.cfg.d_sae != d_sae:
+        rule = f"the {which} SAE of profile {profile.name} must have {d_sae} features"
+        raise UserError(rule, sae.cfg.d_sae, f"set {variable} to that SAE")
     return sae
 
 

@@ -41,7 +41,7 @@ from saelib.step import Objective, Params, StepResult, choose_route, loss_and_gr
 
 @runtime_checkable
 class Batches(Protocol):
-    """Where training activations come from. `batch` is a pure function of its seed and the step: no state to resume."""
+    """Where training activations come from. What `batch` gives depends on its seed and the step: no state to resume."""
 
     @property
     def batch_size(self) -> int:
@@ -51,8 +51,8 @@ class Batches(Protocol):
     def d_in(self) -> int:
         """Width of an activation."""
 
-    def batch(self, step: int) -> Float[Tensor, "batch d_in"]:
-        """The float32 batch of this step."""
+    def batch(self, step: int, out: Float[Tensor, "batch d_in"] | None = None) -> Float[Tensor, "batch d_in"]:
+        """The float32 batch of this step; it may be written into `out`, and is then that tensor."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ def train(
         x = torch.empty(cfg.batch_size, sae.cfg.d_in, device=state.device)
         started = time.perf_counter() - state.seconds
         while state.step < cfg.n_steps:
-            x.copy_(batches.batch(state.step))
+            if (served := batches.batch(state.step, x)) is not x:
+                x.copy_(served)
             route = choose_route(state.active_share, state.device)
             result = loss_and_grads(state.params, x, cfg.l1_coeff, cfg.zero_parent, route, cfg.objective)
             health.observe(state.step, result.totals[-1])

@@ -260,6 +260,11 @@ def test_batches_visit_every_token_once_an_epoch_and_depend_on_seed_and_step_alo
     assert len(np.unique(contexts)) == -(-len(contexts) // POSITIONS), "whole contexts are read"
     again = ShuffledBatches(View(store), 512, seed=3)
     assert torch.equal(again.batch(per_epoch + 1), batches.batch(per_epoch + 1))
+    into = torch.full((batches.batch_size, batches.d_in), torch.nan)
+    assert batches.batch(per_epoch + 1, into) is into and torch.equal(into, again.batch(per_epoch + 1))
+    with pytest.MonkeyPatch.context() as patch:  # without compiled loops
+        patch.setattr("saelib.activations.COMPILED", False)
+        assert torch.equal(batches.batch(per_epoch + 1), into)
     other = ShuffledBatches(View(store), 512, seed=4)
     assert other.key != again.key and not torch.equal(other.batch(0), again.batch(0))
     assert not torch.equal(again.batch(0), again.batch(per_epoch)), "another order in the next epoch"

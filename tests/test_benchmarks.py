@@ -34,3 +34,10 @@ def test_train_step_prints_one_json_object(root):
             assert value is None
         else:
             assert 0 < value["p25"] <= value["median"] <= value["p75"]
+
+
+def test_harvest_prints_one_json_object(root):
+    found = json.loads(run(root, "harvest.py", "--json", "--rounds", "3", "--contexts", "2").stdout)
+    assert found.keys() == {"speedup_vs_transformer_lens", "max_rel_error"}
+    speedup = found["speedup_vs_transformer_lens"]
+    assert 0 < speedup["p25"] <= speedup["median"] <= speedup["p75"] and 0 <= found["max_rel_error"] <= 1e-5

@@ -85,7 +85,9 @@ def test_an_unknown_profile_is_one_line_and_exit_2(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*command, "--profile", "maxi", "--reports", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("error: profile must be one of smoke, mini, smollm2, gelu-1l, gelu-1l-smoke; got 'maxi'")
+    assert capsys.readouterr().err.startswith(
+        "error: profile must be one of smoke, mini, smollm2, gelu-1l, gelu-1l-smoke; got 'maxi'"
+    )
 
 
 @pytest.mark.parametrize("command", [["reproduce"], ["notebook", "01_narrow_sae"]])

@@ -23,7 +23,7 @@ class Superposition:
         self.directions = unit_rows(torch.randn(n_features, d_in, generator=torch.Generator().manual_seed(seed)))
         self.asked = []
 
-    def batch(self, step):
+    def batch(self, step, out=None):
         self.asked.append(step)
         generator = torch.Generator().manual_seed(1000 * self.seed + step)
         active = torch.rand(self.batch_size, len(self.directions), generator=generator) < self.share
