@@ -550,7 +550,7 @@ def test_a_nan_batch_stops_the_run_with_the_last_good_checkpoint(tmp_path, route
     monkeypatch.setattr(train_module, "choose_route", lambda share, device: route)
     batches = Superposition()
     good = batches.batch
-    batches.batch = lambda step: good(step) * (float("nan") if step == 13 else 1)
+    batches.batch = lambda step, out=None: good(step) * (float("nan") if step == 13 else 1)
     message = (
         r"loss must stay finite; got nan at step 13 \(first bad tensor: the batch; .*step-000000010.json\): lower lr"
     )
@@ -567,7 +567,7 @@ def test_the_step_is_named_though_it_is_found_later(tmp_path):
     """The loss is looked at where the history gets a row; the step and the batch that broke it are told all the same."""
     batches = Superposition()
     good = batches.batch
-    batches.batch = lambda step: good(step) * (float("inf") if step == 13 else 1)
+    batches.batch = lambda step, out=None: good(step) * (float("inf") if step == 13 else 1)
     message = (
         r"loss must stay finite; got nan at step 13 \(first bad tensor: the batch; last good checkpoint: none yet\)"
     )
