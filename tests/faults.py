@@ -388,8 +388,8 @@ def poison_batches(step: int, value: float) -> None:
     """From now on, in this process, one number of the batch of `step` is `value`."""
     batch = ShuffledBatches.batch
 
-    def poisoned(self: ShuffledBatches, asked: int) -> torch.Tensor:
-        x = batch(self, asked)
+    def poisoned(self: ShuffledBatches, asked: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        x = batch(self, asked, out)
         if asked == step:
             x[3, 5] = value
         return x
