@@ -19,7 +19,9 @@ printf 'Installing %s on top of %s into %s\n' "$*" "$base" "$overlay" >&2
 rm -rf "$overlay"
 "$base/bin/python" -m venv "$overlay"
 packages='import sysconfig; print(sysconfig.get_path("purelib"))'
-"$base/bin/python" -c "$packages" >"$("$overlay/bin/python" -c "$packages")/base.pth"
+# addsitedir, since saelib itself stands in a .pth file of $base, and those of a folder that is only on the path are not read
+printf 'import site; site.addsitedir("%s")\n' "$("$base/bin/python" -c "$packages")" \
+    >"$("$overlay/bin/python" -c "$packages")/base.pth"
 if ! "$overlay/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" >"$overlay/pip.log" 2>&1; then
     tail -n 3 "$overlay/pip.log" >&2
     printf 'error: pip must be able to install %s; it stopped, as %s tells\n' "$*" "$overlay/pip.log" >&2
