@@ -86,13 +86,15 @@ def notebook(
 @click.option("--l1", type=float, help="L1 coefficient a token.  [default: the one that gives the SAE's own L0]")
 def split(out: Path, **options: Any) -> None:
     """Split one feature of an SAE of yours: train on filtered data, score, write a report. Resumes when started again."""
+    from saelib.progress import shown_progress
     from saelib.reproduce import check_writable
     from saelib.split_any import SplitRequest, split_feature, write_report
 
     request = SplitRequest(**options)
     check_writable(out, "out must be a writable folder", "pass --out with another folder")
-    outcome = split_feature(request)
-    index = write_report(outcome, out)
+    with shown_progress(f"feature {request.feature}"):
+        outcome = split_feature(request)
+        index = write_report(outcome, out)
     click.echo(outcome.runs.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     click.echo(f"verdict: {outcome.score.verdict}\nopen {index}")
 

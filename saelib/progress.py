@@ -1,7 +1,8 @@
 """Progress across processes: long work reports it to a small file, the command that waits for the work draws it.
 
 A notebook runs in a kernel, two processes away from the terminal. `report_progress` is called inside that work and
-replaces the file named by `SAELIB_PROGRESS`; `Display` reads such files and prints one plain line.
+replaces the file named by `SAELIB_PROGRESS`; `Display` shows what such files say in one plain line. `shown_progress` does
+both for work of this process.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import json
 import os
 import shutil
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -118,3 +121,32 @@ class Display:
         encoding = self.stream.encoding or "utf-8"
         self.stream.write(text.encode(encoding, "replace").decode(encoding))
         self.stream.flush()
+
+
+@contextlib.contextmanager
+def shown_progress(label: str, display: Display | None = None) -> Iterator[None]:
+    """Draw what the work inside reports, from a thread beside it."""
+    display = display or Display()
+    before, stop = os.environ.get(PROGRESS_ENV), threading.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "progress.json"
+
+        def draw() -> None:
+            while not stop.wait(_WRITE_INTERVAL):
+                if state := read_progress(path):
+                    spent = clock(time.monotonic() - display.started)
+                    display.status([f"{label}: {describe(state)}, {spent} so far"])
+
+        os.environ[PROGRESS_ENV] = str(path)
+        drawing = threading.Thread(target=draw, daemon=True)
+        drawing.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            drawing.join()
+            display.clear()
+            if before is None:
+                del os.environ[PROGRESS_ENV]
+            else:
+                os.environ[PROGRESS_ENV] = before

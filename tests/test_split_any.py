@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from saelib.context_classes import Rows, label_tokens
 from saelib.errors import UserError
 from saelib.model import OneLayerModel, load_embedded
 from saelib.own_text import split_documents, text_store
+from saelib.progress import PROGRESS_ENV, Display, report_progress, shown_progress
 from saelib.sae import SAEConfig, init_random, save_sae
 from saelib.split_any import SplitRequest
 
@@ -69,6 +73,15 @@ def test_split_from_the_command_line_then_again_from_the_cache(
     assert cli.main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in empty_cache.glob("runs/*/summary.json")} == trained
     assert "verdict: " in capsys.readouterr().out
+
+
+def test_what_goes_on_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown_progress("feature 3", Display(line_interval=0.1)):
+        for done in range(4):
+            report_progress("wide-SAE-1-of-3", done, 3)
+            time.sleep(0.3)
+    assert re.search(r"\[0:0\d\] feature 3: wide-SAE-1-of-3 3/3 \(100%\), 0:0\d so far", capsys.readouterr().out)
+    assert PROGRESS_ENV not in os.environ
 
 
 @pytest.mark.parametrize(
