@@ -1,4 +1,7 @@
-"""The study's own profile through the command line and the notebooks, offline, on stand-ins in full size for all it reads."""
+"""The study's own profile through the command line and the notebooks, offline, on stand-ins in full size for all it reads.
+
+`make test-gelu-1l` runs this; the loading code itself is in every run of the tests (`test_gelu_1l`, `test_hub_data`).
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,13 @@ from saelib.hub_data import INTERPRETATION, PRETOKENISED
 from saelib.run_views import PUBLISHED
 from saelib.sae import kaiming_uniform, unit_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif("SAELIB_TEST_GELU_1L" not in os.environ, reason="takes minutes: make test-gelu-1l"),
+]
 SAELIB = Path(sys.executable).parent / "saelib"
-PHRASES = ("multi - million", "3 - point", "long - standing")
+PHRASES = ("multi - millionaire", "3 - point", "long - standing")
 
 
 @pytest.fixture(scope="module")
