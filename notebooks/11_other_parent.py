@@ -46,7 +46,7 @@ request = SplitRequest(
     model=settings.model,
     tokens=settings.wide_steps * settings.batch_size,
     seeds=seeds,
-    width=settings.d_sae_wide // settings.d_in,
+    width=max(1, settings.d_sae_wide // settings.d_in),
     l1=study.coefficient(settings).l1_coeff * settings.batch_size,
 )
 outcome = split_feature(request, settings)

@@ -176,7 +176,7 @@ def test_an_edited_run_is_done_again_with_what_is_built_on_it_and_nothing_else(s
     source.write_text(source.read_text() + "\n# %%\n1 + 1\n")
     code, _, err = study.run(*command)
     assert (code, err) == (0, "")
-    assert study.executed() == {"prepare": 1, "03_filter": 1, **dict.fromkeys(AFTER, 1)}
+    assert study.executed() == {"prepare": 1, "03_filter": 1, **dict.fromkeys(AFTER[:-1], 1)}  # 11 builds on 01 alone
 
 
 def test_one_run_takes_only_what_it_needs(study: Study) -> None:
