@@ -33,8 +33,8 @@ published = study.published_sae(settings)
 model = study.language_model(settings)
 if published is None:
     print(
-        f"The study's wide SAE is not at hand. Set {settings.published_sae_variable} to run-25's .pt, with its _cfg.json "
-        "beside it, and run this notebook again: Figures 2 to 5 are made from it."
+        "The study's wide SAE is not at hand. Set SAELIB_RUN_25 to run-25's .pt, with its _cfg.json beside it, and run this "
+        "notebook again under a profile of its model, gelu-1l: Figures 2 to 5 are made from it."
     )
 
 # %% [markdown]

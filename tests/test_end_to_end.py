@@ -16,7 +16,10 @@ import pandas as pd
 import pytest
 
 from saelib.index_page import RESULT_COLUMNS
+from saelib.model import load_embedded
+from saelib.own_text import text_store
 from saelib.runs import RUNS
+from saelib.sae import load_sae
 
 SAELIB = Path(sys.executable).parent / "saelib"
 OUTSIDE = re.compile(
@@ -53,7 +56,7 @@ def test_results_have_a_row_a_run_and_every_documented_column(reports: Path) -> 
 
 
 def test_every_notebook_has_a_page_and_a_record_and_no_page_needs_a_network(reports: Path, root: Path) -> None:
-    several = {"04_training_run", "10_split_any_feature", "11_other_parent"}
+    several = {"04_training_run", "10_split_any_feature", "11_other_parent", "12_published_sae"}
     names = {path.stem for path in (root / "notebooks").glob("*.py")} - several | {"11_other_parent-digit"}
     names |= {f"run-{spec.run:02d}" for spec in RUNS} | {"index"}
     assert names <= {path.stem for path in reports.glob("*.html")}
@@ -67,6 +70,26 @@ def test_every_notebook_has_a_page_and_a_record_and_no_page_needs_a_network(repo
         assert all(source["hyphens"] >= 0 and len(source["sha256"]) == 64 for source in manifest["sources"])
     for page in [*reports.glob("*.html"), *reports.glob("assets/*.css")]:
         assert not OUTSIDE.search(page.read_text()), page
+
+
+@pytest.mark.usefixtures("reports")
+def test_the_notebooks_that_are_not_in_the_plan(session_cache: Path, tmp_path: Path) -> None:
+    narrow = next(session_cache.glob("runs/narrow-*/sae"))
+    texts = [" ".join(f"a {w}-way {i} street, in {i % 7} parts." for w in ["two", "long", "3"] * 12) for i in range(90)]
+    (tmp_path / "text").mkdir()
+    for i, text in enumerate(texts):
+        (tmp_path / "text" / f"{i}.txt").write_text(text)
+    store = text_store(load_embedded(), texts)
+    fires = (load_sae(narrow).encode(store.rows(slice(0, 2000))) > 0).float().sum(0)
+    parameters = {"sae": narrow, "feature": int(fires.argmax()), "text": tmp_path / "text", "tokens": 4096, "seeds": 1}
+    parameters |= {"width": 1, "l1": 2.0, "classes": "previous"}
+    options = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
+    done = saelib("notebook", "10_split_any_feature", *options, "--reports", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(tmp_path.rglob("10_split_any_feature*.html"))
+    done = saelib("notebook", "12_published_sae", "--profile", "smoke", "--reports", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SAELIB_RUN_25" in (tmp_path / "smoke" / "12_published_sae.html").read_text()
 
 
 def test_a_second_command_does_nothing_again(reports: Path) -> None:
