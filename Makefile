@@ -30,7 +30,7 @@ test: venv ## Lint, types, and all tests, notebooks included. All three run, whi
 	@status=0; \
 	$(MAKE) lint || status=1; \
 	$(MAKE) types || status=1; \
-	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) || status=$$?; \
 	exit $$status
 
 test-fast: venv ## Only the tests that take no notebook or study: for while you work.

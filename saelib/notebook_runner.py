@@ -333,6 +333,7 @@ def _papermill(source: NotebookSource, parameters: dict[str, Scalar], partial: P
                 language="python",
                 progress_bar=False,
                 start_timeout=180,
+                shutdown_kernel="immediate",  # what cells wrote is written; leaving in order costs seconds
                 cwd=home,
                 on_cell_execute=on_cell,
             )

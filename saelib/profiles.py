@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from saelib.errors import UserError
 
@@ -195,3 +197,9 @@ def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise UserError(f"profile must be one of {', '.join(PROFILES)}", repr(name), "pass one of these")
     return PROFILES[name]
+
+
+def named_path(variable: str | None) -> Path | None:
+    """What an environment variable of a profile names; None when the profile has none, or it is not set."""
+    named = os.environ.get(variable) if variable else None
+    return Path(named).expanduser() if named else None

@@ -73,9 +73,10 @@ def reproduce(
     display.event(f"profile {profile}: {len(pages)} notebooks, {len(pages) - len(unfinished)} already finished")
     seconds = Seconds(_prepare(profile, display, memory) if unfinished else {})
     for stage in stages:
-        is_training = stage[0].notebook == TRAINING_RUN
-        shape = (width, threads) if is_training else (1, cores())
-        if stage[0].notebook == CLAIMS and (force or stage[0].finished() is None):
+        side_by_side = min(width, len(stage))
+        training = stage[0].notebook == TRAINING_RUN
+        shape = (width, threads) if training else (side_by_side, max(1, cores() // side_by_side))
+        if any(page.notebook == CLAIMS and (force or page.finished() is None) for page in stage):
             seconds.arms = _train_arms(profile, width, threads, display, memory)
         seconds.rendering += _run_stage(stage, pages, folder, display, memory, shape, force)
 
@@ -153,8 +154,8 @@ def _run_stage(
     def summary(finished: int) -> str:
         if len(stage) == 1:
             return ""
-        text = f"{len(stage) - len(waiting) + finished}/{len(stage)} runs finished"
-        if durations:  # each remaining run takes as long as those before it, `width` at a time
+        text = f"{len(stage) - len(waiting) + finished}/{len(stage)} notebooks finished"
+        if durations and all(page.run for page in stage):  # each remaining run takes as long as those before it
             left = (len(waiting) - finished) * sum(durations) / len(durations) / width
             text += f", about {clock(left)} left at most"
         return text

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -44,7 +43,7 @@ from saelib.gelu_1l import load_gelu_1l
 from saelib.hf_model import load_hf_folder, load_smollm2, smollm2_folder
 from saelib.hub_data import PRETOKENISED, pretokenised_store
 from saelib.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
-from saelib.profiles import Profile
+from saelib.profiles import Profile, named_path
 from saelib.progress import report_progress
 from saelib.runs import RunSpec, get_run
 from saelib.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, require_fits, save_sae
@@ -270,7 +269,7 @@ def narrow_sae(profile: Profile) -> TrainResult:
 def narrow_folder(profile: Profile) -> Path:
     """Where the narrow SAE lies, in the SAELens format; or the file that `SAELIB_NARROW_SAE` names."""
     narrow_sae(profile)
-    if (path := _named_path(profile.narrow_sae_variable)) is not None:
+    if (path := named_path(profile.narrow_sae_variable)) is not None:
         return path
     key, name, *_ = _narrow_plan(profile, coefficient(profile).l1_coeff)
     return cache_dir() / "runs" / f"{name}-{key}" / "sae"
@@ -296,14 +295,9 @@ def published_sae(profile: Profile) -> SAE | None:
     return _named_sae(profile, profile.published_sae_variable, "published", profile.d_sae_wide)
 
 
-def _named_path(variable: str | None) -> Path | None:
-    named = os.environ.get(variable) if variable else None
-    return Path(named).expanduser() if named else None
-
-
 def _named_sae(profile: Profile, variable: str | None, which: str, d_sae: int) -> SAE | None:
     """The SAE whose file an environment variable names; None when it is not set."""
-    path = _named_path(variable)
+    path = named_path(variable)
     if path is None:
         return None
     sae, model = load_sae(path), language_model(profile)

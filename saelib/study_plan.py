@@ -1,6 +1,8 @@
 """The order of the study's notebooks, and the key under which each one's result is kept.
 
-    01 narrow SAE -> 02 parent -> 03 filter -> 04 one training run each, side by side -> 05 results -> 06, 09 -> 07, 08
+    01 narrow SAE -> 02 parent -> 03 filter -> 04 one training run each -> 05 results, 06, 09, 11, 12 -> 07, 08
+
+What stands between two arrows goes side by side.
 
 Every notebook's key is known before anything runs (it hashes inputs, not outputs), so a bad plan fails at once, and a
 second command finds what is finished and starts with what is not.
@@ -9,7 +11,6 @@ second command finds what is finished and starts with what is not.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from saelib.cache import content_key, file_sha256
 from saelib.errors import UserError
 from saelib.notebook_runner import ExecutedNotebook, Scalar, cached_notebook, load_notebook, notebook_key
+from saelib.profiles import Profile, get_profile, named_path
+from saelib.runs import RUNS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from saelib.profiles import Profile
 
 TRAINING_RUN = "04_training_run"
 BEFORE_RUNS = ("01_narrow_sae", "02_choose_parent", "03_filter")
@@ -120,8 +121,6 @@ def plan_study(profile: str, runs: Sequence[int] | None = None, claims: bool = F
 
     The claims and the calibration are there when asked for, or when they are finished already.
     """
-    from saelib.profiles import get_profile
-
     numbers = _run_numbers()
     for run in runs or ():
         if run not in numbers:
@@ -136,8 +135,8 @@ def plan_study(profile: str, runs: Sequence[int] | None = None, claims: bool = F
         last += [plan_page(profile, OTHER_PARENT, {"kind": kind}) for kind in settings.other_parents]
         last += [plan_page(profile, PUBLISHED_SAE)] if settings.published_sae_variable else []
     evidence = [plan_page(profile, name) for name in EVIDENCE] if runs is None or claims else []
-    last += [page for page in evidence if claims or page.finished() is not None]
-    return [*first, training, *([page] for page in last)]
+    evidence = [page for page in evidence if claims or page.finished() is not None]
+    return [stage for stage in (*first, training, last, evidence) if stage]
 
 
 def results_table(profile: str) -> pd.DataFrame:
@@ -156,9 +155,6 @@ def table_of(pages: Iterable[Page]) -> pd.DataFrame:
 
 def _key_extra(profile: str, notebook: str, parameters: dict[str, Scalar]) -> dict[str, Any]:
     """What a notebook's result depends on besides its own text and parameters."""
-    from saelib.profiles import get_profile
-    from saelib.runs import RUNS
-
     settings = get_profile(profile)
     sizes = {name: value for name, value in dataclasses.asdict(settings).items() if name != "jobs"}
     extra: dict[str, Any] = {"profile": sizes, "model": _model_fingerprint(settings.model)}
@@ -209,10 +205,9 @@ def _outside_inputs(settings: Profile) -> dict[str, str]:
 
 def _named_key(variable: str | None) -> str | None:
     """The key of what an environment variable names, if it is set."""
-    named = os.environ.get(variable) if variable else None
-    if not named:
+    path = named_path(variable)
+    if path is None:
         return None
-    path = Path(named).expanduser()
     return _files_key(path.iterdir() if path.is_dir() else [path])
 
 
@@ -223,6 +218,4 @@ def _files_key(paths: Iterable[Path]) -> str:
 
 
 def _run_numbers() -> list[int]:
-    from saelib.runs import RUNS
-
     return [row.run for row in RUNS]

@@ -15,10 +15,11 @@ if "SAELIB_TEST_UNCHECKED" not in os.environ:
     assert "saelib" not in sys.modules, "saelib was imported before its type checks were installed"
     install_import_hook("saelib", "beartype.beartype")
 
-# Before the first import of matplotlib and torch, and inherited by the kernels that tests start.
+# Before the first import of matplotlib and torch, and inherited by the kernels that tests start. Workers of pytest-xdist,
+# two of them in `make test`, share the cores.
 os.environ["MPLBACKEND"] = "Agg"
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "2")
+    os.environ.setdefault(variable, "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model hub is never needed, and asking one costs 20 s of retries
 
@@ -27,6 +28,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest goes first, so that one worker has it while the other does the rest."""
+    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 
-from saelib import cli, reproduce, runs
+from saelib import cli, reproduce, runs, study_plan
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job started in the background inherits "ignore"
-runs.RUNS = runs.RUNS[:2]
+runs.RUNS = study_plan.RUNS = runs.RUNS[:2]
 reproduce.PREPARE = "fake_study:prepare"
 sys.exit(cli.main(sys.argv[1:]))
