@@ -42,6 +42,7 @@ from saelib.filter import feature_activations, filter_view
 from saelib.gelu_1l import load_gelu_1l
 from saelib.hf_model import load_hf_folder, load_smollm2, smollm2_folder
 from saelib.hub_data import PRETOKENISED, pretokenised_store
+from saelib.marking import marking, tokens_of_kind
 from saelib.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
 from saelib.profiles import Profile, named_path
 from saelib.progress import report_progress
@@ -337,30 +338,28 @@ def quality_of(profile: Profile, sae: SAE, split: str = "test") -> Quality:
 
 
 def rank_parents(profile: Profile, sae: SAE) -> pd.DataFrame:
-    """Features of the narrow SAE ranked by how well their firing marks the token "-" on the select split.
-
-    F1 of "the feature fires" as a detector of "the token is a hyphen", over all tokens. Columns: feature, f1, precision,
-    recall, fires_on (share of all tokens), max_activation.
-    """
-    store, hyphen = activations(profile, "select"), language_model(profile).hyphen
-    key = content_key(store=store.key, weights=weights_hash(sae), token=hyphen)
-    columns = kept_json("parents", key, lambda: _marking(store, sae, [hyphen]).to_dict("list"))
-    return pd.DataFrame(columns).sort_values("f1", ascending=False, kind="stable").reset_index(drop=True)
+    """Features of the narrow SAE ranked by how well their firing marks the token "-": `rank_marking` of `hyphen`."""
+    return rank_marking(profile, sae, "hyphen").drop(columns="token")
 
 
 def rank_marking(profile: Profile, sae: SAE, kind: str) -> pd.DataFrame:
-    """Features ranked by how well their firing marks a kind of token on the select split; `token` says which.
+    """Features ranked by F1 on the select split: the columns of `saelib.marking.marking`, and `token`, what is marked.
 
-    `hyphen`: the token "-", as `rank_parents`. `digit`: any token that is one digit, with or without a space before it.
-    `code`: the best of `CODE_TOKENS`, each ranked alone; its pairs of token and feature are in one table.
+    Args:
+        kind: `hyphen`, `digit` or `code`, as in `saelib.marking.tokens_of_kind`. Each token of code is ranked alone: its
+            pairs of token and feature are in one table.
     """
-    store, model = activations(profile, "select"), language_model(profile)
+    store = activations(profile, "select")
     tables = []
-    for name, ids in _tokens_of_kind(model, kind):
+    for name, ids in tokens_of_kind(language_model(profile), kind):
         key = content_key(store=store.key, weights=weights_hash(sae), tokens=ids)
         columns = kept_json("parents", key, functools.partial(_marking_columns, store, sae, ids))
         tables.append(pd.DataFrame(columns).assign(token=name))
     return pd.concat(tables).sort_values("f1", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _marking_columns(store: ActivationStore, sae: SAE, tokens: list[int]) -> dict[str, Any]:
+    return {str(name): values.tolist() for name, values in marking(store, sae, tokens).items()}
 
 
 def parents_of_other_kinds(profile: Profile, sae: SAE) -> pd.DataFrame:
@@ -377,55 +376,6 @@ def parents_of_other_kinds(profile: Profile, sae: SAE) -> pd.DataFrame:
         taken.append(int(row["feature"]))
         rows.append({"kind": kind, **row.to_dict()})
     return pd.DataFrame(rows)
-
-
-def _marking_columns(store: ActivationStore, sae: SAE, tokens: list[int]) -> dict[str, Any]:
-    return {str(name): values.tolist() for name, values in _marking(store, sae, tokens).items()}
-
-
-CODE_TOKENS = ("self", "(", "def", "return", "=", "import")
-"""Tokens of Python code among which `parents_of_other_kinds` looks for a feature."""
-
-
-def _tokens_of_kind(model: LanguageModel, kind: str) -> list[tuple[str, list[int]]]:
-    """Names and token ids of a kind; a word counts with and without the space that tokenizers put before it."""
-    words = {"hyphen": ("-",), "digit": tuple("0123456789"), "code": CODE_TOKENS}
-    if kind not in words:
-        raise UserError(f"kind of parent must be one of {', '.join(words)}", repr(kind), "pass one of these")
-    exact = {word: [i for i, text in enumerate(model.vocabulary) if text.strip(" ") == word] for word in words[kind]}
-    if kind == "hyphen":
-        return [("-", [model.hyphen])]
-    if not any(exact.values()):
-        raise UserError(f"tokenizer must hold a token of the kind {kind}", f"none of {words[kind]}", "choose a feature")
-    if kind == "digit":
-        return [("digit", sorted(i for ids in exact.values() for i in ids))]
-    return [(word, ids) for word, ids in exact.items() if ids]
-
-
-def _marking(store: ActivationStore, sae: SAE, tokens: list[int]) -> pd.DataFrame:
-    """How well each feature's firing marks some tokens, in the order of the features."""
-    marked = torch.from_numpy(np.isin(store.token_ids, tokens))
-    fired = torch.zeros(sae.cfg.d_sae)
-    hits = torch.zeros(sae.cfg.d_sae)
-    largest = torch.zeros(sae.cfg.d_sae)
-    with torch.no_grad():
-        for rows, x in store.blocks():
-            acts = sae.encode(x)
-            fires = acts > 0
-            fired += fires.sum(0)
-            hits += fires[marked[rows]].sum(0)
-            largest = torch.maximum(largest, acts.amax(0))
-    total = int(marked.sum())
-    return pd.DataFrame(
-        {
-            "feature": np.arange(sae.cfg.d_sae),
-            "f1": (2 * hits / (fired + total)).numpy(),
-            "precision": (hits / fired.clamp_min(1)).numpy(),
-            "recall": (hits / max(total, 1)).numpy(),
-            "fires_on": (fired / store.n_tokens).numpy(),
-            "max_activation": largest.numpy(),
-        }
-    )
 
 
 class Parent(NamedTuple):

@@ -100,30 +100,47 @@ def test_a_second_command_does_nothing_again(reports: Path) -> None:
     assert time.monotonic() - begun < 60
 
 
-@pytest.mark.usefixtures("reports")
-def test_kill_9_in_training_run_7_then_resume_gives_the_same_bits(session_cache: Path, tmp_path: Path) -> None:
-    command = ["notebook", "04_training_run", "--profile", "smoke", "-p", "run", "7", "-p", "n_steps", "1500"]
+RUN_7 = ("notebook", "04_training_run", "--profile", "smoke", "-p", "run", "7", "-p", "n_steps", "1500")
+
+
+def copied_cache(cache: Path, to: Path) -> Path:
+    """A cache from which run 7 has yet to be trained."""
+    shutil.copytree(cache, to, ignore=shutil.ignore_patterns("notebooks", "run-*"))
+    return to
+
+
+@pytest.fixture(scope="session")
+def killed(reports: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache whose run 7 was ended by kill -9 after two checkpoints."""
+    cache = copied_cache(session_cache, tmp_path_factory.mktemp("killed") / "cache")
+    process = subprocess.Popen(
+        [str(SAELIB), *RUN_7, "--reports", str(cache.parent)],
+        env=os.environ | {"SAELIB_CACHE": str(cache)},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while len(list(cache.glob("runs/run-07-*/checkpoints/*.safetensors"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(cache.glob("runs/run-07-*/summary.json")), "killed in the middle"
+    time.sleep(3)  # the kernel notices that its parent is gone
+    return cache
+
+
+def test_kill_9_in_training_run_7_then_resume_gives_the_same_bits(
+    killed: Path, session_cache: Path, tmp_path: Path
+) -> None:
     weights = []
-    for name in ("straight", "killed"):
-        cache, out = tmp_path / name, tmp_path / f"{name}-reports"
-        shutil.copytree(session_cache, cache, ignore=shutil.ignore_patterns("notebooks", "run-*"))
-        arguments = [*command, "--reports", str(out)]
-        if name == "killed":
-            env = os.environ | {"SAELIB_CACHE": str(cache)}
-            process = subprocess.Popen(
-                [str(SAELIB), *arguments], env=env, start_new_session=True, stdout=subprocess.DEVNULL
-            )
-            deadline = time.monotonic() + 300
-            while not list(cache.glob("runs/run-07-*/checkpoints/*.safetensors")):
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.02)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            assert not list(cache.glob("runs/run-07-*/summary.json")), "killed in the middle"
-            time.sleep(3)  # the kernel notices that its parent is gone
-        done = saelib(*arguments, cache=cache)
+    straight = copied_cache(session_cache, tmp_path / "straight")
+    resumed = tmp_path / "resumed"
+    shutil.copytree(killed, resumed)
+    for cache in (straight, resumed):
+        done = saelib(*RUN_7, "--reports", tmp_path / f"{cache.name}-reports", cache=cache)
         assert done.returncode == 0, done.stderr
-        record = json.loads(next(out.glob("smoke/run-07*.json")).read_text())
+        record = json.loads(next(tmp_path.glob(f"{cache.name}-reports/smoke/run-07*.json")).read_text())
         weights.append(record["headline"]["weights"])
     assert weights[0] == weights[1]
 
@@ -147,25 +164,12 @@ def test_bad_input_to_a_run_is_one_line_and_exit_2(arguments: list[str], message
     assert not list(tmp_path.rglob("*.html"))
 
 
-@pytest.mark.usefixtures("reports")
-def test_damaged_checkpoints_are_named(session_cache: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_named(killed: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    shutil.copytree(session_cache, cache, ignore=shutil.ignore_patterns("notebooks", "run-*"))
-    command = ["notebook", "04_training_run", "--profile", "smoke", "-p", "run", "7", "-p", "n_steps", "1500"]
-    env = os.environ | {"SAELIB_CACHE": str(cache)}
-    process = subprocess.Popen(
-        [str(SAELIB), *command, "--reports", str(tmp_path / "r")], env=env, start_new_session=True
-    )
-    deadline = time.monotonic() + 300
-    while len(list(cache.glob("runs/run-07-*/checkpoints/*.safetensors"))) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(3)
+    shutil.copytree(killed, cache)
     for path in cache.glob("runs/run-07-*/checkpoints/*.safetensors"):
         path.write_bytes(path.read_bytes()[:-64])
-    done = saelib(*command, "--reports", tmp_path / "r", cache=cache)
+    done = saelib(*RUN_7, "--reports", tmp_path / "r", cache=cache)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "checkpoint" in done.stderr and str(cache) in done.stderr and len(done.stderr.strip().splitlines()) == 1
 

@@ -236,8 +236,15 @@ def test_the_profile_runs_on_the_stand_ins(
     assert len({parent.feature, *others["feature"]}) == 3, "three parents, no two the same"
     with pytest.raises(UserError, match="kind of parent must be one of hyphen, digit, code; got 'verb'"):
         study.rank_marking(profile, narrow, "verb")
-    ranking = study.rank_marking(profile, narrow, "hyphen")
-    assert ranking["feature"].tolist() == study.rank_parents(profile, narrow)["feature"].tolist()
+    ranking = study.rank_parents(profile, narrow)
+    assert "token" not in ranking and ranking["f1"].is_monotonic_decreasing
+    store = study.activations(profile, "select")
+    fires, hyphen = narrow.encode(store.rows(slice(None))) > 0, store.token_ids == study.language_model(profile).hyphen
+    best = ranking.iloc[0]
+    hits = int((fires[:, int(best["feature"])].numpy() & hyphen).sum())
+    assert best["precision"] * best["fires_on"] * store.n_tokens == pytest.approx(hits)
+    assert best["recall"] * hyphen.sum() == pytest.approx(hits) and hits > 0
+    assert best["f1"] == pytest.approx(2 / (1 / best["precision"] + 1 / best["recall"]))
     # the narrow SAE as a file: then the study's own parent and threshold are the default
     from saelib.sae import save_sae
 

@@ -16,9 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+import saelib
 from saelib.errors import UserError
 from saelib.jobs import Job, JobFailed, Memory, run_jobs
 from saelib.notebook_runner import (
+    _NOT_PART_OF_RESULTS,
     NotebookFailed,
     _translated,
     cached_notebook,
@@ -155,6 +157,11 @@ def test_the_key_follows_everything_that_determines_the_result(write: Write, mon
     monkeypatch.setattr("saelib.notebook_runner.code_fingerprint", lambda: "other code")
     others.append(notebook_key(source, default))
     assert len({key, *others}) == 5
+
+
+def test_what_is_left_out_of_the_code_fingerprint_exists() -> None:
+    modules = {path.stem for path in Path(saelib.__file__).parent.glob("*.py")}
+    assert modules >= _NOT_PART_OF_RESULTS
 
 
 def test_comments_and_docstrings_do_not_change_the_code_fingerprint(
