@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from saelib.reproduce import cores
 from saelib.run_record import keep_record
 
 # Seconds each on an idle machine. The limits are for a machine that is busy with something else.
@@ -159,11 +160,14 @@ def test_kill_9_in_a_run_then_the_same_command_finishes_without_doing_anything_t
 
 def test_an_edited_run_is_done_again_with_what_is_built_on_it_and_nothing_else(study: Study) -> None:
     command = ("reproduce", "--profile", "smoke", "--jobs", "2")
-    code, _, err = study.run(*command)
+    code, out, err = study.run(*command)
     assert (code, err) == (0, "")
     assert study.executed() == EVERYTHING
+    told = [line.partition("] ")[2] for line in out.splitlines()]
+    assert told.index("06_training_efficiency: started") == told.index("05_results: started") + 1  # side by side
     threads = dict(line.split() for line in study.log.read_text().splitlines() if not line.startswith("prepare"))
     assert threads["04_training_run"] == "1"
+    assert threads["01_narrow_sae"] == str(cores()) and threads["05_results"] == str(max(1, cores() // 2))
     record = json.loads((study.folder / "reports/smoke/run.json").read_text())
     assert record["uninterrupted"]["executed"] == list(record["keys"])
     work, seconds = record["uninterrupted"]["work_seconds"], record["seconds"]
