@@ -14,7 +14,7 @@ import psutil
 
 from saelib.cache import cache_dir, damage_in, file_sha256, read_json, seal_holds
 from saelib.errors import UserError
-from saelib.hub import HUB, cached_snapshot, hub_cache, hub_reachable
+from saelib.hub import cached_snapshot, hub_address, hub_cache, hub_reachable
 from saelib.page import show_bytes
 from saelib.provenance import versions
 
@@ -83,7 +83,8 @@ def missing_for_profiles(reachable: bool) -> dict[str, list[str]]:
     from saelib.profiles import PROFILES
     from saelib.sources import SMOLLM2, STUDY_SOURCES, archive_path
 
-    hub = f"from {HUB}" if reachable else f"and {HUB} is not reachable"
+    host, _ = hub_address()
+    hub = f"from {host}" if reachable else f"and {host} is not reachable"
     found: dict[str, list[str]] = {}
     for name, profile in PROFILES.items():
         wheels = [source for source in STUDY_SOURCES if source.package in profile.text]
@@ -115,6 +116,7 @@ def format_findings(findings: dict[str, Any]) -> str:
     cache = findings["cache"]
     text = ", ".join(f"{name} {'cached' if cached else 'not cached'}" for name, cached in findings["text"].items())
     parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in cache["parts"].items())
+    reached = "reachable" if findings["model_hub_reachable"] else "not reachable (not needed by mini)"
     rows = {
         "python": findings["python"],
         "platform": findings["platform"],
@@ -129,7 +131,7 @@ def format_findings(findings: dict[str, Any]) -> str:
         "hub cache": f"{findings['hub_cache']['path']}: {show_bytes(findings['hub_cache']['bytes'])}",
         "model": ", ".join(findings["embedded_models"]) or "no embedded model in this installation",
         "text": text or "-",
-        "model hub": f"{HUB} {'reachable' if findings['model_hub_reachable'] else 'not reachable (not needed by mini)'}",
+        "model hub": f"{hub_address()[0]} {reached}",
     }
     if "verified" in cache:
         rows["verified"] = f"{cache['verified']} things in the cache, {len(cache['damaged'])} of them damaged"

@@ -11,10 +11,41 @@ import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from saelib.errors import UserError
 
-HUB = "huggingface.co"
+
+def hub_address() -> tuple[str, int]:
+    """Host and port of the hub: the mirror that `HF_ENDPOINT` names, as huggingface_hub itself has it, or the hub's own.
+
+    Raises:
+        UserError: `HF_ENDPOINT` is no address.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    found = _host_and_port(endpoint)
+    if found is None:
+        raise UserError("HF_ENDPOINT must be the address of a hub", endpoint, "unset it, or write it as https://host")
+    return found
+
+
+def _host_and_port(url: str) -> tuple[str, int] | None:
+    parts = urlsplit(url)
+    ports = {"http": 80, "https": 443}
+    try:
+        port = parts.port or ports.get(parts.scheme)
+    except ValueError:
+        port = None
+    return (parts.hostname, port) if parts.hostname and port and parts.scheme in ports else None
+
+
+def _first_hop() -> tuple[str, int]:
+    """What a connection to the hub is made with: the proxy of the environment when there is one, else the hub."""
+    host, port = hub_address()
+    proxies = {} if proxy_bypass(host) else getproxies()
+    proxy = proxies.get("http" if port == 80 else "https") or proxies.get("all") or ""
+    return _host_and_port(proxy if "://" in proxy else f"http://{proxy}") or (host, port)
 
 
 def hub_cache() -> Path:
@@ -43,11 +74,12 @@ def hub_reachable(seconds: float = 0.8) -> bool:
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
+    address = _first_hop()
     answers: list[bool] = []
 
     def connect() -> None:
         try:
-            socket.create_connection((HUB, 443), timeout=seconds).close()
+            socket.create_connection(address, timeout=seconds).close()
             answers.append(True)
         except OSError:
             answers.append(False)
@@ -75,10 +107,11 @@ def named_folder(variable: str) -> Path | None:
 
 def missing(what: str, needs: str, variable: str) -> UserError:
     """The one line that says what is missing and the three ways to supply it."""
+    host, _ = hub_address()
     return UserError(
         f"{what} must be at hand ({needs})",
-        f"none under {variable}, none in the hub cache {hub_cache()}, and {HUB} not reachable or switched off",
-        f"set {variable} to a local folder, or HF_HOME to a cache that holds it, or connect to {HUB}",
+        f"none under {variable}, none in the hub cache {hub_cache()}, and {host} not reachable or switched off",
+        f"set {variable} to a local folder, or HF_HOME to a cache that holds it, or connect to {host}",
     )
 
 

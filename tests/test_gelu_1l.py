@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from pathlib import Path
 
@@ -120,13 +121,34 @@ def test_nothing_at_hand_is_told_within_a_second(
     nothing_at_hand(monkeypatch, tmp_path)
     if why == "unreachable":
         monkeypatch.delenv("HF_HUB_OFFLINE")
-        monkeypatch.setattr(hub, "HUB", "192.0.2.1")  # an address that answers nobody
+        monkeypatch.setenv("HF_ENDPOINT", "https://192.0.2.1")  # an address that answers nobody
     began = time.perf_counter()
     with pytest.raises(UserError, match="gelu-1l must be at hand") as caught:
         load_gelu_1l()
     assert time.perf_counter() - began < 1.0
     message = str(caught.value)
     assert "\n" not in message and all(way in message for way in ("SAELIB_GELU_1L", "HF_HOME", "connect to"))
+
+
+@pytest.mark.parametrize("through", ["HF_ENDPOINT", "HTTPS_PROXY", "all_proxy"])
+def test_a_mirror_or_a_proxy_is_asked_in_the_hubs_place(through: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "https://192.0.2.1")
+    assert not hub.hub_reachable(0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv(through, f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert hub.hub_reachable()
+        if through != "HF_ENDPOINT":
+            monkeypatch.setenv("NO_PROXY", "192.0.2.1")
+            assert not hub.hub_reachable(0.1)
+
+
+@pytest.mark.parametrize("endpoint", ["mirror", "ftp://mirror", "https://mirror:port"])
+def test_an_endpoint_that_is_no_address_is_named(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(UserError, match=f"HF_ENDPOINT must be the address of a hub; got {endpoint}"):
+        hub.hub_address()
 
 
 @pytest.mark.parametrize(
