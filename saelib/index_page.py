@@ -85,6 +85,8 @@ class Facts(TypedDict, total=False):
     sae: Mapping[str, Any]
     """The narrow SAE and the parent: feature, threshold, l1 coefficient and the rule that chose it."""
     seconds_total: float
+    with_claims: bool
+    """Whether training the arms of the claims is part of that time. It is none of the work:"""
     work_seconds: Mapping[str, float]
     """By kind of work, whatever went side by side."""
     peak_memory_bytes: int
@@ -290,6 +292,7 @@ def build_index(
         text=pairs(manifest),
         sources=_source_table(sources),
         seconds_total=told.get("seconds_total"),
+        with_claims=bool(told.get("with_claims")),
         work=told.get("work_seconds") or {},
         peak_memory=told.get("peak_memory_bytes"),
         cache_bytes=told.get("cache_bytes"),

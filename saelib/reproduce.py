@@ -238,6 +238,7 @@ def _facts(
     facts: dict[str, Any] = {
         # a command that found trainings in the cache did not take the time the whole study takes
         "seconds_total": whole["wall_seconds"] if whole else None,
+        "with_claims": CLAIMS in whole["executed"] if whole else False,
         "work_seconds": whole["work_seconds"] if whole else None,
         "peak_memory_bytes": max(part["peak_memory_bytes"] for part in (record["command"], whole) if part) or None,
         "cache_bytes": record["command"]["cache_bytes"],

@@ -446,13 +446,19 @@ def test_facts_are_shown_escaped(results, tmp_path):
         "question": "Is <this> it?", "remarks": ["One <more>."], "seen": ["a & b"], "not_seen": ["<c>"],
         "figures": [{"path": picture, "caption": "Figure <1>"}], "model": {"validation_loss": 3.4123}, "sae": {"parent": 117},
         "text_manifest": {"tokens": 37_900_000, "packages": [{"name": "<pkg>", "sha256": "ab" * 32, "tokens": 7_700_000}]},
-        "seconds_total": 1534, "peak_memory_bytes": 4_210_000_000, "cache_bytes": 5_310_000_000,
+        "seconds_total": 1534, "work_seconds": {"text": 60.0, "training": 180.0},
+        "peak_memory_bytes": 4_210_000_000, "cache_bytes": 5_310_000_000,
     }  # fmt: skip
     html = build_index(tmp_path / "mini", "mini", results, PAGES, RUNS, facts).read_text()
     text = Structure(html).text
     for shown in ("Is <this> it?", "One <more>.", "a & b", "<c>", "Figure <1>", "3.41", "117", "37,900,000", "<pkg>", "7.7 M",
-                  "25 min 34 s", "4.21 GB", "5.31 GB", "abababababab"):  # fmt: skip
+                  "25 min 34 s", "4.21 GB", "5.31 GB", "abababababab", "the whole study took", "Where that time went",
+                  "training 3 min 00 s (75%)"):  # fmt: skip
         assert shown in text, shown
+    html = build_index(tmp_path / "mini", "mini", results, PAGES, RUNS, facts | {"with_claims": True}).read_text()
+    text = Structure(html).text
+    assert "the whole study, its claims included, took" in text and "the claims' not counted" in text
+    assert "Where that time went" not in text
     assert (tmp_path / "mini" / "assets" / "made here.png").read_bytes() == b"png"
     assert 'src="assets/made%20here.png"' in html
     with pytest.raises(UserError, match=r"must be a file; got .*none\.png"):
