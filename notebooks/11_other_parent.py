@@ -35,11 +35,10 @@ narrow = study.narrow_sae(settings).sae
 # `token` is what the feature marks: any single digit, or one token of code. The hyphen's parent is left out.
 
 # %%
-parents = study.parents_of_other_kinds(settings, narrow)
-parents
+chosen = study.other_parent(settings, narrow, kind)
+study.parents_of_other_kinds(settings, narrow)
 
 # %%
-chosen = parents[parents["kind"] == kind].iloc[0]
 request = SplitRequest(
     sae=str(study.narrow_folder(settings)),
     feature=int(chosen["feature"]),

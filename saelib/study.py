@@ -378,6 +378,19 @@ def parents_of_other_kinds(profile: Profile, sae: SAE) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def other_parent(profile: Profile, sae: SAE, kind: str) -> pd.Series:
+    """The row of `parents_of_other_kinds` for one kind.
+
+    Raises:
+        UserError: there is none.
+    """
+    parents = parents_of_other_kinds(profile, sae)
+    row = parents[parents["kind"] == kind]
+    if row.empty:
+        raise UserError(f"kind must be one of {', '.join(parents['kind'])}", repr(kind), "pass one of these")
+    return row.iloc[0]
+
+
 class Parent(NamedTuple):
     """The parent feature and the threshold above which it counts as active."""
 

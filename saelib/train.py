@@ -96,6 +96,7 @@ class TrainConfig:
 
         for name in ("n_steps", "batch_size", "log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, "at least 1", "give a positive number of steps or tokens")
+        require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", "give another number")
         for name in ("lr", "l1_coeff", "reinit_threshold"):
             value = getattr(self, name)
             require(

@@ -87,6 +87,9 @@ def test_the_notebooks_that_are_not_in_the_plan(session_cache: Path, tmp_path: P
     done = saelib("notebook", "10_split_any_feature", *options, "--reports", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(tmp_path.rglob("10_split_any_feature*.html"))
+    done = saelib("notebook", "11_other_parent", "--profile", "smoke", "-p", "kind", "verb", "--reports", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "kind must be one of digit, code; got 'verb'" in done.stderr
     done = saelib("notebook", "12_published_sae", "--profile", "smoke", "--reports", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SAELIB_RUN_25" in (tmp_path / "smoke" / "12_published_sae.html").read_text()
@@ -151,6 +154,7 @@ def test_kill_9_in_training_run_7_then_resume_gives_the_same_bits(
     [
         (["-p", "sede", "42"], r"sede.*seed"),
         (["-p", "run", "99"], r"run must be .*99"),
+        (["-p", "n_steps", "0", "-p", "seed", "-1"], r"n_steps must be at least 1; got 0"),
         (["-p", "feature", "4096"], r"feature must be in \[0, d_sae=32\); got 4096: pass a feature of the narrow SAE"),
         (["-p", "tau", "1000000.0"], r"the filter must keep at least one token.*lower tau"),
         (["-p", "filter_by", "document"], r"filter must be one of none, context, token"),

@@ -626,7 +626,16 @@ def test_batches_must_fit(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"n_steps": 0}, {"lr": float("nan")}, {"l1_coeff": -1.0}, {"beta2": 1.0}, {"log_every": 0}, {"reinit_every": -1}],
+    [
+        {"n_steps": 0},
+        {"lr": float("nan")},
+        {"l1_coeff": -1.0},
+        {"beta2": 1.0},
+        {"log_every": 0},
+        {"reinit_every": -1},
+        {"seed": -1},
+        {"seed": 2**63},
+    ],
 )
 def test_config_is_validated(changes):
     name = next(iter(changes))
