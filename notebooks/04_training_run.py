@@ -41,7 +41,7 @@ settings, spec = get_profile(profile), get_run(run)
 
 # %%
 spec = spec if seed is None else replace(spec, seed=seed)
-steps = (settings.short_steps if spec.short else settings.wide_steps) if n_steps is None else n_steps
+steps = settings.steps(spec.short) if n_steps is None else n_steps
 parent = study.parent(settings, feature, tau)
 pd.Series({**asdict(spec), "steps": steps, "parent": parent.feature, "tau": parent.tau}, name="this run").to_frame()
 

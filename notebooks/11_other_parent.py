@@ -35,10 +35,11 @@ narrow = study.narrow_sae(settings).sae
 # `token` is what the feature marks: any single digit, or one token of code. The hyphen's parent is left out.
 
 # %%
-chosen = study.other_parent(settings, narrow, kind)
-study.parents_of_other_kinds(settings, narrow)
+parents = study.parents_of_other_kinds(settings, narrow)
+parents
 
 # %%
+chosen = study.parent_of_kind(parents, kind)
 request = SplitRequest(
     sae=str(study.narrow_folder(settings)),
     feature=int(chosen["feature"]),

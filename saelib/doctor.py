@@ -83,7 +83,7 @@ def missing_for_profiles(reachable: bool) -> dict[str, list[str]]:
     from saelib.profiles import PROFILES
     from saelib.sources import SMOLLM2, STUDY_SOURCES, archive_path
 
-    host, _ = hub_address()
+    host = hub_address().host
     hub = f"from {host}" if reachable else f"and {host} is not reachable"
     found: dict[str, list[str]] = {}
     for name, profile in PROFILES.items():
@@ -131,7 +131,7 @@ def format_findings(findings: dict[str, Any]) -> str:
         "hub cache": f"{findings['hub_cache']['path']}: {show_bytes(findings['hub_cache']['bytes'])}",
         "model": ", ".join(findings["embedded_models"]) or "no embedded model in this installation",
         "text": text or "-",
-        "model hub": f"{hub_address()[0]} {reached}",
+        "model hub": f"{hub_address().host} {reached}",
     }
     if "verified" in cache:
         rows["verified"] = f"{cache['verified']} things in the cache, {len(cache['damaged'])} of them damaged"

@@ -151,11 +151,13 @@ def _no_progress_bars() -> Iterator[None]:
     """Transformers' bars for what takes a second would stand in every page."""
     from transformers.utils import logging
 
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()
+        if shown:
+            logging.enable_progress_bar()
 
 
 def layers_of(module: nn.Module) -> nn.ModuleList:

@@ -11,41 +11,50 @@ import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from saelib.errors import UserError
 
 
-def hub_address() -> tuple[str, int]:
-    """Host and port of the hub: the mirror that `HF_ENDPOINT` names, as huggingface_hub itself has it, or the hub's own.
+class Address(NamedTuple):
+    """Where a connection goes."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+def hub_address() -> Address:
+    """The hub: the mirror that `HF_ENDPOINT` names, as huggingface_hub itself has it, or the hub's own.
 
     Raises:
         UserError: `HF_ENDPOINT` is no address.
     """
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    found = _host_and_port(endpoint)
+    found = _address(endpoint)
     if found is None:
         raise UserError("HF_ENDPOINT must be the address of a hub", endpoint, "unset it, or write it as https://host")
     return found
 
 
-def _host_and_port(url: str) -> tuple[str, int] | None:
+def _address(url: str) -> Address | None:
     parts = urlsplit(url)
     ports = {"http": 80, "https": 443}
     try:
         port = parts.port or ports.get(parts.scheme)
     except ValueError:
         port = None
-    return (parts.hostname, port) if parts.hostname and port and parts.scheme in ports else None
+    return Address(parts.scheme, parts.hostname, port) if parts.hostname and port and parts.scheme in ports else None
 
 
-def _first_hop() -> tuple[str, int]:
+def _first_hop() -> Address:
     """What a connection to the hub is made with: the proxy of the environment when there is one, else the hub."""
-    host, port = hub_address()
-    proxies = {} if proxy_bypass(host) else getproxies()
-    proxy = proxies.get("http" if port == 80 else "https") or proxies.get("all") or ""
-    return _host_and_port(proxy if "://" in proxy else f"http://{proxy}") or (host, port)
+    hub = hub_address()
+    proxies = {} if proxy_bypass(hub.host) else getproxies()
+    proxy = proxies.get(hub.scheme) or proxies.get("all") or ""
+    return _address(proxy if "://" in proxy else f"http://{proxy}") or hub
 
 
 def hub_cache() -> Path:
@@ -74,12 +83,12 @@ def hub_reachable(seconds: float = 0.8) -> bool:
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
-    address = _first_hop()
+    hop = _first_hop()
     answers: list[bool] = []
 
     def connect() -> None:
         try:
-            socket.create_connection(address, timeout=seconds).close()
+            socket.create_connection((hop.host, hop.port), timeout=seconds).close()
             answers.append(True)
         except OSError:
             answers.append(False)
@@ -90,24 +99,27 @@ def hub_reachable(seconds: float = 0.8) -> bool:
     return bool(answers and answers[0])
 
 
+def named_path(variable: str | None) -> Path | None:
+    """What an environment variable names; None when it is not set, or there is no such variable."""
+    value = os.environ.get(variable) if variable else None
+    return Path(value).expanduser() if value else None
+
+
 def named_folder(variable: str) -> Path | None:
     """The folder that an environment variable names.
 
     Raises:
         UserError: it names something else.
     """
-    value = os.environ.get(variable)
-    if not value:
-        return None
-    folder = Path(value).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"{variable} must name a folder", value, "set it to the folder, or unset it")
+    folder = named_path(variable)
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"{variable} must name a folder", os.environ[variable], "set it to the folder, or unset it")
     return folder
 
 
 def missing(what: str, needs: str, variable: str) -> UserError:
     """The one line that says what is missing and the three ways to supply it."""
-    host, _ = hub_address()
+    host = hub_address().host
     return UserError(
         f"{what} must be at hand ({needs})",
         f"none under {variable}, none in the hub cache {hub_cache()}, and {host} not reachable or switched off",

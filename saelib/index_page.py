@@ -86,7 +86,7 @@ class Facts(TypedDict, total=False):
     """The narrow SAE and the parent: feature, threshold, l1 coefficient and the rule that chose it."""
     seconds_total: float
     with_claims: bool
-    """Whether training the arms of the claims is part of that time. It is none of the work:"""
+    """Whether the claims, with the training of their arms, are part of that time; `work_seconds` leaves them out."""
     work_seconds: Mapping[str, float]
     """By kind of work, whatever went side by side."""
     peak_memory_bytes: int

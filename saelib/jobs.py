@@ -26,7 +26,7 @@ import psutil
 from saelib.cache import disk_errors
 from saelib.errors import UserError
 from saelib.notebook_runner import NotebookFailed, run_notebook
-from saelib.progress import PROGRESS_ENV, Display, clock, describe, read_progress
+from saelib.progress import PROGRESS_ENV, Display, clock, read_progress, so_far
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -109,8 +109,7 @@ class _Running:
     @property
     def progress(self) -> str:
         state = read_progress(self.folder / "progress.json")
-        spent = clock(time.monotonic() - self.began)
-        return f"{self.job.label}: {describe(state)}, {spent} so far" if state else f"{self.job.label}: starting"
+        return so_far(self.job.label, state, self.began) if state else f"{self.job.label}: starting"
 
 
 def run_jobs(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from saelib.errors import UserError
 
@@ -90,6 +88,10 @@ class Profile:
     """Number of the parent feature in that SAE."""
     tau: float | None = None
     """The filter's threshold for that SAE, in units of its activations."""
+
+    def steps(self, short: bool) -> int:
+        """Steps of a run of the table, which says whether it is a short one."""
+        return self.short_steps if short else self.wide_steps
 
 
 MINI = Profile(name="mini")
@@ -197,9 +199,3 @@ def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise UserError(f"profile must be one of {', '.join(PROFILES)}", repr(name), "pass one of these")
     return PROFILES[name]
-
-
-def named_path(variable: str | None) -> Path | None:
-    """What an environment variable of a profile names; None when the profile has none, or it is not set."""
-    named = os.environ.get(variable) if variable else None
-    return Path(named).expanduser() if named else None

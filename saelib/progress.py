@@ -73,6 +73,11 @@ def describe(state: dict[str, Any]) -> str:
     return text
 
 
+def so_far(label: str, state: dict[str, Any], began: float) -> str:
+    """`describe` of a piece of work that began then (`time.monotonic`), with the time spent."""
+    return f"{label}: {describe(state)}, {clock(time.monotonic() - began)} so far"
+
+
 def clock(seconds: int | float) -> str:
     """`m:ss`, or `h:mm:ss` from an hour on."""
     minutes, rest = divmod(int(seconds), 60)
@@ -134,8 +139,7 @@ def shown_progress(label: str, display: Display | None = None) -> Iterator[None]
         def draw() -> None:
             while not stop.wait(_WRITE_INTERVAL):
                 if state := read_progress(path):
-                    spent = clock(time.monotonic() - display.started)
-                    display.status([f"{label}: {describe(state)}, {spent} so far"])
+                    display.status([so_far(label, state, display.started)])
 
         os.environ[PROGRESS_ENV] = str(path)
         drawing = threading.Thread(target=draw, daemon=True)

@@ -76,7 +76,7 @@ def reproduce(
         side_by_side = min(width, len(stage))
         training = stage[0].notebook == TRAINING_RUN
         shape = (width, threads) if training else (side_by_side, max(1, cores() // side_by_side))
-        if any(page.notebook == CLAIMS and (force or page.finished() is None) for page in stage):
+        if any(page.notebook == CLAIMS and page in unfinished for page in stage):
             seconds.arms = _train_arms(profile, width, threads, display, memory)
         seconds.rendering += _run_stage(stage, pages, folder, display, memory, shape, force)
 
@@ -155,7 +155,7 @@ def _run_stage(
         if len(stage) == 1:
             return ""
         text = f"{len(stage) - len(waiting) + finished}/{len(stage)} notebooks finished"
-        if durations and all(page.run for page in stage):  # each remaining run takes as long as those before it
+        if durations and stage[0].notebook == TRAINING_RUN:  # each remaining run takes as long as those before it
             left = (len(waiting) - finished) * sum(durations) / len(durations) / width
             text += f", about {clock(left)} left at most"
         return text

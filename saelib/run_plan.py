@@ -76,7 +76,7 @@ def run_plan(profile: Profile, rates: Rates) -> RunPlan:
     """Work out the plan of a profile's whole study."""
     contexts = profile.train_contexts + profile.select_contexts + profile.test_contexts
     harvested = contexts * POSITIONS
-    steps = [profile.short_steps if run.short else profile.wide_steps for run in RUNS]
+    steps = [profile.steps(run.short) for run in RUNS]
     trained = (sum(steps) + profile.narrow_steps * len(profile.l1_grid)) * profile.batch_size
     wide = _FLOAT * (2 * profile.d_in * profile.d_sae_wide + profile.d_sae_wide + profile.d_in)
     token_bytes = np.dtype(token_dtype(_VOCABULARY.get(profile.model, 2**17))).itemsize

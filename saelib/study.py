@@ -41,10 +41,11 @@ from saelib.eye_test import HyphenSet, scaled_acts
 from saelib.filter import feature_activations, filter_view
 from saelib.gelu_1l import load_gelu_1l
 from saelib.hf_model import load_hf_folder, load_smollm2, smollm2_folder
+from saelib.hub import named_path
 from saelib.hub_data import PRETOKENISED, pretokenised_store
 from saelib.marking import marking, tokens_of_kind
 from saelib.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
-from saelib.profiles import Profile, named_path
+from saelib.profiles import Profile
 from saelib.progress import report_progress
 from saelib.runs import RunSpec, get_run
 from saelib.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, require_fits, save_sae
@@ -349,10 +350,10 @@ def rank_marking(profile: Profile, sae: SAE, kind: str) -> pd.DataFrame:
         kind: `hyphen`, `digit` or `code`, as in `saelib.marking.tokens_of_kind`. Each token of code is ranked alone: its
             pairs of token and feature are in one table.
     """
-    store = activations(profile, "select")
+    store, weights = activations(profile, "select"), weights_hash(sae)
     tables = []
     for name, ids in tokens_of_kind(language_model(profile), kind):
-        key = content_key(store=store.key, weights=weights_hash(sae), tokens=ids)
+        key = content_key(store=store.key, weights=weights, tokens=ids)
         columns = kept_json("parents", key, functools.partial(_marking_columns, store, sae, ids))
         tables.append(pd.DataFrame(columns).assign(token=name))
     return pd.concat(tables).sort_values("f1", ascending=False, kind="stable").reset_index(drop=True)
@@ -378,13 +379,12 @@ def parents_of_other_kinds(profile: Profile, sae: SAE) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def other_parent(profile: Profile, sae: SAE, kind: str) -> pd.Series:
-    """The row of `parents_of_other_kinds` for one kind.
+def parent_of_kind(parents: pd.DataFrame, kind: str) -> pd.Series:
+    """The row of one kind in what `parents_of_other_kinds` returned.
 
     Raises:
         UserError: there is none.
     """
-    parents = parents_of_other_kinds(profile, sae)
     row = parents[parents["kind"] == kind]
     if row.empty:
         raise UserError(f"kind must be one of {', '.join(parents['kind'])}", repr(kind), "pass one of these")
@@ -514,8 +514,7 @@ def train_run(
 def trained_run(profile: Profile, run: int) -> TrainResult:
     """A row of the run table as the study trains it: parent and threshold by their rules, filtered by context."""
     spec = get_run(run)
-    n_steps = profile.short_steps if spec.short else profile.wide_steps
-    return train_run(profile, spec, parent(profile), "context", n_steps)
+    return train_run(profile, spec, parent(profile), "context", profile.steps(spec.short))
 
 
 def weights_hash(sae: SAE) -> str:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from saelib.cache import content_key, file_sha256
 from saelib.errors import UserError
+from saelib.hub import named_path
 from saelib.notebook_runner import ExecutedNotebook, Scalar, cached_notebook, load_notebook, notebook_key
-from saelib.profiles import Profile, get_profile, named_path
+from saelib.profiles import Profile, get_profile
 from saelib.runs import RUNS
 
 if TYPE_CHECKING:

@@ -144,6 +144,17 @@ def test_a_mirror_or_a_proxy_is_asked_in_the_hubs_place(through: str, monkeypatc
             assert not hub.hub_reachable(0.1)
 
 
+def test_the_proxy_is_that_of_the_mirrors_scheme_at_any_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1:8080")
+    monkeypatch.setenv("HTTPS_PROXY", "http://192.0.2.2:3128")
+    assert hub._first_hop() == ("http", "192.0.2.1", 8080)
+    monkeypatch.setenv("HTTP_PROXY", "192.0.2.3:3128")
+    assert hub._first_hop() == ("http", "192.0.2.3", 3128)
+
+
 @pytest.mark.parametrize("endpoint", ["mirror", "ftp://mirror", "https://mirror:port"])
 def test_an_endpoint_that_is_no_address_is_named(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
