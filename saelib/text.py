@@ -7,7 +7,6 @@ The split is a function of each document's own text (a hash), so that it never c
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from saelib.cache import atomic_dir, atomic_path, cache_dir, content_key, locked, write_json
+from saelib.cache import atomic_dir, cache_dir, content_key, locked, write_json
 from saelib.sources import Source, documents, download
 from saelib.tokens import CONTEXT_LENGTH, TokenStore
 
 SPLITS = ("train", "select", "test")
-TEXT_VERSION = 1
+TEXT_VERSION = 2
 """Part of the store's key: raise it when cleaning, splitting or cutting changes."""
 CODE_SHARE = 0.20
 """Largest share of characters that code documents may have, as in the study's dataset (80% web text, 20% code)."""
@@ -91,15 +90,13 @@ def build_token_store(
     tokenizer_file: Path,
     *,
     name: str,
-    extra: Sequence[Source] = (),
     bos: str = "<|bos|>",
     eos: str = "<|eos|>",
     progress: Progress | None = None,
 ) -> TokenStore:
     """Build (or open) the token store of some sources under a tokenizer.
 
-    `extra` sources join the training split only, after deduplication against `sources`. `bos` heads every context, `eos`
-    follows every document; both are tokens of the tokenizer.
+    `bos` heads every context, `eos` follows every document; both are tokens of the tokenizer.
 
     Returns:
         the store, in the cache, keyed by the sources' hashes, the tokenizer's bytes and `TEXT_VERSION`.
@@ -107,7 +104,6 @@ def build_token_store(
     tokenizer_bytes = tokenizer_file.read_bytes()
     key = content_key(
         sources=[source.sha256 for source in sources],
-        extra=[source.sha256 for source in extra],
         tokenizer=hashlib.sha256(tokenizer_bytes).hexdigest(),
         version=TEXT_VERSION,
         **({} if (bos, eos) == ("<|bos|>", "<|eos|>") else {"special": [bos, eos]}),
@@ -116,10 +112,10 @@ def build_token_store(
     with locked(folder):
         if (folder / "manifest.json").exists():
             return TokenStore.open(folder)
-        corpus = read_corpus([*sources, *extra], progress)
+        corpus = read_corpus(sources, progress)
         tokenizer = tokenizers.Tokenizer.from_str(tokenizer_bytes.decode())
         with atomic_dir(folder) as temporary:
-            manifest = _write_splits(corpus, {s.package for s in extra}, tokenizer, (bos, eos), temporary, progress)
+            manifest = _write_splits(corpus, tokenizer, (bos, eos), temporary, progress)
             manifest |= {"key": key, "name": name, "context_length": CONTEXT_LENGTH}
             write_json(temporary / "manifest.json", manifest)
     return TokenStore.open(folder)
@@ -132,7 +128,6 @@ def token_dtype(vocabulary: int) -> type[np.uint16] | type[np.uint32]:
 
 def _write_splits(
     corpus: list[tuple[Source, str]],
-    train_only: set[str],
     tokenizer: tokenizers.Tokenizer,
     special: tuple[str, str],
     folder: Path,
@@ -140,7 +135,7 @@ def _write_splits(
 ) -> dict[str, Any]:
     by_split: dict[str, list[tuple[Source, str]]] = {split: [] for split in SPLITS}
     for source, text in corpus:
-        by_split["train" if source.package in train_only else split_of(text)].append((source, text))
+        by_split[split_of(text)].append((source, text))
     vocabulary = tokenizer.get_vocab()
     bos, eos, hyphen = (vocabulary[token] for token in (*special, "-"))
     dtype = token_dtype(tokenizer.get_vocab_size())
@@ -197,27 +192,3 @@ def _write_splits(
         "vocabulary": tokenizer.get_vocab_size(),
         "dtype": str(np.dtype(dtype)),
     }  # fmt: skip
-
-
-def train_tokenizer(texts: Iterator[str], vocabulary: int, path: Path) -> None:
-    """Train a byte-level BPE in which every digit and every hyphen is a token of its own, and save it as `tokenizer.json`."""
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.Split("-", behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<|bos|>", "<|eos|>", "<|pad|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=0) + "\n")

@@ -1,33 +1,46 @@
 """Train the embedded 1-layer GELU language model: tokenizer, text, weights, loss curve.
 
-    python scripts/train_mini_lm.py             # resumes where it stopped; about 75 minutes on 2 cores
-    python scripts/train_mini_lm.py --export    # write the last checkpoint's weights into the package
-    python scripts/write_model_card.py          # then measure the card's numbers
+    python scripts/train_mini_lm.py --tokenizer      # first: train the tokenizer on the train split, into the package
+    python scripts/train_mini_lm.py --sweep          # 5M tokens at each of SWEEP's learning rates: sweep.csv
+    python scripts/train_mini_lm.py                  # train, or go on where it stopped: two hours on 2 cores
+    python scripts/train_mini_lm.py --export         # write the last checkpoint's weights into the package
+    python scripts/write_model_card.py               # then measure the card's numbers
 
-Reproducible: the text is pinned by hash, the order of contexts and the initial weights by `--seed`. AdamW with linear
-warm-up and decay, bf16 autocast, gradient norm clipped to 1. The schedule is fixed by `--tokens`, so a resumed run ends
-where an uninterrupted one does.
+Reproducible: the text is pinned by hash, the order of contexts and the initial weights by `--seed`. AdamW, bf16 autocast,
+gradient norm clipped to 1. The learning rate rises linearly for 200 steps, stays, and falls linearly to zero over the last
+fifth of the steps. The schedule is fixed by `--tokens`, so a resumed run ends where an uninterrupted one does.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import safetensors.torch
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from saelib.cache import atomic_path, cache_dir, content_key, write_json
 from saelib.checkpoints import Checkpoints
 from saelib.mini_lm import ChunkedCrossEntropy, MiniLM, MiniLMConfig
 from saelib.model import EMBEDDED_FOLDER
-from saelib.sources import LANGUAGE_MODEL_SOURCES, STUDY_SOURCES
-from saelib.text import build_token_store, read_corpus, split_of, train_tokenizer
+from saelib.sources import STUDY_SOURCES
+from saelib.text import build_token_store, read_corpus, split_of
+from saelib.tokens import TokenStore
 
 LEARNING_RATE = 2e-3
+"""Best of the sweep (see `sweep.csv` beside the weights)."""
+SWEEP = (1e-3, 2e-3, 4e-3)
+SWEEP_TOKENS = 5e6
+DECAY_SHARE = 0.2
+"""Share of the steps, at the end, over which the learning rate falls to zero."""
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.01
 WARM_UP_STEPS = 200
@@ -36,9 +49,36 @@ CHECKPOINT_EVERY = 250
 VALIDATE_EVERY = 500
 
 
-def learning_rate(step: int, n_steps: int) -> float:
-    """Linear warm-up, then linear decay to zero at `n_steps`."""
-    return LEARNING_RATE * min((step + 1) / WARM_UP_STEPS, 1.0) * (1 - step / n_steps)
+def learning_rate(step: int, n_steps: int, peak: float) -> float:
+    """Linear warm-up, a plateau at `peak`, linear decay to zero at `n_steps`."""
+    left = (n_steps - step) / (DECAY_SHARE * n_steps)
+    return peak * min((step + 1) / WARM_UP_STEPS, left, 1.0)
+
+
+def train_tokenizer(texts: Iterator[str], vocabulary: int, path: Path) -> None:
+    """Train a byte-level BPE that cuts text as GPT-2 does, but with every digit a token of its own; saved as `tokenizer.json`.
+
+    A space belongs to the word after it, and runs of punctuation stay together: so " -", "--" and "(-" are not the "-" that
+    joins two words.
+    """
+    words = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(words), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|bos|>", "<|eos|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=0) + "\n")
 
 
 def validation_loss(model: MiniLM, contexts: np.ndarray) -> float:
@@ -56,38 +96,50 @@ def validation_loss(model: MiniLM, contexts: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Train, resume or export."""
+    """Make the tokenizer, sweep, train, resume or export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=float, default=41e6, help="training tokens in all; fixes the schedule")
+    parser.add_argument("--tokens", type=float, default=100e6, help="training tokens in all; fixes the schedule")
     parser.add_argument("--d-model", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", action="store_true", help="only train the tokenizer")
+    parser.add_argument("--sweep", action="store_true", help="only compare learning rates")
     parser.add_argument("--export", action="store_true", help="only write the last checkpoint into the package")
     args = parser.parse_args()
 
-    cfg = MiniLMConfig(d_model=args.d_model)
-    tokenizer_file = EMBEDDED_FOLDER / "tokenizer.json"
-    if not tokenizer_file.exists():
-        texts = (
-            text for _, text in read_corpus([*STUDY_SOURCES, *LANGUAGE_MODEL_SOURCES]) if split_of(text) == "train"
-        )
+    cfg, tokenizer_file = MiniLMConfig(d_model=args.d_model), EMBEDDED_FOLDER / "tokenizer.json"
+    if args.tokenizer:
+        texts = (text for _, text in read_corpus(STUDY_SOURCES) if split_of(text) == "train")
         train_tokenizer(texts, cfg.d_vocab, tokenizer_file)
-    store = build_token_store(STUDY_SOURCES, tokenizer_file, name="lm", extra=LANGUAGE_MODEL_SOURCES)
+        return
+    store = build_token_store(STUDY_SOURCES, tokenizer_file, name="study")
+    if args.sweep:
+        losses = [train(store, cfg, SWEEP_TOKENS, rate, args.seed)[2][-1]["validation_loss"] for rate in SWEEP]
+        table = pd.DataFrame({"learning_rate": SWEEP, "tokens": int(SWEEP_TOKENS), "select_loss": losses}).round(4)
+        with atomic_path(EMBEDDED_FOLDER / "sweep.csv") as temporary:
+            table.to_csv(temporary, index=False)
+        print(table.to_string(index=False))
+        return
+    model, step, curve, seconds = train(store, cfg, args.tokens, LEARNING_RATE, args.seed, only_load=args.export)
+    export(model, cfg, store.manifest, curve, step, int(args.tokens), seconds, args.seed)
+
+
+def train(
+    store: TokenStore, cfg: MiniLMConfig, n_tokens: float, peak: float, seed: int, only_load: bool = False
+) -> tuple[MiniLM, int, list[dict[str, float]], float]:
+    """Train (or resume, or with `only_load` only bring back the last checkpoint): model, step, loss curve, seconds."""
     contexts = store.contexts("train")
     validation = np.array(store.contexts("select")[:512])
-    n_steps = int(args.tokens) // (BATCH_CONTEXTS * (contexts.shape[1] - 1))
-    key = content_key(cfg=asdict(cfg), text=store.key, seed=args.seed, n_steps=n_steps)
+    n_steps = int(n_tokens) // (BATCH_CONTEXTS * (contexts.shape[1] - 1))
+    key = content_key(cfg=asdict(cfg), text=store.key, seed=seed, n_steps=n_steps, peak=peak, decay=DECAY_SHARE)
     checkpoints = Checkpoints(cache_dir() / "mini_lm" / key, key, "language model")
 
-    model = MiniLM(cfg, torch.Generator().manual_seed(args.seed))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
-    )
+    model = MiniLM(cfg, torch.Generator().manual_seed(seed))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
     step, curve, seconds, running = restore(checkpoints, model, optimizer)
     if step:
         print(f"resumed at step {step} of {n_steps}", flush=True)
-    if args.export:
-        export(model, cfg, store.manifest, curve, step, n_steps, seconds, args.seed)
-        return
+    if only_load:
+        return model, step, curve, seconds
     per_epoch = len(contexts) // BATCH_CONTEXTS
     print(
         f"{n_steps} steps, {per_epoch} an epoch, {store.manifest['splits']['train']['tokens']:,} train tokens",
@@ -97,12 +149,12 @@ def main() -> None:
     while step < n_steps:
         epoch, within = divmod(step, per_epoch)
         if epoch != epoch_of_order:
-            order, epoch_of_order = np.random.default_rng([args.seed, epoch]).permutation(len(contexts)), epoch
+            order, epoch_of_order = np.random.default_rng([seed, epoch]).permutation(len(contexts)), epoch
         assert order is not None
         rows = np.sort(order[within * BATCH_CONTEXTS : (within + 1) * BATCH_CONTEXTS])
         tokens = torch.from_numpy(contexts[rows].astype(np.int64))  # (b, t)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, n_steps)
+            group["lr"] = learning_rate(step, n_steps, peak)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             residual = model.residual(tokens)
         loss = ChunkedCrossEntropy.apply(
@@ -128,7 +180,7 @@ def main() -> None:
         if step % CHECKPOINT_EVERY == 0 or step == n_steps:
             scalars = {"step": step, "curve": curve, "seconds": time.perf_counter() - began, "running": running}
             checkpoints.write(step, state_tensors(model, optimizer), scalars)
-    export(model, cfg, store.manifest, curve, step, n_steps, time.perf_counter() - began, args.seed)
+    return model, step, curve, time.perf_counter() - began
 
 
 def state_tensors(model: MiniLM, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -164,7 +216,7 @@ def export(
     manifest: dict[str, object],
     curve: list[dict[str, float]],
     step: int,
-    n_steps: int,
+    planned_tokens: int,
     seconds: float,
     seed: int,
 ) -> None:
@@ -173,8 +225,9 @@ def export(
         weights = {name: tensor.half().contiguous() for name, tensor in model.tensors().items()}
         temporary.write_bytes(safetensors.torch.save(weights))
     training = {
-        "seed": seed, "steps": step, "planned_steps": n_steps, "tokens": step * BATCH_CONTEXTS * (cfg.n_ctx - 1),
+        "seed": seed, "steps": step, "planned_tokens": planned_tokens, "tokens": step * BATCH_CONTEXTS * (cfg.n_ctx - 1),
         "learning_rate": LEARNING_RATE, "betas": BETAS, "weight_decay": WEIGHT_DECAY, "warm_up_steps": WARM_UP_STEPS,
+        "decay_share": DECAY_SHARE,
         "batch_contexts": BATCH_CONTEXTS, "clip": 1.0, "seconds": round(seconds), "torch": torch.__version__,
         "text": manifest,
     }  # fmt: skip

@@ -14,7 +14,7 @@ from saelib.cache import atomic_path, read_json, write_json
 from saelib.model import EMBEDDED_FOLDER, load_embedded
 from saelib.model_card import measure, measure_sample, sample
 from saelib.profiles import get_profile
-from saelib.sources import LANGUAGE_MODEL_SOURCES, STUDY_SOURCES
+from saelib.sources import STUDY_SOURCES
 from saelib.text import build_token_store
 
 N_CONTEXTS = 2000

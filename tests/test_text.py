@@ -174,7 +174,7 @@ def test_tokenizer_keeps_digits_and_hyphens_single() -> None:
 
 def test_readme_lists_every_source(root: Path) -> None:
     readme = (root / "README.md").read_text()
-    for source in (*sources.STUDY_SOURCES, *sources.LANGUAGE_MODEL_SOURCES):
+    for source in sources.STUDY_SOURCES:
         row = f"| `{source.package}` {source.version} | {source.megabytes:g} MB |"
         assert row in readme and f"| {source.what} | {source.licence} |" in readme, row
     assert sum(source.megabytes for source in sources.STUDY_SOURCES) < 150
