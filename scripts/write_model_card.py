@@ -24,9 +24,7 @@ PROMPTS = ("The long-", "In 18", "How to ", "def get_")
 def main() -> None:
     """Measure and write."""
     model = load_embedded()
-    store = build_token_store(
-        STUDY_SOURCES, EMBEDDED_FOLDER / "tokenizer.json", name="lm", extra=LANGUAGE_MODEL_SOURCES
-    )
+    store = build_token_store(STUDY_SOURCES, EMBEDDED_FOLDER / "tokenizer.json", name="study")
     training = read_json(EMBEDDED_FOLDER / "training.json")
     numbers = measure(model, store, N_CONTEXTS)
     smoke = study.tokens(get_profile("smoke"))
