@@ -21,12 +21,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from reference_trainer import ReferenceTrainer
 
-from saelib import study
-from saelib.activations import ShuffledBatches, View
-from saelib.profiles import Profile, get_profile
-from saelib.runs import get_run
-from saelib.sae import PARAMETERS, SAE, init_random, kaiming_uniform, unit_rows
-from saelib.step import Params, loss_and_grads
+from saelib.acts.store import ShuffledBatches, View
+from saelib.sae.sae import PARAMETERS, SAE, init_random, kaiming_uniform, unit_rows
+from saelib.sae.step import Params, loss_and_grads
+from saelib.study import study
+from saelib.study.profiles import Profile, get_profile
+from saelib.study.runs import get_run
 
 CONTROLS = (13, 14, 15)
 LAST = 50

@@ -24,10 +24,10 @@ import numpy as np
 import tokenizers
 import torch
 
-from saelib.activations import POSITIONS, ActivationStore, ShuffledBatches, View
-from saelib.mini_lm import MiniLM, MiniLMConfig
-from saelib.model import HOOK_NAME, OneLayerModel, mlp_out_source
-from saelib.provenance import device
+from saelib.acts.store import POSITIONS, ActivationStore, ShuffledBatches, View
+from saelib.base.provenance import device
+from saelib.lm.mini_lm import MiniLM, MiniLMConfig
+from saelib.lm.model import HOOK_NAME, OneLayerModel, mlp_out_source
 
 
 def timed(run: Callable[[], object]) -> float:

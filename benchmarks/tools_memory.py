@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saelib.activations import POSITIONS, ActivationStore
-from saelib.compare import co_firing
-from saelib.features import density_frame, example_frame, histogram_frame
-from saelib.sae import SAE, SAEConfig, unit_rows
-from saelib.stream import Best, Counts, Histogram, stream
-from saelib.tokens import CONTEXT_LENGTH
+from saelib.acts.store import POSITIONS, ActivationStore
+from saelib.interpret.compare import co_firing
+from saelib.interpret.features import density_frame, example_frame, histogram_frame
+from saelib.sae.sae import SAE, SAEConfig, unit_rows
+from saelib.sae.stream import Best, Counts, Histogram, stream
+from saelib.text.tokens import CONTEXT_LENGTH
 
 D_IN = 64
 BIAS = -2.58  # 0.5% of a standard normal lie above 2.58: 20 of 4096 active

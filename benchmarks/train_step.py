@@ -34,11 +34,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from reference_trainer import ReferenceTrainer
 
-from saelib import screen
-from saelib.provenance import device
-from saelib.sae import PARAMETERS, SAE, SAEConfig, init_random
-from saelib.step import Objective, choose_route, loss_and_grads, normalise_decoder
-from saelib.train import TrainConfig, _State
+from saelib.base.provenance import device
+from saelib.sae import screen
+from saelib.sae.sae import PARAMETERS, SAE, SAEConfig, init_random
+from saelib.sae.step import Objective, choose_route, loss_and_grads, normalise_decoder
+from saelib.sae.train import TrainConfig, _State
 
 L1_STUDY = 1e-4  # summed over the batch
 L1_TOKEN = 0.4  # a token's; the time does not depend on either

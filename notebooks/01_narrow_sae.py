@@ -23,8 +23,9 @@ profile = "mini"
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib import report, study, views
-from saelib.profiles import get_profile
+from saelib.report import report, views
+from saelib.study import study
+from saelib.study.profiles import get_profile
 
 views.figure_style()
 settings = get_profile(profile)

@@ -25,9 +25,11 @@ tau: float | None = None
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib import features, report, study, views
-from saelib.classes import CLASSES
-from saelib.profiles import get_profile
+from saelib.interpret import features
+from saelib.report import report, views
+from saelib.study import study
+from saelib.split.classes import CLASSES
+from saelib.study.profiles import get_profile
 
 views.figure_style()
 settings = get_profile(profile)

@@ -26,10 +26,11 @@ tau: float | None = None
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib import report, study, views
-from saelib.activations import POSITIONS
-from saelib.filter import filter_view
-from saelib.profiles import get_profile
+from saelib.report import report, views
+from saelib.study import study
+from saelib.acts.store import POSITIONS
+from saelib.acts.filter import filter_view
+from saelib.study.profiles import get_profile
 
 views.figure_style()
 settings = get_profile(profile)

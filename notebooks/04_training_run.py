@@ -30,11 +30,12 @@ from dataclasses import asdict, replace
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib import report, run_views, study, verdicts, views
-from saelib.classes import CLASSES
-from saelib.eye_test import eye_test
-from saelib.profiles import get_profile
-from saelib.runs import get_run
+from saelib.report import report, run_views, views
+from saelib.study import study, verdicts
+from saelib.split.classes import CLASSES
+from saelib.study.eye_test import eye_test
+from saelib.study.profiles import get_profile
+from saelib.study.runs import get_run
 
 views.figure_style()
 settings, spec = get_profile(profile), get_run(run)

@@ -21,12 +21,15 @@ profile = "mini"
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib import features, report, stats, study, views
-from saelib.classes import CLASSES, PROMPTS
-from saelib.index_page import verdict_class
-from saelib.profiles import get_profile
-from saelib.study_plan import results_table
-from saelib.runs import RUNS
+from saelib.interpret import features
+from saelib.report import report, views
+from saelib.base import stats
+from saelib.study import study
+from saelib.split.classes import CLASSES, PROMPTS
+from saelib.report.index_page import verdict_class
+from saelib.study.profiles import get_profile
+from saelib.report.study_plan import results_table
+from saelib.study.runs import RUNS
 
 views.figure_style()
 settings = get_profile(profile)

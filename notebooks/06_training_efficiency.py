@@ -23,9 +23,11 @@ profile = "mini"
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib import report, stats, study, views
-from saelib.profiles import get_profile
-from saelib.runs import RUNS
+from saelib.report import report, views
+from saelib.base import stats
+from saelib.study import study
+from saelib.study.profiles import get_profile
+from saelib.study.runs import RUNS
 
 views.figure_style()
 settings = get_profile(profile)

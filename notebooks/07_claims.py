@@ -12,7 +12,7 @@
 # %% [markdown]
 # # Which of the study's claims hold here?
 #
-# Every arm of the study's design with many seeds, the verdict of `saelib.score` on each, and one row a claim: the published
+# Every arm of the study's design with many seeds, the verdict of `saelib.split.score` on each, and one row a claim: the published
 # evidence, ours, the effect with its 95% interval, the test, and what follows.
 
 # %% tags=["parameters"]
@@ -22,10 +22,12 @@ profile = "mini"
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib import claims, report, stats, study, verdicts, views
-from saelib.classes import CLASSES
-from saelib.profiles import get_profile
-from saelib.runs import ARMS
+from saelib.study import claims, study, verdicts
+from saelib.report import report, views
+from saelib.base import stats
+from saelib.split.classes import CLASSES
+from saelib.study.profiles import get_profile
+from saelib.study.runs import ARMS
 
 views.figure_style()
 settings = get_profile(profile)

@@ -12,7 +12,7 @@
 # %% [markdown]
 # # How often is the verdict right?
 #
-# `saelib.score` put to synthetic features whose true split is known, and to impostors. Its bounds stand or fall here; the
+# `saelib.split.score` put to synthetic features whose true split is known, and to impostors. Its bounds stand or fall here; the
 # study's own runs have no say in them.
 
 # %% tags=["parameters"]
@@ -22,10 +22,11 @@ profile = "mini"
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib import calibration, report, views
-from saelib.profiles import get_profile
-from saelib.score import BOUNDS
-from saelib.synthetic import SHARES
+from saelib.split import calibration
+from saelib.report import report, views
+from saelib.study.profiles import get_profile
+from saelib.split.score import BOUNDS
+from saelib.split.synthetic import SHARES
 
 views.figure_style()
 settings = get_profile(profile)

@@ -22,11 +22,12 @@ run: int | None = None
 # %%
 import pandas as pd
 
-from saelib import report, study, tools, verdicts, views
-from saelib.classes import CLASSES, PROMPTS
-from saelib.profiles import get_profile
-from saelib.runs import get_run
-from saelib.study_plan import results_table
+from saelib.report import report, tools, views
+from saelib.study import study, verdicts
+from saelib.split.classes import CLASSES, PROMPTS
+from saelib.study.profiles import get_profile
+from saelib.study.runs import get_run
+from saelib.report.study_plan import results_table
 
 views.figure_style()
 settings = get_profile(profile)

@@ -31,8 +31,8 @@ tau: float | None = None
 l1: float | None = None
 
 # %%
-from saelib import report, views
-from saelib.split_any import SplitRequest, page_of, split_feature
+from saelib.report import report, views
+from saelib.report.split_any import SplitRequest, page_of, split_feature
 
 views.figure_style()
 request = SplitRequest(sae, feature, model, text, filter_by, start, tokens, seeds, width, classes, n_classes, tau, l1)

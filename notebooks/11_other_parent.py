@@ -21,9 +21,10 @@ kind = "digit"
 seeds = 2
 
 # %%
-from saelib import report, study, views
-from saelib.profiles import get_profile
-from saelib.split_any import SplitRequest, page_of, split_feature
+from saelib.report import report, views
+from saelib.study import study
+from saelib.study.profiles import get_profile
+from saelib.report.split_any import SplitRequest, page_of, split_feature
 
 views.figure_style()
 settings = get_profile(profile)

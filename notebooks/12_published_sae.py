@@ -21,11 +21,13 @@ profile = "gelu-1l"
 # %%
 import pandas as pd
 
-from saelib import hub_data, report, run_views, study, verdicts, views
-from saelib.classes import CLASSES
-from saelib.eye_test import eye_test
-from saelib.own_text import text_store
-from saelib.profiles import get_profile
+from saelib.text import hub_data
+from saelib.report import report, run_views, views
+from saelib.study import study, verdicts
+from saelib.split.classes import CLASSES
+from saelib.study.eye_test import eye_test
+from saelib.text.own_text import text_store
+from saelib.study.profiles import get_profile
 
 views.figure_style()
 settings = get_profile(profile)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from saelib import __version__
-from saelib.errors import UserError
+from saelib.base.errors import UserError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -45,7 +45,7 @@ def reproduce(
     profile: str, runs: tuple[int, ...], jobs: int | None, claims: bool, reports: Path | None, force: bool
 ) -> None:
     """Run the whole study and write its report. Started again after an interruption, it resumes."""
-    from saelib.reproduce import reproduce as run_study
+    from saelib.report.reproduce import reproduce as run_study
 
     run_study(profile, list(runs) or None, jobs, reports, force, claims)
 
@@ -60,7 +60,7 @@ def notebook(
     name: str, parameters: tuple[tuple[str, str], ...], profile: str, reports: Path | None, force: bool
 ) -> None:
     """Run one notebook, such as 04_training_run, and render its page."""
-    from saelib.reproduce import run_one_notebook
+    from saelib.report.reproduce import run_one_notebook
 
     given = dict(parameters)
     if len(given) < len(parameters):
@@ -86,9 +86,9 @@ def notebook(
 @click.option("--l1", type=float, help="L1 coefficient a token.  [default: the one that gives the SAE's own L0]")
 def split(out: Path, **options: Any) -> None:
     """Split one feature of an SAE of yours: train on filtered data, score, write a report. Resumes when started again."""
-    from saelib.progress import shown_progress
-    from saelib.reproduce import check_writable
-    from saelib.split_any import SplitRequest, split_feature, write_report
+    from saelib.base.progress import shown_progress
+    from saelib.report.reproduce import check_writable
+    from saelib.report.split_any import SplitRequest, split_feature, write_report
 
     request = SplitRequest(**options)
     check_writable(out, "out must be a writable folder", "pass --out with another folder")
@@ -139,8 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        from saelib.jobs import JobFailed
-        from saelib.notebook_runner import NotebookFailed
+        from saelib.report.jobs import JobFailed
+        from saelib.report.notebook_runner import NotebookFailed
 
         if not isinstance(error, NotebookFailed | JobFailed):
             raise

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from saelib.cache import cache_dir, damage_in, file_sha256, read_json, seal_holds
-from saelib.errors import UserError
-from saelib.hub import cached_snapshot, hub_address, hub_cache, hub_reachable
-from saelib.page import show_bytes
-from saelib.provenance import versions
+from saelib.base.cache import cache_dir, damage_in, file_sha256, read_json, seal_holds
+from saelib.base.errors import UserError
+from saelib.base.hub import cached_snapshot, hub_address, hub_cache, hub_reachable
+from saelib.base.provenance import versions
+from saelib.report.page import show_bytes
 
 if TYPE_CHECKING:
-    from saelib.run_plan import RunPlan
+    from saelib.report.run_plan import RunPlan
 
 
 def examine(profile: str | None = None, tokens_per_second: float | None = None) -> dict[str, Any]:
@@ -31,8 +31,8 @@ def examine(profile: str | None = None, tokens_per_second: float | None = None) 
     Raises:
         UserError: no such profile, or a rate that is not positive.
     """
-    from saelib.reproduce import cores
-    from saelib.run_record import cache_bytes
+    from saelib.report.reproduce import cores
+    from saelib.report.run_record import cache_bytes
 
     plan = _plan(profile, tokens_per_second)
     cache = cache_dir()
@@ -67,8 +67,8 @@ def _plan(profile: str | None, tokens_per_second: float | None) -> RunPlan | Non
         if tokens_per_second is not None:
             raise UserError("a rate belongs to a plan", f"{tokens_per_second:g} tokens/s", "add --profile")
         return None
-    from saelib.profiles import get_profile
-    from saelib.run_plan import given_rates, measured_rates, run_plan
+    from saelib.report.run_plan import given_rates, measured_rates, run_plan
+    from saelib.study.profiles import get_profile
 
     settings = get_profile(profile)
     if tokens_per_second is not None and not tokens_per_second > 0:
@@ -79,9 +79,10 @@ def _plan(profile: str | None, tokens_per_second: float | None) -> RunPlan | Non
 
 def missing_for_profiles(reachable: bool) -> dict[str, list[str]]:
     """What each profile still has to get, and from where; an empty list: it can run with no network."""
-    from saelib import gelu_1l, hub_data
-    from saelib.profiles import PROFILES
-    from saelib.sources import SMOLLM2, STUDY_SOURCES, archive_path
+    from saelib.lm import gelu_1l
+    from saelib.study.profiles import PROFILES
+    from saelib.text import hub_data
+    from saelib.text.sources import SMOLLM2, STUDY_SOURCES, archive_path
 
     host = hub_address().host
     hub = f"from {host}" if reachable else f"and {host} is not reachable"
@@ -150,7 +151,7 @@ def verify() -> tuple[int, list[str]]:
 
 def _verified(cache: Path) -> Iterator[str | None]:
     """For each archive, folder, store, training and kept number: None, or what is damaged."""
-    from saelib.sources import STUDY_SOURCES, archive_path
+    from saelib.text.sources import STUDY_SOURCES, archive_path
 
     for source in STUDY_SOURCES:
         if archive_path(source).exists():
@@ -187,7 +188,7 @@ def _unless(intact: bool, path: Path) -> str | None:
 def _damaged_store(path: Path) -> str | None:
     import numpy as np
 
-    from saelib.activations import ActivationStore
+    from saelib.acts.store import ActivationStore
 
     manifest = _sealed(path)
     if manifest is None:
@@ -212,11 +213,11 @@ def _gpu() -> str | None:
 
 
 def _embedded_models() -> list[str]:
-    folder = Path(__file__).parent / "models"
+    folder = Path(__file__).parent / "lm" / "models"
     return sorted({str(path.parent.relative_to(folder)) for path in folder.rglob("*.safetensors")})
 
 
 def _text_packages() -> dict[str, bool]:
-    from saelib.sources import STUDY_SOURCES, archive_path
+    from saelib.text.sources import STUDY_SOURCES, archive_path
 
     return {f"{source.package}=={source.version}": archive_path(source).exists() for source in STUDY_SOURCES}

@@ -27,13 +27,13 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from saelib.cache import atomic_path, cache_dir, content_key, write_json
-from saelib.checkpoints import Checkpoints
-from saelib.mini_lm import ChunkedCrossEntropy, MiniLM, MiniLMConfig
-from saelib.model import EMBEDDED_FOLDER
-from saelib.sources import STUDY_SOURCES
-from saelib.text import build_token_store, read_corpus, split_of
-from saelib.tokens import TokenStore
+from saelib.base.cache import atomic_path, cache_dir, content_key, write_json
+from saelib.base.checkpoints import Checkpoints
+from saelib.lm.mini_lm import ChunkedCrossEntropy, MiniLM, MiniLMConfig
+from saelib.lm.model import EMBEDDED_FOLDER
+from saelib.text.corpus import build_token_store, read_corpus, split_of
+from saelib.text.sources import STUDY_SOURCES
+from saelib.text.tokens import TokenStore
 
 LEARNING_RATE = 2e-3
 """Best of the sweep (see `sweep.csv` beside the weights)."""

@@ -20,10 +20,10 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
-from saelib import study
-from saelib.activations import ShuffledBatches, View
-from saelib.profiles import get_profile
-from saelib.sae import load_sae
+from saelib.acts.store import ShuffledBatches, View
+from saelib.sae.sae import load_sae
+from saelib.study import study
+from saelib.study.profiles import get_profile
 
 
 def main() -> int:

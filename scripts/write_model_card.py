@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from saelib import study
-from saelib.cache import atomic_path, read_json, write_json
-from saelib.model import EMBEDDED_FOLDER, load_embedded
-from saelib.model_card import measure, measure_sample, sample
-from saelib.profiles import get_profile
-from saelib.sources import STUDY_SOURCES
-from saelib.text import build_token_store
+from saelib.base.cache import atomic_path, read_json, write_json
+from saelib.lm.model import EMBEDDED_FOLDER, load_embedded
+from saelib.study import study
+from saelib.study.model_card import measure, measure_sample, sample
+from saelib.study.profiles import get_profile
+from saelib.text.corpus import build_token_store
+from saelib.text.sources import STUDY_SOURCES
 
 N_CONTEXTS = 2000
 PROMPTS = ("The long-", "In 18", "How to ", "def get_")

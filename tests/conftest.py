@@ -74,8 +74,8 @@ def generator() -> torch.Generator:
 @pytest.fixture(scope="session")
 def study_text(session_cache: Path) -> list[np.ndarray]:
     """The contexts of the smoke profile's train, select and test splits: real text, downloaded once a session."""
-    from saelib import study
-    from saelib.profiles import get_profile
+    from saelib.study import study
+    from saelib.study.profiles import get_profile
 
     store = study.tokens(get_profile("smoke"))
     return [np.asarray(store.contexts(split)) for split in ("train", "select", "test")]

@@ -39,11 +39,11 @@ import tiny_study
 import torch
 from tiny_study import PROFILE, STAGES, run_stages
 
-from saelib.activations import ShuffledBatches
-from saelib.errors import UserError
-from saelib.page import show_seconds, write_page, write_text
-from saelib.profiles import Profile
-from saelib.provenance import provenance
+from saelib.acts.store import ShuffledBatches
+from saelib.base.errors import UserError
+from saelib.base.provenance import provenance
+from saelib.report.page import show_seconds, write_page, write_text
+from saelib.study.profiles import Profile
 
 KILLED_STAGES = ("text", "harvest", "filter", "training", "scoring", "report")
 EVERYTHING = tuple(STAGES)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 
-from saelib import cli, reproduce, runs, study_plan
+from saelib import cli
+from saelib.report import reproduce, study_plan
+from saelib.study import runs
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job started in the background inherits "ignore"
 runs.RUNS = study_plan.RUNS = runs.RUNS[:2]

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from saelib.activations import GROUP_BATCHES, POSITIONS, ActivationStore, ShuffledBatches, View, harvest
-from saelib.errors import UserError
-from saelib.filter import feature_activations, filter_view
-from saelib.mini_lm import PlainBlock
-from saelib.model import HOOK_NAME, OneLayerModel, load_embedded
-from saelib.sae import SAE, SAEConfig, init_random
-from saelib.tokens import CONTEXT_LENGTH, TokenStore
+from saelib.acts.filter import feature_activations, filter_view
+from saelib.acts.store import GROUP_BATCHES, POSITIONS, ActivationStore, ShuffledBatches, View, harvest
+from saelib.base.errors import UserError
+from saelib.lm.mini_lm import PlainBlock
+from saelib.lm.model import HOOK_NAME, OneLayerModel, load_embedded
+from saelib.sae.sae import SAE, SAEConfig, init_random
+from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_serving_costs_little_and_memory_is_bounded_whatever_the_store(tmp_path:
 import sys, time
 from pathlib import Path
 import numpy as np, torch
-from saelib.activations import ActivationStore, ShuffledBatches, View
+from saelib.acts.store import ActivationStore, ShuffledBatches, View
 torch.set_num_threads(1)  # on a busy machine a second thread mostly waits, and waiting counts
 manifest = {{"key": "made", "d_in": {d_in}, "n_contexts": {n_contexts}}}
 store = ActivationStore(Path({str(tmp_path)!r}), manifest, np.zeros((1, 128), np.uint16))
@@ -125,7 +125,7 @@ steps = store.n_tokens // {batch}
 def peak():  # not ru_maxrss, which begins at what the process that started this one had reached
     return int(next(x for x in open("/proc/self/status") if x.startswith("VmHWM:")).split()[1])
 try:  # the compiler that loads the loops takes memory once, whatever the store
-    from saelib import kernels
+    from saelib.base import kernels
     kernels.take_bfloat16(0, 1, np.zeros(1, np.int64), np.zeros((1, 1), np.uint16), np.zeros((1, 1), np.uint32))
 except ImportError:
     pass
@@ -268,7 +268,7 @@ def test_batches_visit_every_token_once_an_epoch_and_depend_on_seed_and_step_alo
     into = torch.full((batches.batch_size, batches.d_in), torch.nan)
     assert batches.batch(per_epoch + 1, into) is into and torch.equal(into, again.batch(per_epoch + 1))
     with pytest.MonkeyPatch.context() as patch:  # without compiled loops
-        patch.setattr("saelib.activations.COMPILED", False)
+        patch.setattr("saelib.acts.store.COMPILED", False)
         assert torch.equal(batches.batch(per_epoch + 1), into)
     other = ShuffledBatches(View(store), 512, seed=4)
     assert other.key != again.key and not torch.equal(other.batch(0), again.batch(0))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from saelib import cache
-from saelib.cache import SUMS_FILE, atomic_dir, atomic_path, damage_in, disk_errors, kept_folder, kept_json
-from saelib.errors import UserError
+from saelib.base import cache
+from saelib.base.cache import SUMS_FILE, atomic_dir, atomic_path, damage_in, disk_errors, kept_folder, kept_json
+from saelib.base.errors import UserError
 
 
 def names(folder: Path) -> list[str]:

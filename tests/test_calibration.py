@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from saelib import calibration
-from saelib.score import BOUNDS
-from saelib.synthetic import IMPOSTORS, make_case
+from saelib.split import calibration
+from saelib.split.score import BOUNDS
+from saelib.split.synthetic import IMPOSTORS, make_case
 
 pytestmark = pytest.mark.calibration
 SEEDS = range(100, 106)

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from saelib import claims, stats
-from saelib.errors import UserError
-from saelib.profiles import MINI
-from saelib.runs import ARMS, get_run
+from saelib.base import stats
+from saelib.base.errors import UserError
+from saelib.study import claims
+from saelib.study.profiles import MINI
+from saelib.study.runs import ARMS, get_run
 
 
 def table(first: str, second: str, *, verdicts: tuple[list[str], list[str]], f1: tuple[float, float]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from saelib.classes import PROMPTS, classify
+from saelib.split.classes import PROMPTS, classify
 
 
 @pytest.mark.parametrize(

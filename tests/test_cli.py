@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -
         text = NOTEBOOK if name == "04_training_run" else NOTEBOOK.partition("run")[0]
         (notebooks / f"{name}.py").write_text(f"{text}\n# %%\nraise SystemExit(1)\n")
     monkeypatch.setenv("SAELIB_NOTEBOOKS", str(notebooks))
-    monkeypatch.setattr("saelib.jobs.run_jobs", lambda *args, **options: pytest.fail("work was started"))
+    monkeypatch.setattr("saelib.report.jobs.run_jobs", lambda *args, **options: pytest.fail("work was started"))
     return tmp_path
 
 
@@ -203,8 +203,8 @@ def test_doctor_verifies_the_whole_cache(
     """One of everything that is kept: intact, then each damaged in turn and named."""
     import hashlib
 
-    from saelib import checkpoints
-    from saelib.cache import atomic_dir, kept_json, sealed, write_json
+    from saelib.base import checkpoints
+    from saelib.base.cache import atomic_dir, kept_json, sealed, write_json
 
     monkeypatch.setattr("saelib.doctor.hub_reachable", lambda: False)
     kept_json("quality", "k", lambda: {"l0": 14.0})

@@ -10,7 +10,8 @@ import pytest
 import torch
 from test_features import BLOCKS, D_SAE, made_sae, made_store
 
-from saelib.compare import (
+from saelib.base.errors import UserError
+from saelib.interpret.compare import (
     co_firing,
     compare_features,
     decoder_cosine,
@@ -19,8 +20,7 @@ from saelib.compare import (
     match_saes,
     nearest_features,
 )
-from saelib.errors import UserError
-from saelib.sae import SAE
+from saelib.sae.sae import SAE
 
 
 def firing(sae: SAE, store) -> np.ndarray:

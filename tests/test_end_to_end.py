@@ -15,11 +15,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from saelib.index_page import RESULT_COLUMNS
-from saelib.model import load_embedded
-from saelib.own_text import text_store
-from saelib.runs import RUNS
-from saelib.sae import load_sae
+from saelib.lm.model import load_embedded
+from saelib.report.index_page import RESULT_COLUMNS
+from saelib.sae.sae import load_sae
+from saelib.study.runs import RUNS
+from saelib.text.own_text import text_store
 
 SAELIB = Path(sys.executable).parent / "saelib"
 OUTSIDE = re.compile(

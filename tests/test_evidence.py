@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from saelib.errors import UserError
-from saelib.evidence import HeldOutEvidence, SelectEvidence, Tokens, scaled_acts
-from saelib.sae import SAE, SAEConfig
-from saelib.synthetic import make_case
+from saelib.base.errors import UserError
+from saelib.sae.sae import SAE, SAEConfig
+from saelib.split.evidence import HeldOutEvidence, SelectEvidence, Tokens, scaled_acts
+from saelib.split.synthetic import make_case
 
 
 def by_hand() -> tuple[SAE, Tokens]:

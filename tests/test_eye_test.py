@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from saelib import eye_test as module
-from saelib.classes import CLASSES
-from saelib.eye_test import HyphenSet, choose_children, eye_test, f1_table, overall
-from saelib.model import LanguageModel, load_embedded
-from saelib.sae import SAE, SAEConfig
+from saelib.lm.model import LanguageModel, load_embedded
+from saelib.sae.sae import SAE, SAEConfig
+from saelib.split.classes import CLASSES
+from saelib.study import eye_test as module
+from saelib.study.eye_test import HyphenSet, choose_children, eye_test, f1_table, overall
 
 D_IN = 256
 

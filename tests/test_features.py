@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from saelib import features, stream
-from saelib.activations import POSITIONS, ActivationStore
-from saelib.errors import UserError
-from saelib.features import (
+from saelib.acts.store import POSITIONS, ActivationStore
+from saelib.base.errors import UserError
+from saelib.interpret import features
+from saelib.interpret.features import (
     activation_density,
     activation_histogram,
     highest_activating_tokens,
@@ -22,9 +22,10 @@ from saelib.features import (
     prompt_activations,
     top_features,
 )
-from saelib.model import HOOK_NAME, LanguageModel, load_embedded
-from saelib.sae import SAE, SAEConfig
-from saelib.tokens import CONTEXT_LENGTH
+from saelib.lm.model import HOOK_NAME, LanguageModel, load_embedded
+from saelib.sae import stream
+from saelib.sae.sae import SAE, SAEConfig
+from saelib.text.tokens import CONTEXT_LENGTH
 
 D_IN, D_SAE, N_CONTEXTS = 16, 40, 30
 

@@ -6,7 +6,7 @@ import base64
 import json
 from pathlib import Path
 
-from saelib.figures import save_figures
+from saelib.report.figures import save_figures
 
 
 def test_figures_are_saved_in_order_with_the_heading_above(tmp_path: Path) -> None:

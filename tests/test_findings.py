@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from saelib.classes import CLASSES
-from saelib.findings import findings
-from saelib.runs import RUNS
+from saelib.report.findings import findings
+from saelib.split.classes import CLASSES
+from saelib.study.runs import RUNS
 
 
 def table(passes: set[int], f1_filtered: float = 0.5) -> pd.DataFrame:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from snapshot import SIZES, gelu_state, snapshot_folder, write_gelu_1l, write_tokenizer
 
-from saelib import hub
-from saelib.errors import UserError
-from saelib.gelu_1l import REPOSITORY, TOKENIZER_REPOSITORY, load_gelu_1l, load_gelu_folder
-from saelib.hooked import hook_value, hooked_model, transformer_lens_version
-from saelib.model import HOOK_NAME
+from saelib.base import hub
+from saelib.base.errors import UserError
+from saelib.lm.gelu_1l import REPOSITORY, TOKENIZER_REPOSITORY, load_gelu_1l, load_gelu_folder
+from saelib.lm.hooked import hook_value, hooked_model, transformer_lens_version
+from saelib.lm.model import HOOK_NAME
 
 SMALL = {"d_model": 32, "d_mlp": 128, "n_heads": 4, "d_head": 8, "n_ctx": 64, "d_vocab": 96}
 

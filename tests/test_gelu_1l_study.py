@@ -18,10 +18,10 @@ import pytest
 import torch
 from snapshot import SIZES, digits_tokenizer, snapshot_folder, write_gelu_1l, write_tokenizer
 
-from saelib.gelu_1l import REPOSITORY, TOKENIZER_REPOSITORY
-from saelib.hub_data import INTERPRETATION, PRETOKENISED
-from saelib.run_views import PUBLISHED
-from saelib.sae import kaiming_uniform, unit_rows
+from saelib.lm.gelu_1l import REPOSITORY, TOKENIZER_REPOSITORY
+from saelib.report.run_views import PUBLISHED
+from saelib.sae.sae import kaiming_uniform, unit_rows
+from saelib.text.hub_data import INTERPRETATION, PRETOKENISED
 
 pytestmark = [
     pytest.mark.slow,

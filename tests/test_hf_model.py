@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from saelib.activations import POSITIONS, harvest
-from saelib.errors import UserError
-from saelib.evaluate import loss_of_logits, sae_quality
-from saelib.hf_model import HFModel, layers_of, load_hf_folder, load_smollm2
-from saelib.model import EMBEDDED_FOLDER
-from saelib.sae import SAE, SAEConfig, init_random
-from saelib.tokens import CONTEXT_LENGTH, TokenStore
+from saelib.acts.store import POSITIONS, harvest
+from saelib.base.errors import UserError
+from saelib.lm.hf_model import HFModel, layers_of, load_hf_folder, load_smollm2
+from saelib.lm.model import EMBEDDED_FOLDER
+from saelib.sae.evaluate import loss_of_logits, sae_quality
+from saelib.sae.sae import SAE, SAEConfig, init_random
+from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers")
 

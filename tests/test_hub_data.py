@@ -16,15 +16,16 @@ import pytest
 import torch
 from snapshot import WORDS, digits_tokenizer, snapshot_folder, write_gelu_1l, write_tokenizer
 
-from saelib import hub_data, study
-from saelib.errors import UserError
-from saelib.gelu_1l import load_gelu_folder
-from saelib.hub_data import PRETOKENISED, interpretation_texts, pretokenised_store, split_of_row
-from saelib.model import OneLayerModel
-from saelib.own_text import text_store
-from saelib.profiles import get_profile
-from saelib.runs import get_run
-from saelib.tokens import CONTEXT_LENGTH
+from saelib.base.errors import UserError
+from saelib.lm.gelu_1l import load_gelu_folder
+from saelib.lm.model import OneLayerModel
+from saelib.study import study
+from saelib.study.profiles import get_profile
+from saelib.study.runs import get_run
+from saelib.text import hub_data
+from saelib.text.hub_data import PRETOKENISED, interpretation_texts, pretokenised_store, split_of_row
+from saelib.text.own_text import text_store
+from saelib.text.tokens import CONTEXT_LENGTH
 
 SMALL = {"d_model": 32, "d_mlp": 128, "n_heads": 4, "d_head": 8, "n_ctx": 128, "d_vocab": 96}
 ROWS = 120
@@ -246,7 +247,7 @@ def test_the_profile_runs_on_the_stand_ins(
     assert best["recall"] * hyphen.sum() == pytest.approx(hits) and hits > 0
     assert best["f1"] == pytest.approx(2 / (1 / best["precision"] + 1 / best["recall"]))
     # the narrow SAE as a file: then the study's own parent and threshold are the default
-    from saelib.sae import save_sae
+    from saelib.sae.sae import save_sae
 
     for function in (study.narrow_sae, study.parent, study.coefficient):
         getattr(function, "cache_clear", lambda: None)()

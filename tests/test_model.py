@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from saelib import model_card
-from saelib.cache import read_json
-from saelib.errors import UserError
-from saelib.evaluate import loss_ends, next_token_loss, sae_quality
-from saelib.features import logit_effects, prompt_activations, quantile_rows, top_features, top_rows
-from saelib.hooked import transformer_lens_version
-from saelib.mini_lm import ChunkedCrossEntropy, MiniLM, MiniLMConfig
-from saelib.model import EMBEDDED_FOLDER, HOOK_NAME, OneLayerModel, load_embedded, mlp_out_source
-from saelib.sae import SAE, SAEConfig
+from saelib.base.cache import read_json
+from saelib.base.errors import UserError
+from saelib.interpret.features import logit_effects, prompt_activations, quantile_rows, top_features, top_rows
+from saelib.lm.hooked import transformer_lens_version
+from saelib.lm.mini_lm import ChunkedCrossEntropy, MiniLM, MiniLMConfig
+from saelib.lm.model import EMBEDDED_FOLDER, HOOK_NAME, OneLayerModel, load_embedded, mlp_out_source
+from saelib.sae.evaluate import loss_ends, next_token_loss, sae_quality
+from saelib.sae.sae import SAE, SAEConfig
+from saelib.study import model_card
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def made_sae(d_sae: int, d_in: int) -> SAE:
 
 
 def test_quality_of_a_perfect_and_of_an_empty_sae(model: OneLayerModel, tokens: torch.Tensor, tmp_path: Path) -> None:
-    from saelib.activations import ActivationStore
+    from saelib.acts.store import ActivationStore
 
     d = model.cfg.d_model
     store = ActivationStore(tmp_path, {"key": "made", "n_contexts": 4, "d_in": d}, tokens.numpy().astype(np.uint16))

@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 import saelib
-from saelib.errors import UserError
-from saelib.jobs import Job, JobFailed, Memory, run_jobs
-from saelib.notebook_runner import (
+from saelib.base.errors import UserError
+from saelib.base.progress import Display, clock, describe, read_progress, report_progress
+from saelib.report.jobs import Job, JobFailed, Memory, run_jobs
+from saelib.report.notebook_runner import (
     _NOT_PART_OF_RESULTS,
     NotebookFailed,
     _translated,
@@ -29,7 +30,6 @@ from saelib.notebook_runner import (
     notebook_key,
     run_notebook,
 )
-from saelib.progress import Display, clock, describe, read_progress, report_progress
 
 HEAD = """\
 # %% [markdown]
@@ -154,7 +154,7 @@ def test_the_key_follows_everything_that_determines_the_result(write: Write, mon
         notebook_key(source, source.resolve({"n": 4})),
         notebook_key(source, default, {"upstream": ["other"]}),
     ]
-    monkeypatch.setattr("saelib.notebook_runner.code_fingerprint", lambda: "other code")
+    monkeypatch.setattr("saelib.report.notebook_runner.code_fingerprint", lambda: "other code")
     others.append(notebook_key(source, default))
     assert len({key, *others}) == 5
 
@@ -169,7 +169,7 @@ def test_comments_and_docstrings_do_not_change_the_code_fingerprint(
 ) -> None:
     def fingerprint(name: str, text: str) -> str:
         (tmp_path / name).write_text(text)
-        monkeypatch.setattr("saelib.notebook_runner.__file__", str(tmp_path / "notebook_runner.py"))
+        monkeypatch.setattr("saelib.report.notebook_runner.__file__", str(tmp_path / "notebook_runner.py"))
         code_fingerprint.cache_clear()
         return code_fingerprint()
 
@@ -222,7 +222,9 @@ def test_a_failing_cell_keeps_the_notebook_as_far_as_it_got(write: Write) -> Non
 
 
 def test_a_user_error_in_a_cell_is_the_user_error_of_the_run(write: Write, empty_cache: Path) -> None:
-    write('from saelib.errors import UserError\nraise UserError("feature must be in [0, 512)", 4096, "pass another")')
+    write(
+        'from saelib.base.errors import UserError\nraise UserError("feature must be in [0, 512)", 4096, "pass another")'
+    )
     with pytest.raises(UserError, match=r"^feature must be in \[0, 512\); got 4096: pass another$"):
         run_notebook("01_x", {})
     assert not list((empty_cache / "notebooks").glob("*.partial.ipynb"))
@@ -251,8 +253,8 @@ def test_a_cache_folder_that_is_a_file_is_a_user_error(
 
 FUNCTIONS = """\
 import os, time
-from saelib.errors import UserError
-from saelib.progress import report_progress
+from saelib.base.errors import UserError
+from saelib.base.progress import report_progress
 
 def threads(seconds):
     begin = time.time()
@@ -340,7 +342,7 @@ time.sleep(600)
 def test_kill_9_of_the_caller_takes_child_and_kernel_with_it(write: Write, tmp_path: Path) -> None:
     write(KEEP_GOING)
     arguments = {"name": "01_x", "parameters": {}}
-    script = f"from saelib.jobs import *\nrun_jobs([Job('x', 'saelib.jobs:execute_notebook_job', {arguments})])"
+    script = f"from saelib.report.jobs import *\nrun_jobs([Job('x', 'saelib.report.jobs:execute_notebook_job', {arguments})])"
     environment = os.environ | {"PIDS": str(tmp_path / "pids")}
     caller = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.DEVNULL)
     try:

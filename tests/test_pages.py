@@ -13,21 +13,22 @@ import pandas as pd
 import pytest
 import torch
 
-from saelib import charts, features, tools
-from saelib.activations import ActivationStore
-from saelib.classes import CLASSES, PROMPTS
-from saelib.compare import nearest_features
-from saelib.decoder_map import decoder_map, map_view
-from saelib.errors import UserError
-from saelib.feature_page import Member, feature_page, summarise
-from saelib.html_view import table
-from saelib.model import HOOK_NAME, LanguageModel, load_embedded
-from saelib.own_text import text_store
-from saelib.page import file_references, outside_references
-from saelib.sae import SAE, SAEConfig, save_sae
-from saelib.score import BOUNDS, ClassScore, Interval, Score
-from saelib.split_page import failed_words, split_page, verdict_words
-from saelib.views import VIEW_MIME
+from saelib.acts.store import ActivationStore
+from saelib.base.errors import UserError
+from saelib.interpret import features
+from saelib.interpret.compare import nearest_features
+from saelib.lm.model import HOOK_NAME, LanguageModel, load_embedded
+from saelib.report import charts, tools
+from saelib.report.decoder_map import decoder_map, map_view
+from saelib.report.feature_page import Member, feature_page, summarise
+from saelib.report.html_view import table
+from saelib.report.page import file_references, outside_references
+from saelib.report.split_page import failed_words, split_page, verdict_words
+from saelib.report.views import VIEW_MIME
+from saelib.sae.sae import SAE, SAEConfig, save_sae
+from saelib.split.classes import CLASSES, PROMPTS
+from saelib.split.score import BOUNDS, ClassScore, Interval, Score
+from saelib.text.own_text import text_store
 
 TEXT = "A well-known <b>three-point</b> landing & a multi-millionaire's long-standing </script> 2-day plan. " * 40
 VOID = {"meta", "link", "br", "img", "input", "hr", "rect", "circle", "line"}

@@ -13,9 +13,10 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from saelib.errors import UserError
-from saelib.index_page import answer_sentences, table_rows, verdict_class
-from saelib.page import (
+from saelib.base.errors import UserError
+from saelib.base.provenance import commit
+from saelib.report.index_page import answer_sentences, table_rows, verdict_class
+from saelib.report.page import (
     Page,
     file_references,
     outside_references,
@@ -25,8 +26,7 @@ from saelib.page import (
     show_count,
     show_seconds,
 )
-from saelib.provenance import commit
-from saelib.report import (
+from saelib.report.report import (
     HEADLINE_MIME,
     RESULT_COLUMNS,
     WATERMARK_MIME,
@@ -39,8 +39,8 @@ from saelib.report import (
     watermark,
     write_results_csv,
 )
-from saelib.runs import RUNS
-from saelib.views import VIEW_MIME, colored_tokens
+from saelib.report.views import VIEW_MIME, colored_tokens
+from saelib.study.runs import RUNS
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HOSTILE = ["</script>", "<b>", '"quoted"', "&amp;", '<img src="https://example.org/x.png">', "<!--"]
@@ -312,7 +312,7 @@ def test_headline_in_a_kernel_is_collected_and_quiet():
     shell = InteractiveShell.instance()
     try:
         with capture_output() as captured:
-            shell.run_cell("from saelib.report import headline\nheadline(zeta=1.5, alpha='yes')")
+            shell.run_cell("from saelib.report.report import headline\nheadline(zeta=1.5, alpha='yes')")
     finally:
         InteractiveShell.clear_instance()
     (shown,) = captured.outputs

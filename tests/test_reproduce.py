@@ -15,8 +15,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from saelib.reproduce import cores
-from saelib.run_record import keep_record
+from saelib.report.reproduce import cores
+from saelib.report.run_record import keep_record
 
 # Seconds each on an idle machine. The limits are for a machine that is busy with something else.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -39,7 +39,7 @@ TRAINING = """
 # %%
 import time
 from pathlib import Path
-from saelib.progress import report_progress
+from saelib.base.progress import report_progress
 checkpoint = Path(os.environ["EXECUTIONS"]).with_name(f"checkpoint-{run}")
 begin = int(checkpoint.read_text()) if checkpoint.exists() else 0
 for step in range(begin, 40):

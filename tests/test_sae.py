@@ -4,8 +4,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from saelib.errors import UserError
-from saelib.sae import (
+from saelib.base.errors import UserError
+from saelib.sae.sae import (
     CONFIG_FILE,
     PARAMETERS,
     SAE,

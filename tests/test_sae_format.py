@@ -12,10 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from saelib.base.errors import UserError
 from saelib.cli import main
-from saelib.errors import UserError
-from saelib.hook_point import canonical_hook, parse_hook
-from saelib.sae import SAE, SAEConfig, init_from_narrow, load_sae, require_fits, require_trainable, save_sae
+from saelib.lm.hook_point import canonical_hook, parse_hook
+from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, load_sae, require_fits, require_trainable, save_sae
 
 WRITTEN_BY_SAELENS = Path(__file__).parent / "data" / "saelens"
 FOLDERS = sorted(path.name for path in WRITTEN_BY_SAELENS.iterdir())

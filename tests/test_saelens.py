@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from saelib.sae import SAE, SAEConfig, init_random, load_sae, save_sae
-from saelib.train import TrainConfig, train
+from saelib.sae.sae import SAE, SAEConfig, init_random, load_sae, save_sae
+from saelib.sae.train import TrainConfig, train
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what it and its dependencies warn about among themselves

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from saelib.errors import UserError
-from saelib.evidence import Columns
-from saelib.score import (
+from saelib.base.errors import UserError
+from saelib.split.evidence import Columns
+from saelib.split.score import (
     BOUNDS,
     Score,
     auroc,

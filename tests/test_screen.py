@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("numba", reason="the compiled route needs it")
 
-import saelib.step as step_module
-from saelib import kernels, screen
-from saelib.step import Params, loss_and_grads
+import saelib.sae.step as step_module
+from saelib.base import kernels
+from saelib.sae import screen
+from saelib.sae.step import Params, loss_and_grads
 
 
 def rows_of(kind, n, d, generator):

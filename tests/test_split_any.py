@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from saelib import cli
-from saelib.activations import POSITIONS
-from saelib.context_classes import Rows, label_tokens
-from saelib.errors import UserError
-from saelib.model import OneLayerModel, load_embedded
-from saelib.own_text import split_documents, text_store
-from saelib.progress import PROGRESS_ENV, Display, report_progress, shown_progress
-from saelib.sae import SAEConfig, init_random, save_sae
-from saelib.split_any import SplitRequest
+from saelib.acts.store import POSITIONS
+from saelib.base.errors import UserError
+from saelib.base.progress import PROGRESS_ENV, Display, report_progress, shown_progress
+from saelib.lm.model import OneLayerModel, load_embedded
+from saelib.report.split_any import SplitRequest
+from saelib.sae.sae import SAEConfig, init_random, save_sae
+from saelib.split.context_classes import Rows, label_tokens
+from saelib.text.own_text import split_documents, text_store
 
 WORDS = ["long", "multi", "3", "twin", "7", "single", "well", "double"]
 

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from saelib import stats
+from saelib.base import stats
 
 
 def test_wilson_interval_of_six_of_seven() -> None:

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import saelib.step as step_module
-from saelib.errors import UserError
-from saelib.health import Health
-from saelib.sae import SAE, SAEConfig, init_random
-from saelib.step import SPARSE_BELOW, Objective, Params, choose_route, loss_and_grads, normalise_decoder
-from saelib.train import TrainConfig, _State
+import saelib.sae.step as step_module
+from saelib.base.errors import UserError
+from saelib.sae.health import Health
+from saelib.sae.sae import SAE, SAEConfig, init_random
+from saelib.sae.step import SPARSE_BELOW, Objective, Params, choose_route, loss_and_grads, normalise_decoder
+from saelib.sae.train import TrainConfig, _State
 
 ROUTES = ("dense", "sparse")
 

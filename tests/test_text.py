@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saelib import sources, text
-from saelib.cache import file_sha256
-from saelib.errors import UserError
-from saelib.model import EMBEDDED_FOLDER
-from saelib.tokens import CONTEXT_LENGTH
+from saelib.base.cache import file_sha256
+from saelib.base.errors import UserError
+from saelib.lm.model import EMBEDDED_FOLDER
+from saelib.text import corpus as text
+from saelib.text import sources
+from saelib.text.tokens import CONTEXT_LENGTH
 
 TOKENIZER = EMBEDDED_FOLDER / "tokenizer.json"
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from reference_trainer import ReferenceTrainer
 
-import saelib.step as step_module
-import saelib.train as train_module
-from saelib.errors import UserError
-from saelib.sae import PARAMETERS, SAEConfig, init_from_narrow, init_random, unit_rows
-from saelib.train import TrainConfig, train
+import saelib.sae.step as step_module
+import saelib.sae.train as train_module
+from saelib.base.errors import UserError
+from saelib.sae.sae import PARAMETERS, SAEConfig, init_from_narrow, init_random, unit_rows
+from saelib.sae.train import TrainConfig, train
 
 D_IN, D_SAE, BATCH = 12, 32, 64
 

@@ -14,9 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from saelib.checkpoints import Checkpoints
-from saelib.model import EMBEDDED_FOLDER
-from saelib.tokens import CONTEXT_LENGTH, TokenStore
+from saelib.base.checkpoints import Checkpoints
+from saelib.lm.model import EMBEDDED_FOLDER
+from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
 
 class Killed(Exception):

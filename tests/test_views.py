@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saelib import views
-from saelib.page import outside_references
-from saelib.views import (
+from saelib.report import views
+from saelib.report.page import outside_references
+from saelib.report.views import (
     NEGATIVE,
     POSITIVE,
     VIEW_MIME,

@@ -19,11 +19,14 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from saelib import activations, report, sources, study
-from saelib.cache import atomic_dir, cache_dir, content_key, file_sha256, locked, write_json
-from saelib.eye_test import eye_test
-from saelib.notebook_runner import cached_notebook
-from saelib.profiles import SMOKE, Profile
+from saelib.acts import store as activations
+from saelib.base.cache import atomic_dir, cache_dir, content_key, file_sha256, locked, write_json
+from saelib.report import report
+from saelib.report.notebook_runner import cached_notebook
+from saelib.study import study
+from saelib.study.eye_test import eye_test
+from saelib.study.profiles import SMOKE, Profile
+from saelib.text import sources
 
 PROFILE = dataclasses.replace(
     SMOKE,

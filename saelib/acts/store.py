@@ -1,0 +1,331 @@
+"""Activations harvested once, kept on disk in bf16, read through a memory map, served shuffled without copying the store.
+
+A store holds the activations at one site for the first `n_contexts` contexts of a split, positions 1 to 127 (the BOS
+position is left out: its activation is one constant vector). Row `r` is context `r // 127`, position `r % 127 + 1`.
+
+The rows are kept in chunks of 256 contexts, each with its SHA-256 in the manifest. The size of the file is checked
+whenever a store is opened, each chunk the first time a process reads from it (half a second a GB on the machine of the README).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from jaxtyping import BFloat16, Float, Integer
+from torch import Tensor
+
+from saelib.base.cache import cache_dir, content_key, disk_errors, ensure_dir, locked, read_sealed, sealed, write_json
+from saelib.base.errors import UserError
+from saelib.lm.model import HarvestDtype, LanguageModel
+from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
+
+try:
+    from saelib.base import kernels
+except ImportError:  # no numba for this interpreter
+    COMPILED = False
+else:
+    COMPILED = True
+
+POSITIONS = CONTEXT_LENGTH - 1
+"""Tokens a context contributes."""
+_CHUNK_CONTEXTS = 256
+_BYTES = 2
+GROUP_BATCHES = 64
+"""Batches that are held in memory and shuffled together: 134 MB at d_in 256 and batch 4096."""
+HARVEST_VERSION = 1
+"""Changes when a harvest's values change by more than the 1e-5 to which every harvest is held."""
+
+
+@dataclass(frozen=True)
+class ActivationStore:
+    """Harvested activations and the tokens they belong to."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    contexts: Integer[np.ndarray, "n_contexts 128"]
+    """The token ids, BOS first."""
+    _checked: set[int] = field(default_factory=set, init=False, compare=False, repr=False)
+    """Chunks that this process has compared with their checksums."""
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that determines the activations."""
+        return str(self.manifest["key"])
+
+    @property
+    def d_in(self) -> int:
+        """Width of an activation."""
+        return int(self.manifest["d_in"])
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of rows."""
+        return int(self.manifest["n_contexts"]) * POSITIONS
+
+    @property
+    def token_ids(self) -> Integer[np.ndarray, " n_tokens"]:
+        """The token of each row."""
+        return np.asarray(self.contexts[:, 1:]).reshape(-1)
+
+    def _raw(self) -> np.ndarray:
+        return np.memmap(self.folder / "acts.bin", dtype=np.int16, mode="r", shape=(self.n_tokens, self.d_in))
+
+    def rows(self, index: np.ndarray | slice) -> Float[Tensor, "rows d_in"]:
+        """The activations of some rows, fp32."""
+        self.check(np.arange(self.n_tokens)[index])
+        return torch.from_numpy(np.array(self._raw()[index])).view(torch.bfloat16).float()
+
+    def read(self, rows: Integer[np.ndarray, " rows"]) -> BFloat16[Tensor, "rows d_in"]:
+        """The activations of ascending rows, as stored: one read for each run of neighbours, nothing left mapped."""
+        self.check(rows)
+        out = np.empty((len(rows), self.d_in), dtype=np.int16)
+        begins = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
+        width = self.d_in * _BYTES
+        with open(self.folder / "acts.bin", "rb", buffering=0) as file:
+            for begin, end in zip(begins, [*begins[1:], len(rows)], strict=True):
+                if os.preadv(file.fileno(), [out[begin:end].data], int(rows[begin]) * width) != (end - begin) * width:
+                    raise self._damaged("activation file must be whole", self.folder / "acts.bin")
+        return torch.from_numpy(out).view(torch.bfloat16)
+
+    def check(self, rows: Integer[np.ndarray, " rows"]) -> None:
+        """Compare the chunks of these rows with their checksums, each once; a store of an older version has none.
+
+        Raises:
+            UserError: a chunk is not as it was harvested; the message names the file and the contexts.
+        """
+        digests = self.manifest.get("chunks", [])
+        if len(self._checked) == len(digests):
+            return
+        path, chunk_rows = self.folder / "acts.bin", self.manifest["chunk_contexts"] * POSITIONS
+        with disk_errors(path), open(path, "rb", buffering=0) as file:
+            for chunk in set(np.unique(rows // chunk_rows).tolist()) - self._checked:
+                begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, self.n_tokens)
+                width = self.d_in * _BYTES
+                if _sha256_at(file.fileno(), begin * width, (end - begin) * width) != digests[chunk]:
+                    contexts = f"{path}, contexts {begin // POSITIONS} to {end // POSITIONS - 1}"
+                    raise self._damaged("activations must be as they were harvested", contexts)
+                self._checked.add(chunk)
+
+    def _damaged(self, rule: str, got: object) -> UserError:
+        return UserError(rule, got, f"delete {self.folder}; they will be harvested again")
+
+    def blocks(self, size: int = 65_536) -> Iterator[tuple[slice, Float[Tensor, "rows d_in"]]]:
+        """All rows in order, a block at a time."""
+        for begin in range(0, self.n_tokens, size):
+            rows = slice(begin, min(begin + size, self.n_tokens))
+            yield rows, self.read(np.arange(rows.start, rows.stop)).float()
+
+
+def harvest(
+    model: LanguageModel,
+    tokens: TokenStore,
+    split: str,
+    n_contexts: int,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+    dtype: HarvestDtype = "float32",
+) -> ActivationStore:
+    """Harvest (or open) the activations at the model's hook of the first `n_contexts` contexts of a split.
+
+    Computed in `dtype`, stored in bf16 either way (which rounds by up to 0.4% of an entry). Computing in bf16 is about twice
+    as fast where the processor multiplies bf16; its error, about 1% of the largest entry, is in the manifest.
+
+    Chunks are appended to a `.part` file, each with its checksum; an interrupted harvest goes on after the last one that
+    holds.
+
+    Raises:
+        UserError: the plain arithmetic disagrees with transformer_lens, an activation is not finite, the disk is full or
+            read-only, or the finished file is not whole.
+    """
+    available = tokens.contexts(split)
+    n_contexts = min(n_contexts, len(available))
+    key = content_key(
+        model=model.key,
+        text=tokens.key,
+        split=split,
+        n_contexts=n_contexts,
+        hook=model.hook_name,
+        version=HARVEST_VERSION,
+        **({} if dtype == "float32" else {"dtype": dtype}),
+    )
+    folder = cache_dir() / "activations" / f"{split}-{key}"
+    contexts = available[:n_contexts]
+    d_in = model.d_in
+    part, finished = folder / "acts.part", folder / "acts.bin"
+    with locked(folder):
+        if not (folder / "manifest.json").exists():
+            error = model.check(torch.from_numpy(contexts[:8].astype(np.int64)), dtype)
+            ensure_dir(folder)
+            if finished.exists():  # killed before the manifest was written
+                os.replace(finished, part)
+            digests = _write_chunks(model, dtype, contexts, part, progress, f"harvest {split}")
+            with disk_errors(folder):
+                os.replace(part, finished)
+            manifest = {
+                "key": key, "split": split, "n_contexts": n_contexts, "d_in": d_in, "dtype": "bfloat16",
+                "computed_in": dtype,
+                "hook_name": model.hook_name, "model_name": model.name, "model_key": model.key, "text_key": tokens.key,
+                "center_writing_weights": model.center_writing_weights, "error_against_transformer_lens": error,
+                "chunk_contexts": _CHUNK_CONTEXTS, "chunks": digests,
+            }  # fmt: skip
+            write_json(folder / "manifest.json", sealed(manifest))
+        _digest_file(part).unlink(missing_ok=True)
+    remedy = f"delete {folder}; they will be harvested again"
+    store = ActivationStore(folder, read_sealed(folder / "manifest.json", remedy), contexts)
+    expected = n_contexts * POSITIONS * d_in * _BYTES
+    actual = finished.stat().st_size if finished.exists() else 0
+    if actual != expected:
+        raise UserError(f"activation file must hold {expected} bytes", f"{finished} with {actual}", remedy)
+    return store
+
+
+@torch.no_grad()
+def _write_chunks(
+    model: LanguageModel,
+    dtype: HarvestDtype,
+    contexts: np.ndarray,
+    path: Path,
+    progress: Callable[[str, int, int], None] | None,
+    label: str,
+) -> list[str]:
+    """Append the chunks that `path` does not hold yet; the SHA-256 of every chunk."""
+    bulk = model.bulk(dtype)
+    context_bytes = POSITIONS * model.d_in * _BYTES
+    with disk_errors(path), open(path, "a+b") as file, open(_digest_file(path), "a+", errors="replace") as digest_file:
+        digests = _whole_chunks(file.fileno(), digest_file, len(contexts), context_bytes)
+        done = min(len(digests) * _CHUNK_CONTEXTS, len(contexts))
+        file.truncate(done * context_bytes)
+        digest_file.truncate(0)
+        digest_file.writelines(f"{digest}\n" for digest in digests)
+        for begin in range(done, len(contexts), _CHUNK_CONTEXTS):
+            digest = hashlib.sha256()
+            for part in range(begin, min(begin + _CHUNK_CONTEXTS, len(contexts)), 32):
+                tokens = torch.from_numpy(contexts[part : min(part + 32, begin + _CHUNK_CONTEXTS)].astype(np.int64))
+                acts = bulk(tokens)[:, 1:]  # (b, 127, d_in)
+                if not acts.isfinite().all():
+                    got = f"NaN or infinity in contexts {part} to {part + len(tokens) - 1} at {model.hook_name}"
+                    raise UserError(f"{label}: activations must be finite", got, "check the language model's weights")
+                data = acts.bfloat16().reshape(-1, acts.shape[-1]).view(torch.int16).numpy().tobytes()
+                digest.update(data)
+                file.write(data)
+            file.flush()
+            digest_file.write(f"{digest.hexdigest()}\n")
+            digest_file.flush()
+            digests.append(digest.hexdigest())
+            if progress:
+                progress(label, min(begin + _CHUNK_CONTEXTS, len(contexts)), len(contexts))
+        os.fsync(file.fileno())
+    return digests
+
+
+def _digest_file(part: Path) -> Path:
+    return part.with_suffix(".sha256")
+
+
+def _whole_chunks(descriptor: int, digest_file: TextIO, n_contexts: int, context_bytes: int) -> list[str]:
+    """The checksums of the leading chunks that are on disk as they were written."""
+    digest_file.seek(0)
+    found: list[str] = []
+    for line in digest_file.read().splitlines():
+        begin = len(found) * _CHUNK_CONTEXTS
+        size = min(_CHUNK_CONTEXTS, n_contexts - begin) * context_bytes
+        if size <= 0 or _sha256_at(descriptor, begin * context_bytes, size) != line:
+            break
+        found.append(line)
+    return found
+
+
+def _sha256_at(descriptor: int, offset: int, size: int) -> str:
+    """SHA-256 of a range of a file, in hex; a file that ends before it gives the hash of less."""
+    digest, buffer = hashlib.sha256(), bytearray(min(size, 1 << 20))
+    while size > 0:
+        got = os.preadv(descriptor, [memoryview(buffer)[: min(size, len(buffer))]], offset)
+        if got == 0:
+            break
+        digest.update(memoryview(buffer)[:got])
+        offset, size = offset + got, size - got
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class View:
+    """Some rows of a store, by index; nothing is copied."""
+
+    store: ActivationStore
+    index: Integer[np.ndarray, " n_tokens"] | None = None
+    """Row numbers, ascending; None is all of them."""
+    name: str = "all"
+    """Part of the key of what is trained on the view."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of rows in the view."""
+        return self.store.n_tokens if self.index is None else len(self.index)
+
+
+class ShuffledBatches:
+    """Batches of a view in shuffled order: `batch(step)` depends on the view, the seed and the step alone.
+
+    Each epoch draws the view's contexts in a fresh order, `GROUP_BATCHES` batches' worth at a time into memory, and
+    serves the tokens of each group in shuffled order (the study: a buffer of 384 batches, refilled when half used). A
+    batch of 4096 tokens thus comes from some 2,000 contexts, disk reads are whole contexts, and a run can resume at
+    any step.
+    """
+
+    def __init__(self, view: View, batch_size: int, seed: int) -> None:
+        if view.n_tokens < batch_size:
+            raise UserError(
+                f"training data must hold at least one batch of {batch_size} tokens",
+                f"{view.n_tokens} in view {view.name!r}",
+                "lower the threshold, filter by context, or choose another parent",
+            )
+        self.view, self.batch_size, self.seed = view, batch_size, seed
+        self.d_in = view.store.d_in
+        index = b"" if view.index is None else view.index.tobytes()
+        self.key = content_key(store=view.store.key, index=hashlib.sha256(index).hexdigest(), seed=seed)
+        """Identifies the data: a checkpoint of a run on other data is refused."""
+        self._group, self._epoch = (-1, -1), -1
+        self._rows, self._order = torch.empty(0), np.empty(0, dtype=np.int64)
+        self._blocks = np.empty(0, dtype=np.int64)
+
+    def batch(self, step: int, out: Float[Tensor, "batch d_in"] | None = None) -> Float[Tensor, "batch d_in"]:
+        """The activations of one step, fp32; written into `out` when given, since fresh memory costs more than filling it."""
+        epoch, within = divmod(step, self.view.n_tokens // self.batch_size)
+        group, slot = divmod(within, GROUP_BATCHES)
+        if (epoch, group) != self._group:
+            self._load(epoch, group)
+        chosen = self._order[slot * self.batch_size : (slot + 1) * self.batch_size]
+        out = torch.empty(self.batch_size, self.d_in) if out is None else out
+        if not COMPILED or out.device.type != "cpu" or not out.is_contiguous():
+            return out.copy_(self._rows[torch.from_numpy(chosen)])
+        source, target = self._rows.view(torch.int16).numpy().view(np.uint16), out.numpy().view(np.uint32)
+        kernels.spread(kernels.take_bfloat16, kernels.even(self.batch_size), chosen, source, target)
+        return out
+
+    def _load(self, epoch: int, group: int) -> None:
+        positions = self.group_positions(epoch, group)
+        self._rows = self.view.store.read(positions if self.view.index is None else self.view.index[positions])
+        self._order = np.random.default_rng([self.seed, epoch, group]).permutation(len(positions))
+        self._group = (epoch, group)
+
+    def group_positions(self, epoch: int, group: int) -> Integer[np.ndarray, " n"]:
+        """Which rows of the view a group holds, ascending. Costs no more for a large store than for a small one, but for
+        the order of its contexts."""
+        n_tokens = self.view.n_tokens
+        if epoch != self._epoch:
+            self._blocks = np.random.default_rng([self.seed, epoch]).permutation(-(-n_tokens // POSITIONS))
+            self._epoch = epoch
+        size = GROUP_BATCHES * self.batch_size
+        place = np.arange(group * size, min((group + 1) * size, n_tokens))  # in the shuffled order of all rows
+        # The last context may be short: what is missing of it is left out of the order, and all after it move up.
+        missing = len(self._blocks) * POSITIONS - n_tokens
+        short_end = (int(np.flatnonzero(self._blocks == len(self._blocks) - 1)[0]) + 1) * POSITIONS - missing
+        place[np.searchsorted(place, short_end) :] += missing
+        return np.sort(self._blocks[place // POSITIONS] * POSITIONS + place % POSITIONS)

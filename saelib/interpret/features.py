@@ -1,0 +1,369 @@
+"""Looking at features: where they fire, how strongly and how often, what they do to the logits, which fire on a prompt.
+
+Activations are the true ones, `relu((x - b_dec) @ W_enc + b_enc)`. The score of the study's published ranking tool,
+`(x - b_dec) @ W_enc`, which leaves out the bias and the ReLU, is given only where it is named: `raw=True`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from saelib.acts.store import POSITIONS, ActivationStore
+from saelib.base.errors import UserError
+from saelib.lm.model import LanguageModel
+from saelib.sae.sae import SAE, require_fits
+from saelib.sae.stream import Best, Counts, Encoder, Histogram, finite, stream
+
+SAMPLE = 1000
+"""Active tokens a feature that are kept to look at lower activations; the rank of a quantile is then within 3% (2 sd)."""
+BEFORE, AFTER = 12, 6
+"""Tokens of context shown around an example."""
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def check_features(sae: SAE, features: int | Sequence[int] | np.ndarray) -> Integer[np.ndarray, " k"]:
+    """The feature numbers as an array.
+
+    Raises:
+        UserError: none was named, or one is not a whole number in [0, d_sae).
+    """
+    asked = np.atleast_1d(np.asarray(features))
+    rule = f"feature must be a whole number in [0, d_sae={sae.cfg.d_sae})"
+    if not len(asked):
+        raise UserError(rule, "none", "name at least one feature")
+    for feature in asked:
+        if not np.issubdtype(asked.dtype, np.integer) or not 0 <= feature < sae.cfg.d_sae:
+            raise UserError(rule, feature, "pass a feature of this SAE")
+    return asked.astype(np.int64)
+
+
+def check_match(sae: SAE, model: LanguageModel | None = None, store: ActivationStore | None = None) -> None:
+    """Refuse an SAE, a model and activations that do not belong together. What an SAE's folder does not say is let pass.
+
+    Raises:
+        UserError: they differ in width, in activation site or in whether the model's writing weights were centred, or the
+            activations are another model's.
+    """
+    if store is not None:
+        facts = store.manifest
+        require_fits(
+            sae.cfg, d_in=store.d_in, hook_name=facts.get("hook_name"),
+            center_writing_weights=facts.get("center_writing_weights"),
+        )  # fmt: skip
+        if model is not None and facts.get("model_key") not in (None, model.key):
+            rule = f"the activations must be those of the model {model.name} ({model.key})"
+            raise UserError(rule, f"{facts.get('model_name')} ({facts['model_key']})", "harvest them with this model")
+    if model is not None:
+        require_fits(
+            sae.cfg, d_in=model.d_in, hook_name=model.hook_name, center_writing_weights=model.center_writing_weights
+        )
+
+
+# --- one pass over a store ---------------------------------------------------------------------------------------------
+
+
+def highest_activating_tokens(
+    sae: SAE,
+    model: LanguageModel | None,
+    store: ActivationStore,
+    features: int | Sequence[int] | np.ndarray,
+    k: int = 10,
+    quantiles: Sequence[float] = (),
+    *,
+    raw: bool = False,
+    before: int = BEFORE,
+    after: int = AFTER,
+    sample: int = SAMPLE,
+    block: int | None = None,
+) -> pd.DataFrame:
+    """The tokens on which features fire most, and examples from lower down, in one pass over the store.
+
+    Memory does not grow with the store: `k` and, with quantiles, `sample` tokens a feature are kept.
+
+    Args:
+        model: for the tokens' texts; None shows token numbers.
+        features: one feature or several; they share the pass.
+        k: examples a feature from the top, and again at each quantile.
+        quantiles: for each q the `k` tokens whose ranks lie nearest to q among the tokens on which the feature fires
+            (0 the weakest, 1 the strongest). Ranks are those in a sample of `sample` active tokens, fixed by row numbers;
+            exact for a feature that fires on no more than that.
+        raw: rank by `W_enc . (x - b_dec)`, the study's published score, over all tokens.
+        before, after: tokens of context, which ends where the 128-token context does.
+
+    Returns:
+        a row an example: feature, band (`top` or `q=...`), rank (1 first), activation (or the raw score), row (of the
+        store), context, position, token, tokens (the context's texts, a list), activations (the same feature on each of
+        them), at (where the token is in that list). A feature that never fires has no rows.
+
+    Raises:
+        UserError: a feature out of range, a quantile outside [0, 1], an SAE that does not belong to the model or store,
+            activations that are not finite.
+    """
+    chosen = check_features(sae, features)
+    check_match(sae, model, store)
+    if k < 1 or sample < 1:
+        raise UserError("k and sample must be at least 1", f"k={k}, sample={sample}", "ask for one example or more")
+    for q in quantiles:
+        if not 0 <= q <= 1:
+            raise UserError("a quantile must lie in [0, 1]", q, "pass 0.5 for the median of the active tokens")
+    top = Best(len(chosen), k)
+    drawn = Best(len(chosen), sample, by="sample") if len(quantiles) else None
+    stream(sae, store, chosen, [top, drawn] if drawn else [top], raw=raw, block=block)
+    return pd.concat(
+        [
+            example_frame(sae, model, store, int(feature), i, top, drawn, quantiles, k, raw, before, after)
+            for i, feature in enumerate(chosen)
+        ],
+        ignore_index=True,
+    )
+
+
+_EXAMPLE_COLUMNS = {
+    "feature": np.int64, "band": object, "rank": np.int64, "activation": np.float64, "row": np.int64, "context": np.int64,
+    "position": np.int64, "token": object, "tokens": object, "activations": object, "at": np.int64,
+}  # fmt: skip
+
+
+def example_frame(
+    sae: SAE,
+    model: LanguageModel | None,
+    store: ActivationStore,
+    feature: int,
+    place: int,
+    top: Best,
+    drawn: Best | None,
+    quantiles: Sequence[float],
+    k: int,
+    raw: bool = False,
+    before: int = BEFORE,
+    after: int = AFTER,
+) -> pd.DataFrame:
+    """The table of `highest_activating_tokens` for one feature, the `place`-th that the accumulators counted."""
+    bands = [("top", *top.of(place))]
+    if drawn is not None:
+        rows, values = drawn.of(place)
+        bands += [(f"q={q:g}", *_near_quantile(rows, values, q, k)) for q in quantiles]
+    encoder = Encoder(sae, np.array([feature]), raw)
+    records = []
+    for band, rows, values in bands:
+        for rank, (row, value) in enumerate(zip(rows.tolist(), values.tolist(), strict=True), start=1):
+            context, start, end = _around(row, before, after)
+            ids = store.contexts[context, start % POSITIONS + 1 : start % POSITIONS + 1 + end - start]
+            tokens = _texts(model, ids)
+            nearby = encoder.values(store.rows(slice(start, end)))[0].tolist()
+            position = row % POSITIONS + 1
+            here = row - start
+            records.append(
+                (feature, band, rank, value, row, context, position, tokens[here], tokens, nearby, here)
+            )  # fmt: skip
+    return pd.DataFrame(records, columns=list(_EXAMPLE_COLUMNS)).astype(_EXAMPLE_COLUMNS)
+
+
+def _near_quantile(
+    rows: np.ndarray, values: np.ndarray, q: float, k: int
+) -> tuple[Integer[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """The `k` entries whose ranks lie nearest to q, strongest first."""
+    order = np.lexsort((rows, -values))
+    first = int(np.clip(round((1 - q) * len(rows) - k / 2), 0, max(len(rows) - k, 0)))
+    chosen = order[first : first + k]
+    return rows[chosen], values[chosen]
+
+
+def _around(row: int, before: int, after: int) -> tuple[int, int, int]:
+    """(context, first row, row after the last) of the tokens around a row, within its context."""
+    first = row - row % POSITIONS
+    return row // POSITIONS, max(first, row - before), min(first + POSITIONS, row + after + 1)
+
+
+def _texts(model: LanguageModel | None, ids: np.ndarray) -> list[str]:
+    return model.to_str_tokens(ids) if model is not None else [f"{int(i)} " for i in ids]
+
+
+def activation_density(
+    sae: SAE,
+    store: ActivationStore,
+    features: int | Sequence[int] | np.ndarray | None = None,
+    *,
+    block: int | None = None,
+) -> pd.DataFrame:
+    """How often and how strongly features fire, in one pass; by default all of them.
+
+    Columns: feature, active (tokens on which it fires), tokens (of the store), density (their ratio), mean (activation
+    where it fires; NaN if never), max.
+
+    Raises:
+        UserError: as for `highest_activating_tokens`.
+    """
+    chosen = np.arange(sae.cfg.d_sae) if features is None else check_features(sae, features)
+    check_match(sae, store=store)
+    counts = Counts(len(chosen))
+    stream(sae, store, chosen, [counts], block=block)
+    return density_frame(chosen, counts)
+
+
+def density_frame(features: Integer[np.ndarray, " k"], counts: Counts) -> pd.DataFrame:
+    """The table of `activation_density`."""
+    mean = np.divide(counts.total, counts.active, out=np.full(len(features), np.nan), where=counts.active > 0)
+    return pd.DataFrame(
+        {
+            "feature": features,
+            "active": counts.active,
+            "tokens": counts.n_rows,
+            "density": counts.active / max(counts.n_rows, 1),
+            "mean": mean,
+            "max": counts.largest,
+        }
+    )
+
+
+def activation_histogram(
+    sae: SAE,
+    store: ActivationStore,
+    features: int | Sequence[int] | np.ndarray,
+    *,
+    bins: int = 64,
+    block: int | None = None,
+) -> pd.DataFrame:
+    """Tokens by activation, in one pass: bins of equal width a feature, over the tokens on which it fires.
+
+    The width is the smallest power of two at which `bins` bins (a power of two) reach the largest activation.
+    Columns: feature, low, high (low <= activation < high), tokens. Bins beyond the largest activation are left out.
+
+    Raises:
+        UserError: as for `highest_activating_tokens`; `bins` is not a power of two.
+    """
+    chosen = check_features(sae, features)
+    check_match(sae, store=store)
+    histogram = Histogram(len(chosen), bins)
+    stream(sae, store, chosen, [histogram], block=block)
+    return histogram_frame(chosen, histogram)
+
+
+def histogram_frame(features: Integer[np.ndarray, " k"], histogram: Histogram) -> pd.DataFrame:
+    """The table of `activation_histogram`."""
+    parts = []
+    for feature, count, width in zip(features, histogram.count, histogram.width, strict=True):
+        used = int(count.nonzero()[0].max(initial=-1)) + 1
+        low = np.arange(used) * width
+        parts.append(pd.DataFrame({"feature": feature, "low": low, "high": low + width, "tokens": count[:used]}))
+    return pd.concat(parts, ignore_index=True)
+
+
+# --- directions and prompts ----------------------------------------------------------------------------------------------
+
+
+def logit_effects(direction: Float[Tensor, " d_in"], model: LanguageModel, k: int = 10) -> pd.DataFrame:
+    """The `k` tokens whose logits `direction @ W_U` raises most and lowers most.
+
+    The final LayerNorm's scale is left out, as in the study. Columns: top, top_logit, bottom, bottom_logit.
+
+    Raises:
+        UserError: the direction's width is not the model's, or it is not finite.
+    """
+    d_model = model.W_U.shape[0]
+    if len(direction) != d_model:
+        raise UserError(f"the direction must have the model's width, {d_model}", len(direction), "use the model's SAE")
+    effect = direction.detach() @ model.W_U  # (d_vocab,)
+    if not bool(effect.isfinite().all()):
+        raise UserError("the direction must be finite", "NaN or infinity", "train or load the SAE again")
+    order = effect.argsort(descending=True)
+    top, bottom = order[:k], order[-k:].flip(0)
+    return pd.DataFrame(
+        {
+            "top": model.to_str_tokens(top),
+            "top_logit": effect[top].numpy(),
+            "bottom": model.to_str_tokens(bottom),
+            "bottom_logit": effect[bottom].numpy(),
+        }
+    )
+
+
+@torch.no_grad()
+def prompt_activations(sae: SAE, model: LanguageModel, prompt: str) -> tuple[list[str], Float[Tensor, "t d_sae"]]:
+    """The prompt's tokens (BOS first) and every feature's activation on each, scaled by its decoder row's norm.
+
+    Raises:
+        UserError: the SAE does not belong to the model.
+    """
+    check_match(sae, model)
+    tokens = model.to_tokens(prompt)
+    x = finite(model.activations(tokens)[0], 0)
+    return model.to_str_tokens(tokens[0]), sae.encode(x) * sae.W_dec.norm(dim=1)
+
+
+def top_features(
+    feature_acts: Float[Tensor, "*tokens d_sae"], k: int = 3, tokens: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """The `k` most active features at each token, with the margin `(a_j - a_next) / a_j` to the next in rank.
+
+    Args:
+        feature_acts: activations of one token, or a row a token, as `prompt_activations` gives them.
+        tokens: the tokens' texts.
+
+    Returns:
+        a row a token and feature: position, token (when given), rank (1 first), feature, activation, margin. Features that
+        are silent are left out; the lower number goes first among equals.
+
+    Raises:
+        UserError: an activation is NaN or infinite, or there is not one text a token.
+    """
+    acts = feature_acts.detach().reshape(-1, feature_acts.shape[-1])
+    if tokens is not None and len(tokens) != len(acts):
+        raise UserError("there must be one text a token", f"{len(tokens)} for {len(acts)}", "pass the prompt's tokens")
+    n = min(k + 1, acts.shape[1])
+    order = finite(acts, 0).argsort(dim=1, descending=True, stable=True)[:, :n]
+    values = acts.gather(1, order).numpy()
+    following = np.concatenate([values[:, 1:], np.zeros((len(values), 1), dtype=values.dtype)], axis=1)
+    position, rank = np.nonzero(values[:, : min(k, n)] > 0)
+    value = values[position, rank]
+    frame = pd.DataFrame(
+        {
+            "position": position,
+            "rank": rank + 1,
+            "feature": order.numpy()[position, rank],
+            "activation": value,
+            "margin": (value - np.maximum(following[position, rank], 0)) / value,
+        }
+    )
+    if tokens is not None:
+        frame.insert(1, "token", [tokens[int(p)] for p in position])
+    return frame
+
+
+# --- one feature whose activation on every row is at hand ---------------------------------------------------------------
+
+
+def top_rows(activations: Float[np.ndarray, " n_tokens"], k: int) -> np.ndarray:
+    """The `k` rows with the highest activation, highest first; rows that are not active are left out."""
+    k = min(k, len(activations))
+    rows = np.argpartition(-activations, k - 1)[:k]
+    rows = rows[np.argsort(-activations[rows], kind="stable")]
+    return rows[activations[rows] > 0]
+
+
+def quantile_rows(activations: Float[np.ndarray, " n_tokens"], k: int) -> np.ndarray:
+    """`k` rows spread evenly over the ranks of the active rows, strongest first: tops alone mislead."""
+    active = np.flatnonzero(activations > 0)
+    order = active[np.argsort(-activations[active], kind="stable")]
+    return order[(np.arange(k) + 0.5).astype(int) * len(order) // k] if len(order) else order
+
+
+def context_of(
+    store: ActivationStore,
+    model: LanguageModel,
+    row: int,
+    activations: Float[np.ndarray, " n_tokens"],
+    before: int = BEFORE,
+    after: int = AFTER,
+) -> tuple[list[str], list[float]]:
+    """The tokens around a row, within its context, and the feature's activation on each."""
+    _, start, end = _around(int(row), before, after)
+    return model.to_str_tokens(store.token_ids[start:end]), activations[start:end].tolist()

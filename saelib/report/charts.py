@@ -1,0 +1,117 @@
+"""Small charts as inline SVG: no script, nothing fetched, every mark says its numbers when pointed at."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from saelib.report.page import show
+from saelib.report.views import NEGATIVE, PALETTE, POSITIVE
+
+_GREY = "#5b6168"
+_FONT = 'font-family="sans-serif" font-size="11"'
+
+
+def _text(x: float | int, y: float | int, words: str, anchor: str = "middle", colour: str = _GREY) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" {_FONT}>{html.escape(words)}</text>'
+
+
+def _svg(width: int, height: int, label: str, marks: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
+        f'style="max-width:100%;height:auto" aria-label="{html.escape(label)}">{"".join(marks)}</svg>'
+    )
+
+
+def histogram_svg(histogram: pd.DataFrame, *, width: int = 520, height: int = 150) -> str:
+    """Tokens by activation as bars, from `features.activation_histogram` of one feature; empty when it never fires."""
+    if histogram.empty:
+        return ""
+    left, top, bottom = 8, 16, 20
+    most, end = int(histogram["tokens"].max()), float(histogram["high"].iloc[-1])
+    inner_w, inner_h = width - 2 * left, height - top - bottom
+    marks = [_text(left, 11, f"tokens (tallest bar: {show(most)})", "start")]
+    step = inner_w / len(histogram)
+    for i, (low, high, tokens) in enumerate(histogram[["low", "high", "tokens"]].itertuples(index=False)):
+        tall = inner_h * tokens / most
+        tall = max(tall, 1.0) if tokens else 0.0  # a single token is still to be seen
+        marks.append(
+            f'<rect x="{left + i * step:.1f}" y="{top + inner_h - tall:.1f}" width="{max(step - 1, 0.5):.1f}" '
+            f'height="{tall:.1f}" fill="{POSITIVE}"><title>activation {show(low)} to {show(high)}: {show(int(tokens))} '
+            f"tokens</title></rect>"
+        )
+    axis = top + inner_h + 0.5
+    marks.append(f'<line x1="{left}" x2="{width - left}" y1="{axis}" y2="{axis}" stroke="{_GREY}"/>')
+    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        marks.append(_text(left + share * inner_w, height - 5, show(share * end), anchor))
+    return _svg(width, height, "histogram of the activations", marks)
+
+
+def interval_svg(
+    value: float, low: float, high: float, *, bound: float, passed: bool, width: int = 180, height: int = 18
+) -> str:
+    """A share with its interval on the line from 0 to 1, and the bound it must pass as a tick."""
+    if not all(math.isfinite(number) for number in (value, low, high)):
+        return ""
+    x = [4 + (width - 8) * min(max(number, 0.0), 1.0) for number in (value, low, high, bound)]
+    colour, middle = (POSITIVE if passed else NEGATIVE), height / 2
+    words = f"{value:.3f}, 95% interval {low:.3f} to {high:.3f}; bound {bound:g}"
+    marks = [
+        f"<title>{words}</title>",
+        f'<line x1="4" x2="{width - 4}" y1="{middle}" y2="{middle}" stroke="#dfe2e5" stroke-width="2"/>',
+        f'<line x1="{x[1]:.1f}" x2="{x[2]:.1f}" y1="{middle}" y2="{middle}" stroke="{colour}" stroke-width="5"/>',
+        f'<circle cx="{x[0]:.1f}" cy="{middle}" r="4.5" fill="{colour}" stroke="#fff"/>',
+        f'<line x1="{x[3]:.1f}" x2="{x[3]:.1f}" y1="1" y2="{height - 1}" stroke="#1c1e21" stroke-dasharray="3 2"/>',
+    ]
+    return _svg(width, height, words, marks)
+
+
+def scatter_svg(
+    points: pd.DataFrame, *, marked: Mapping[tuple[str, int], str] | None = None, width: int = 860, height: int = 620
+) -> str:
+    """Points in the plane, coloured by group, with a text to read on each.
+
+    Args:
+        points: columns group, feature, x, y, hover.
+        marked: (group, feature) -> words written beside the point.
+    """
+    groups = list(dict.fromkeys(points["group"]))
+    margin, head = 14, 26
+    spans = {axis: (float(points[axis].min()), float(points[axis].max())) for axis in ("x", "y")}
+
+    def place(value: float, axis: str, size: int) -> float:
+        low, high = spans[axis]
+        return size * ((value - low) / (high - low) if high > low else 0.5)
+
+    marks = [
+        "<style>circle:hover{stroke:#000;stroke-width:2}</style>",
+        f'<rect x="0.5" y="{head}" width="{width - 1}" height="{height - head - 1}" fill="none" stroke="#dfe2e5"/>',
+    ]
+    for i, group in enumerate(groups):
+        marks.append(f'<circle cx="{12 + i * 220}" cy="12" r="5" fill="{PALETTE[i % len(PALETTE)]}"/>')
+        marks.append(_text(22 + i * 220, 16, f"{group} ({(points['group'] == group).sum()})", "start"))
+    named: list[str] = []
+    written: list[tuple[float, float]] = []
+    for group, feature, x, y, hover in points[["group", "feature", "x", "y", "hover"]].itertuples(index=False):
+        words = (marked or {}).get((group, int(feature)))
+        cx = margin + place(x, "x", width - 2 * margin)
+        cy = height - margin - place(y, "y", height - 2 * margin - head)
+        colour = PALETTE[groups.index(group) % len(PALETTE)]
+        look = (
+            f'r="6" fill="{colour}" stroke="#000" stroke-width="1.5"'
+            if words
+            else f'r="2.6" fill="{colour}" fill-opacity=".6"'
+        )
+        mark = f'<circle cx="{cx:.1f}" cy="{cy:.1f}" {look}><title>{html.escape(str(hover))}</title></circle>'
+        (named if words else marks).append(mark)
+        if words:
+            side = ("end", cx - 9) if cx > width * 0.7 else ("start", cx + 9)
+            y_words = cy + 4
+            while any(abs(cx - x) < 110 and abs(y_words - y) < 12 for x, y in written):
+                y_words += 12  # below the words that are there already
+            written.append((cx, y_words))
+            named.append(_text(side[1], y_words, words, side[0], "#1c1e21"))
+    return _svg(width, height, f"map of {len(points)} features", [*marks, *named])

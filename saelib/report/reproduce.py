@@ -1,0 +1,303 @@
+"""The whole study, from text to report: run what the plan says and is not finished, render every page, write the index.
+
+prepare (text, tokens, activations) -> the notebooks of `saelib.report.study_plan`, stage by stage -> index.html, results.csv
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saelib.base.cache import cache_dir, disk_errors, ensure_dir, read_json
+from saelib.base.errors import UserError
+from saelib.base.progress import Display, clock
+from saelib.report.notebook_runner import notebooks_dir
+from saelib.report.run_record import GIB, Seconds, keep_record, make_record, print_outcome
+from saelib.report.study_plan import CLAIMS, EVIDENCE, FOR_A_RUN, TRAINING_RUN, Page, plan_page, plan_study, table_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from saelib.report.jobs import Job, Memory
+    from saelib.report.report import Page as ReportPage
+    from saelib.study.profiles import Profile
+
+PREPARE = "saelib.report.jobs:prepare_job"
+_WITH_FIGURES = (
+    "02_choose_parent",
+    "05_results",
+    "06_training_efficiency",
+    *EVIDENCE,
+)  # whose figures the index shows, too
+_SAE_FACTS = ("parent", "tau", "max_activation", "l1_coeff", "meets_rule", "l0", "fvu", "loss_recovered")
+_MEMORY_PER_RUN = 2 * GIB  # what `jobs` allows for each training run
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def reproduce(
+    profile: str,
+    runs: Sequence[int] | None = None,
+    jobs: int | None = None,
+    reports: Path | None = None,
+    force: bool = False,
+    claims: bool = False,
+) -> Path:
+    """Run the study (or `runs` and what they need), render its pages and return the page to open.
+
+    `jobs` training runs go side by side; by default as many as cores and memory allow. `force` runs notebooks anew
+    that are finished; `claims` adds the arms of many seeds.
+
+    Raises `UserError`, `NotebookFailed` or `JobFailed`; what was finished stays finished.
+    """
+    from saelib.report.jobs import Memory
+    from saelib.study.profiles import get_profile
+
+    settings = get_profile(profile)
+    folder = reports_dir(reports, profile)
+    stages = plan_study(profile, runs, claims)
+    threads = settings.threads_per_run
+    width = jobs or default_jobs(settings)
+    check_writable(cache_dir())
+
+    display, memory = Display(), Memory()
+    began = time.monotonic()
+    found_work = any((cache_dir() / kind).is_dir() for kind in ("runs", "activations"))
+    pages = [page for stage in stages for page in stage]
+    unfinished = [page for page in pages if force or page.finished() is None]
+    display.event(f"profile {profile}: {len(pages)} notebooks, {len(pages) - len(unfinished)} already finished")
+    seconds = Seconds(_prepare(profile, display, memory) if unfinished else {})
+    for stage in stages:
+        side_by_side = min(width, len(stage))
+        training = stage[0].notebook == TRAINING_RUN
+        shape = (width, threads) if training else (side_by_side, max(1, cores() // side_by_side))
+        if any(page.notebook == CLAIMS and page in unfinished for page in stage):
+            seconds.arms = _train_arms(profile, width, threads, display, memory)
+        seconds.rendering += _run_stage(stage, pages, folder, display, memory, shape, force)
+
+    results = table_of(page for page in pages if page.run is not None)
+    how = {"jobs": width, "threads_per_run": threads, "cores": cores(), "found_work": found_work}
+    record = make_record(pages, unfinished, seconds, time.monotonic() - began, memory, how)
+    if runs is None:
+        keep_record(folder / "run.json", record)
+        shown = finish_report(folder, profile, results, pages, record)
+    else:
+        shown = folder / f"{pages[-1].stem}.html"
+    print_outcome(results, record, shown)
+    return shown
+
+
+def run_one_notebook(
+    profile: str, notebook: str, parameters: dict[str, Any], reports: Path | None, force: bool
+) -> Path:
+    """Run one notebook (it makes what it needs itself), render its page and return that page."""
+    from saelib.report.jobs import Memory
+    from saelib.study.profiles import get_profile
+
+    settings = get_profile(profile)
+    page = plan_page(profile, notebook, parameters)
+    folder = reports_dir(reports, profile)
+    check_writable(cache_dir())
+    threads = settings.threads_per_run if notebook == TRAINING_RUN else cores()
+    _run_stage([page], [], folder, Display(), Memory(), (1, threads), force)
+    return folder / f"{page.stem}.html"
+
+
+def _run_stage(
+    stage: list[Page],
+    pages: list[Page],
+    folder: Path,
+    display: Display,
+    memory: Memory,
+    shape: tuple[int, int],
+    force: bool,
+) -> float:
+    """Run what is not finished of `stage`, `shape` = (how many side by side, threads of each), and render every page.
+
+    Returns the seconds that rendering took.
+    """
+    from saelib.report.jobs import run_jobs
+
+    rendering = 0.0
+
+    def show(page: Page) -> None:
+        nonlocal rendering
+        began = time.monotonic()
+        render(page, folder, pages)
+        rendering += time.monotonic() - began
+
+    width, threads = shape
+    waiting = [page for page in stage if force or page.finished() is None]
+    for page in stage:
+        if page not in waiting:
+            display.event(f"{page.label}: already finished")
+            show(page)
+    durations: list[float] = []
+
+    def on_done(job: Job, value: Any, seconds: float) -> None:
+        durations.append(seconds)
+        page = waiting[job.arguments["index"]]
+        if value["key"] != page.key:  # the result is kept, but under what it was made from, and the plan is another
+            remedy = "start the command again; what still holds is kept"
+            raise UserError(
+                "saelib and its notebooks must stay as they are during a run", f"a change before {job.label}", remedy
+            )
+        for line in page.require_finished().result["warnings"]:
+            display.event(f"{page.label}: {line}")
+        show(page)
+
+    def summary(finished: int) -> str:
+        if len(stage) == 1:
+            return ""
+        text = f"{len(stage) - len(waiting) + finished}/{len(stage)} notebooks finished"
+        if durations and stage[0].notebook == TRAINING_RUN:  # each remaining run takes as long as those before it
+            left = (len(waiting) - finished) * sum(durations) / len(durations) / width
+            text += f", about {clock(left)} left at most"
+        return text
+
+    work = [_job(page, index, threads, force) for index, page in enumerate(waiting)]
+    run_jobs(work, width=width, display=display, memory=memory, summary=summary, on_done=on_done)
+    return rendering
+
+
+def _job(page: Page, index: int, threads: int, force: bool) -> Job:
+    from saelib.report.jobs import Job
+
+    arguments = {
+        "index": index,
+        "name": page.notebook,
+        "parameters": page.parameters,
+        "key_extra": page.key_extra,
+        "notebooks": str(notebooks_dir()),
+        "force": force,
+    }
+    return Job(page.label, "saelib.report.jobs:execute_notebook_job", arguments, threads)
+
+
+def _prepare(profile: str, display: Display, memory: Memory) -> dict[str, float]:
+    """Text, tokens and activations, in a process of their own so that their memory is given back. Returns seconds."""
+    from saelib.report.jobs import Job, run_jobs
+
+    seconds: dict[str, float] = {}
+    job = Job("prepare", PREPARE, {"profile": profile}, cores())
+    run_jobs([job], display=display, memory=memory, on_done=lambda job, value, _: seconds.update(value))
+    return seconds
+
+
+def _train_arms(profile: str, width: int, threads: int, display: Display, memory: Memory) -> float:
+    """Every arm of the claims, `width` side by side. Returns seconds."""
+    from saelib.report.jobs import Job, run_jobs
+    from saelib.study.runs import ARMS
+
+    began = time.monotonic()
+    jobs = [
+        Job(f"arm {arm.name}", "saelib.study.claims:run_arm_job", {"profile": profile, "arm": arm.name}, threads)
+        for arm in ARMS
+    ]
+    run_jobs(jobs, width=width, display=display, memory=memory)
+    return time.monotonic() - began
+
+
+# --- pages and figures of the run ------------------------------------------------------------------------------------
+
+
+def render(page: Page, folder: Path, pages: Sequence[Page] = ()) -> Path:
+    """Render a finished notebook to `<stem>.html` and its JSON sibling; `pages` are those to link to."""
+    from saelib.report.report import render_page
+
+    found = page.require_finished()
+    out = folder / f"{page.stem}.html"
+    render_page(found.path, out, title=page.title, result=found.result, pages=_links(pages))
+    return out
+
+
+def finish_report(
+    folder: Path, profile: str, results: pd.DataFrame, pages: Sequence[Page], record: dict[str, Any]
+) -> Path:
+    """Write `results.csv` and `index.html`; `record` is what `run.json` holds."""
+    from saelib.report.report import build_index, write_results_csv
+
+    write_results_csv(results, folder / "results.csv")
+    return build_index(folder, profile, results, _links(pages), facts=_facts(folder, profile, results, pages, record))
+
+
+def _facts(
+    folder: Path, profile: str, results: pd.DataFrame, pages: Sequence[Page], record: dict[str, Any]
+) -> dict[str, Any]:
+    """What the index tells besides the table, from the model's card, the notebooks' records and `run.json`."""
+    from saelib.report.figures import save_figures
+    from saelib.report.findings import findings
+    from saelib.study.profiles import get_profile
+
+    whole = record.get("uninterrupted")
+    facts: dict[str, Any] = {
+        # a command that found trainings in the cache did not take the time the whole study takes
+        "seconds_total": whole["wall_seconds"] if whole else None,
+        "with_claims": CLAIMS in whole["executed"] if whole else False,
+        "work_seconds": whole["work_seconds"] if whole else None,
+        "peak_memory_bytes": max(part["peak_memory_bytes"] for part in (record["command"], whole) if part) or None,
+        "cache_bytes": record["command"]["cache_bytes"],
+    }
+    by_notebook = {page.notebook: page for page in pages}
+    facts["figures"] = [
+        figure
+        for name in _WITH_FIGURES
+        if name in by_notebook
+        for figure in save_figures(by_notebook[name].require_finished().path, folder / "assets", name)
+    ]
+    headlines = [by_notebook[name].require_finished().result["headline"] for name in FOR_A_RUN]
+    facts["sae"] = {name: value for line in reversed(headlines) for name, value in line.items() if name in _SAE_FACTS}
+    recorded = {page.notebook: page.require_finished().result["headline"] for page in pages if page.run is None}
+    facts["seen"], facts["not_seen"] = findings(results, recorded)
+    manifest = read_json(folder / f"{pages[0].stem}.json").get("text_manifest")
+    if manifest:
+        facts["text_manifest"] = manifest
+    from saelib.lm.model import EMBEDDED_FOLDER
+
+    card = EMBEDDED_FOLDER.parent / get_profile(profile).model / "card.json"
+    if card.exists():
+        facts["model"] = read_json(card)
+    return facts
+
+
+def _links(pages: Sequence[Page]) -> list[ReportPage]:
+    from saelib.report.report import Page as ReportPage
+
+    return [ReportPage(page.stem, page.title, page.run) for page in pages]
+
+
+def reports_dir(reports: Path | None, profile: str) -> Path:
+    """`<reports>/<profile>`, by default `reports/` of the checkout; made, and checked to be writable."""
+    folder = (reports or notebooks_dir().parent / "reports").absolute() / profile
+    check_writable(folder, "reports folder must be writable", "pass --reports with another folder")
+    return folder
+
+
+def check_writable(folder: Path, rule: str | None = None, remedy: str | None = None) -> None:
+    """Make a folder and write a byte in it, or raise a `UserError` under the rule and remedy given."""
+    try:
+        ensure_dir(folder)
+        with disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0" * 4096)
+    except UserError as error:
+        if rule is None:
+            raise
+        raise UserError(rule, error.got, remedy) from error
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_jobs(profile: Profile) -> int:
+    """Runs side by side: the profile's number, as far as cores and free memory (2 GiB a run) allow."""
+    import psutil
+
+    room = int(psutil.virtual_memory().available // _MEMORY_PER_RUN)
+    return max(1, min(profile.jobs, cores() // profile.threads_per_run, room))

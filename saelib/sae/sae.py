@@ -1,0 +1,325 @@
+"""The sparse autoencoder: what it computes, and how it begins. `saelib.sae.format` says how it lies on disk.
+
+Every weight has one orientation, here and everywhere in the package: `W_enc` is (d_in, d_sae), `W_dec` is
+(d_sae, d_in).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saelib.base.errors import UserError
+from saelib.sae.format import (
+    ARCHITECTURES,
+    CONFIG_FILE,
+    NORMALISATIONS,
+    RUN_TIME_NORMALISATIONS,
+    WEIGHTS_FILE,
+    read_folder,
+    read_study_files,
+    tensor_shapes,
+    write_folder,
+)
+
+__all__ = [
+    "CONFIG_FILE",
+    "PARAMETERS",
+    "SAE",
+    "WEIGHTS_FILE",
+    "SAEConfig",
+    "SAEOutput",
+    "init_from_narrow",
+    "init_random",
+    "load_sae",
+    "require_fits",
+    "require_trainable",
+    "save_sae",
+    "unit_rows",
+]
+PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+_RAW_INPUT = tuple(mode for mode in NORMALISATIONS if mode not in RUN_TIME_NORMALISATIONS)
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """What an SAE is, and what it was trained on."""
+
+    d_in: int
+    """Width of the activation it reads and rebuilds."""
+    d_sae: int
+    """Number of features."""
+    hook_name: str
+    """Activation site, by its transformer_lens name, for example `blocks.0.hook_mlp_out`."""
+    model_name: str
+    """The language model."""
+    center_writing_weights: bool | None = None
+    """Whether the model's writing weights were centred, which removes the mean over d_model from the activation and so
+    changes what the SAE sees. None: a folder written elsewhere did not say."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Anything else worth keeping with the weights (seed, tokens, l1_coeff ...); must be JSON."""
+    architecture: str = "standard"
+    """`standard` (ReLU: what is trained here), `jumprelu` or `topk`, by SAELens's names."""
+    k: int | None = None
+    """Active features a token, for `topk`."""
+    rescale_acts_by_decoder_norm: bool = False
+    """For `topk`: choose and report pre-activations times their decoder row's norm."""
+    apply_b_dec_to_input: bool = True
+    """Whether `b_dec` is subtracted before encoding."""
+    normalize_activations: str = "none"
+    """SAELens's mode. `constant_norm_rescale` and `layer_norm` scale each activation and undo it after decoding; the
+    other modes leave the activation alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("d_in", "d_sae"):
+            value = getattr(self, name)
+            if value < 1:
+                raise UserError(f"{name} must be a positive integer", value, "give the number of dimensions")
+        for name, allowed in (("architecture", ARCHITECTURES), ("normalize_activations", NORMALISATIONS)):
+            if getattr(self, name) not in allowed:
+                rule = f"{name} of an SAE must be one of {', '.join(allowed)}"
+                raise UserError(rule, repr(getattr(self, name)), "pass one of these")
+        if (self.architecture == "topk") != (self.k is not None) or not 1 <= (self.k or 1) <= self.d_sae:
+            raise UserError(f"k must be in [1, d_sae={self.d_sae}] for topk and None otherwise", self.k, "mend k")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `cfg.json` of the SAELens folder format."""
+        own = {
+            "hook_name": self.hook_name,
+            "model_name": self.model_name,
+            "center_writing_weights": self.center_writing_weights,
+        }
+        topk = {"k": self.k, "rescale_acts_by_decoder_norm": self.rescale_acts_by_decoder_norm}
+        return {
+            **(topk if self.architecture == "topk" else {}),
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": self.apply_b_dec_to_input,
+            "normalize_activations": self.normalize_activations,
+            "reshape_activations": "none",
+            "metadata": {**self.metadata, **own},
+            "architecture": self.architecture,
+        }
+
+
+class SAEOutput(NamedTuple):
+    """What `SAE.forward` returns."""
+
+    x_hat: Float[Tensor, "*batch d_in"]
+    """The reconstruction."""
+    feature_acts: Float[Tensor, "*batch d_sae"]
+    """The feature activations, zero or positive."""
+
+
+class SAE(nn.Module):
+    """A one-layer autoencoder.
+
+    feature_acts = relu((x - b_dec) @ W_enc + b_enc)        x_hat = feature_acts @ W_dec + b_dec
+
+    That is `standard`, the only kind trained here. The others differ in what becomes of the pre-activation:
+    `jumprelu` keeps it where it exceeds its feature's `threshold`, `topk` keeps a token's `k` largest (with a ReLU).
+    `SAEConfig` says which SAEs leave `b_dec` in the input or normalise it first.
+
+    Built with all parameters zero; `init_random`, `init_from_narrow` and `load_sae` fill them.
+    """
+
+    def __init__(self, cfg: SAEConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.W_enc = nn.Parameter(torch.zeros(cfg.d_in, cfg.d_sae))
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
+        self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in))
+        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
+        if cfg.architecture == "jumprelu":
+            self.threshold = nn.Parameter(torch.zeros(cfg.d_sae), requires_grad=False)
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Feature activations of x."""
+        pre = self._input(x) @ self.W_enc + self.b_enc
+        if self.cfg.architecture == "jumprelu":
+            return torch.relu(pre) * (pre > self.threshold)
+        if self.cfg.architecture == "topk":
+            assert self.cfg.k is not None
+            pre = pre * self.W_dec.norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else pre
+            values, features = pre.topk(self.cfg.k, dim=-1, sorted=False)
+            return torch.zeros_like(pre).scatter(-1, features, values.relu())
+        return torch.relu(pre)
+
+    def encode_feature(self, x: Float[Tensor, "*batch d_in"], feature: int) -> Float[Tensor, "*batch"]:
+        """One feature's activation: `encode(x)[..., feature]` for the price of one column, except under topk."""
+        if self.cfg.architecture == "topk":
+            return self.encode(x)[..., feature]
+        pre = self._input(x) @ self.W_enc[:, feature] + self.b_enc[feature]
+        acts = torch.relu(pre)
+        return acts * (pre > self.threshold[feature]) if self.cfg.architecture == "jumprelu" else acts
+
+    def decode(
+        self, feature_acts: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"] | None = None
+    ) -> Float[Tensor, "*batch d_in"]:
+        """Reconstruction from feature activations.
+
+        `x` is the activation they came from, needed by an SAE that normalises at run time, to undo that.
+        """
+        if self.cfg.rescale_acts_by_decoder_norm:
+            feature_acts = feature_acts * (1 / self.W_dec.norm(dim=-1))
+        x_hat = feature_acts @ self.W_dec + self.b_dec
+        if self.cfg.normalize_activations in RUN_TIME_NORMALISATIONS:
+            if x is None:
+                raise ValueError("an SAE that normalises its input decodes only beside that input: pass x")
+            _, scale, shift = self._normalised(x)
+            x_hat = x_hat * scale + shift
+        return x_hat
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> SAEOutput:
+        """Encode, then decode."""
+        feature_acts = self.encode(x)
+        return SAEOutput(self.decode(feature_acts, x), feature_acts)
+
+    def _input(self, x: Tensor) -> Tensor:
+        """What the encoder's weights meet."""
+        if self.cfg.normalize_activations in RUN_TIME_NORMALISATIONS:
+            x = self._normalised(x)[0]
+        return x - self.b_dec if self.cfg.apply_b_dec_to_input else x
+
+    def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Normalised x, and the scale and shift that undo it (SAELens's layer_norm leaves its 1e-5 out of them)."""
+        if self.cfg.normalize_activations == "constant_norm_rescale":
+            coefficient = self.cfg.d_in**0.5 / x.norm(dim=-1, keepdim=True)  # in SAELens's order, to its rounding
+            return x * coefficient, 1 / coefficient, 0.0
+        mean, std = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
+        return (x - mean) / (std + 1e-5), std, mean
+
+
+def kaiming_uniform(shape: tuple[int, int], generator: torch.Generator | None) -> Float[Tensor, "fan_out fan_in"]:
+    """Uniform on ±sqrt(6 / fan_in), with fan_in the *second* dimension.
+
+    That is what torch's initialiser does to a matrix stored as the study stores them, so `W_enc` begins with bound
+    sqrt(6 / d_sae) although its true fan-in is d_in. Kept, because it sets the scale everything else starts from.
+    """
+    bound = math.sqrt(6 / shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def unit_rows(W: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    """Rows scaled to unit Euclidean norm; a row of zeros stays zero."""
+    return W / W.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
+
+
+@torch.no_grad()
+def init_random(cfg: SAEConfig, generator: torch.Generator) -> SAE:
+    """The study's standard initialisation: Kaiming-uniform weights, unit decoder rows, zero biases."""
+    sae = SAE(cfg)
+    sae.W_enc.copy_(kaiming_uniform((cfg.d_in, cfg.d_sae), generator))
+    sae.W_dec.copy_(unit_rows(kaiming_uniform((cfg.d_sae, cfg.d_in), generator)))
+    return sae
+
+
+@torch.no_grad()
+def init_from_narrow(narrow: SAE, cfg: SAEConfig, normalise: bool, generator: torch.Generator) -> SAE:
+    """Begin a wide SAE as a narrow one plus fresh features.
+
+    Features 0 ... d_narrow-1 are the narrow SAE's: its encoder columns, encoder biases and decoder rows, and `b_dec` is
+    its `b_dec`. The rest begin as in `init_random`: Kaiming-uniform, zero bias.
+
+    `normalise=True` then scales every decoder row, copied or fresh, to unit norm. With False they stay as they are: the
+    fresh rows have norm near sqrt(2), the copies differ from 1 by one optimiser step. The training step normalises the
+    rows after each backward pass in either case, so this choice is about the first loss and its gradients.
+
+    Raises:
+        UserError: the wide SAE is smaller than the narrow one, they belong to different models or sites, or the narrow one
+            is of a kind that a ReLU SAE cannot begin as.
+    """
+    d_narrow = narrow.cfg.d_sae
+    if cfg.d_sae < d_narrow:
+        rule = f"d_sae of the wide SAE must be at least the narrow SAE's {d_narrow}"
+        raise UserError(rule, cfg.d_sae, "widen the wide SAE or pass a narrower one")
+    for name in ("d_in", "hook_name", "model_name", "center_writing_weights"):
+        wide_value, narrow_value = getattr(cfg, name), getattr(narrow.cfg, name)
+        if wide_value != narrow_value:
+            rule = f"{name} of the wide SAE must be the narrow SAE's ({narrow_value!r})"
+            raise UserError(rule, repr(wide_value), "use one model, one site and one weight processing for both")
+    for name, allowed in (("architecture", ("standard",)), ("normalize_activations", _RAW_INPUT)):
+        if getattr(narrow.cfg, name) not in allowed:
+            rule = f"{name} of a narrow SAE to start from must be one of {', '.join(allowed)}"
+            raise UserError(rule, repr(getattr(narrow.cfg, name)), "start the wide SAE at random")
+    sae = SAE(cfg)
+    sae.W_enc.copy_(kaiming_uniform((cfg.d_in, cfg.d_sae), generator))
+    sae.W_dec.copy_(kaiming_uniform((cfg.d_sae, cfg.d_in), generator))
+    sae.W_enc[:, :d_narrow] = narrow.W_enc
+    sae.b_enc[:d_narrow] = narrow.b_enc
+    if not narrow.cfg.apply_b_dec_to_input:  # relu(x W + b) = relu((x - b_dec) W + (b + b_dec W))
+        sae.b_enc[:d_narrow] += narrow.b_dec @ narrow.W_enc
+    sae.W_dec[:d_narrow] = narrow.W_dec
+    sae.b_dec.copy_(narrow.b_dec)
+    if normalise:
+        sae.W_dec.copy_(unit_rows(sae.W_dec))
+    return sae
+
+
+def save_sae(sae: SAE, folder: Path) -> Path:
+    """Write `folder` in the SAELens format, all at once or not at all; an SAE already there is replaced.
+
+    Beside the two files of that format lies `SHA256SUMS`, by which `load_sae` (or `sha256sum -c`) finds a damaged file.
+
+    Raises:
+        UserError: `folder` holds something other than an SAE, a parameter is not finite, or the disk refuses.
+    """
+    names = tensor_shapes(sae.cfg.architecture, sae.cfg.d_in, sae.cfg.d_sae)
+    return write_folder(folder, sae.cfg.to_dict(), {name: getattr(sae, name) for name in names})
+
+
+def load_sae(path: str | Path) -> SAE:
+    """Read an SAE: a folder written by `save_sae` or by SAELens, or the study's `NAME.pt` with `NAME_cfg.json` beside it.
+
+    Weights become float32. Nothing is ever unpickled.
+
+    Raises:
+        UserError: neither of these, an unknown architecture, a missing, misshapen or non-finite tensor.
+    """
+    path = Path(path)
+    study = path.suffix == ".pt" and path.with_name(f"{path.stem}_cfg.json").is_file()
+    fields, tensors = read_study_files(path) if study else read_folder(path)
+    sae = SAE(SAEConfig(**fields))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            getattr(sae, name).copy_(tensor)
+    return sae
+
+
+def require_fits(
+    cfg: SAEConfig, *, d_in: int, hook_name: str | None = None, center_writing_weights: bool | None = None
+) -> None:
+    """Refuse an SAE that was trained on other activations than those at hand; what neither side says is not compared.
+
+    Raises:
+        UserError: another width, another hook, or other weight centring.
+    """
+    if cfg.d_in != d_in:
+        raise UserError(f"the SAE's d_in must be the activations' {d_in}", cfg.d_in, "pass an SAE of this model")
+    if cfg.hook_name and hook_name and cfg.hook_name != hook_name:
+        rule = f"the SAE's hook must be that of the activations, {hook_name}"
+        raise UserError(rule, cfg.hook_name, "harvest at the SAE's hook, or pass an SAE of this one")
+    centred = cfg.center_writing_weights
+    if None not in (centred, center_writing_weights) and centred != center_writing_weights:
+        rule = f"the SAE's center_writing_weights must be that of the activations ({center_writing_weights})"
+        raise UserError(rule, centred, "load the model the way the SAE's was loaded")
+
+
+def require_trainable(cfg: SAEConfig) -> None:
+    """Refuse to train what the training step does not compute: anything but the study's own kind of SAE."""
+    for name, wanted in (
+        ("architecture", "standard"),
+        ("normalize_activations", "none"),
+        ("apply_b_dec_to_input", True),
+    ):
+        if getattr(cfg, name) != wanted:
+            got = repr(getattr(cfg, name))
+            raise UserError(f"{name} of an SAE in training must be {wanted!r}", got, "start from a standard SAE")

@@ -1,0 +1,249 @@
+"""One pass over an activation store of any size: a block of tokens at a time, only the active entries kept.
+
+`stream` encodes a block, lists its active entries (feature, row, activation) and hands them to accumulators. What an
+accumulator holds does not grow with the store, and does not depend on how the store was cut into blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from saelib.acts.store import ActivationStore
+from saelib.base.errors import UserError
+from saelib.sae.sae import PARAMETERS, SAE
+
+_BLOCK_ENTRIES = 1 << 22
+"""Activations computed at once: 17 MB."""
+_PENDING_ENTRIES = 1 << 20
+"""Entries an accumulator collects before it sorts them."""
+
+
+class Entries(NamedTuple):
+    """The entries of a block of tokens: what is active, or everything when the raw score was asked for."""
+
+    feature: Integer[np.ndarray, " n"]
+    """Place in the list of features asked for; ascending."""
+    row: Integer[np.ndarray, " n"]
+    """Row of the store; ascending within a feature."""
+    value: Float[np.ndarray, " n"]
+    """Activation, fp32."""
+    n_rows: int
+    """Tokens in the block."""
+
+
+@runtime_checkable
+class Accumulator(Protocol):
+    """Takes entries block by block, in the order of the store."""
+
+    def add(self, entries: Entries) -> None:
+        """Take the entries of the next block."""
+
+
+def block_rows(n_features: int) -> int:
+    """Tokens a block so that its activations take 17 MB at most (and never more than 65,536 tokens)."""
+    return int(np.clip(_BLOCK_ENTRIES // max(n_features, 1), 64, 65_536))
+
+
+def finite(x: Float[Tensor, "rows d_in"], first_row: int) -> Float[Tensor, "rows d_in"]:
+    """The block itself; NaN and infinity would otherwise read as "does not fire"."""
+    if not bool(torch.isfinite(x).all()):
+        row = first_row + int((~torch.isfinite(x).all(1)).nonzero()[0])
+        raise UserError("activations must be finite", f"NaN or infinity in row {row}", "harvest them again")
+    return x
+
+
+class Encoder:
+    """Some features of an SAE, laid out for listing their active entries feature by feature.
+
+    Raises:
+        UserError: a weight of the SAE is NaN or infinite.
+    """
+
+    def __init__(self, sae: SAE, features: Integer[np.ndarray, " k"] | None = None, raw: bool = False) -> None:
+        for name in PARAMETERS:
+            if not bool(getattr(sae, name).isfinite().all()):
+                raise UserError(f"{name} of an SAE must be finite", "NaN or infinity", "train or load the SAE again")
+        chosen = slice(None) if features is None else torch.from_numpy(np.asarray(features, dtype=np.int64))
+        self.W = sae.W_enc.detach().T[chosen].contiguous()  # (k, d_in)
+        self.b = sae.b_enc.detach()[chosen]
+        self.b_dec = sae.b_dec.detach()
+        self.raw = raw
+        self.n_features = len(self.b)
+
+    @torch.no_grad()
+    def values(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "k rows"]:
+        """`relu((x - b_dec) @ W_enc + b_enc)`, transposed; when raw, `(x - b_dec) @ W_enc`."""
+        centred = (x - self.b_dec).T
+        return self.W @ centred if self.raw else torch.addmm(self.b[:, None], self.W, centred).relu_()
+
+    def entries(self, x: Float[Tensor, "rows d_in"], first_row: int) -> Entries:
+        """The entries of a block that begins at `first_row`."""
+        values = self.values(finite(x, first_row)).numpy()
+        feature, row = np.nonzero(np.ones_like(values, dtype=bool) if self.raw else values > 0)
+        return Entries(feature, row + first_row, values[feature, row], len(x))
+
+
+def stream(
+    sae: SAE,
+    store: ActivationStore,
+    features: Integer[np.ndarray, " k"] | None,
+    accumulators: Sequence[Accumulator],
+    *,
+    raw: bool = False,
+    block: int | None = None,
+) -> None:
+    """Feed every block of the store to the accumulators.
+
+    Args:
+        features: feature numbers; None is all of the SAE's.
+        raw: the study's published ranking score `W_enc . (x - b_dec)`, without bias and ReLU, in place of the activation.
+        block: tokens at a time (default: what `block_rows` says).
+
+    Raises:
+        UserError: an activation or a weight is NaN or infinite.
+    """
+    encoder = Encoder(sae, features, raw)
+    for rows, x in store.blocks(block or block_rows(encoder.n_features)):
+        entries = encoder.entries(x, rows.start)
+        for accumulator in accumulators:
+            accumulator.add(entries)
+
+
+# --- accumulators ----------------------------------------------------------------------------------------------------
+
+
+class Counts:
+    """How often, how strongly on average and how strongly at most each feature fires."""
+
+    def __init__(self, n_features: int) -> None:
+        self.active = np.zeros(n_features, dtype=np.int64)
+        self.total = np.zeros(n_features)
+        self.largest = np.zeros(n_features, dtype=np.float32)
+        self.n_rows = 0
+
+    def add(self, entries: Entries) -> None:
+        """Take the entries of the next block."""
+        n = len(self.active)
+        self.active += np.bincount(entries.feature, minlength=n)
+        self.total += np.bincount(entries.feature, weights=entries.value, minlength=n)
+        np.maximum(self.largest, _largest(entries, n), out=self.largest)
+        self.n_rows += entries.n_rows
+
+
+class Histogram:
+    """Active tokens of each feature in bins of equal width, the width found on the way.
+
+    Bin i holds activations in [i w, (i + 1) w). The width w is the smallest power of two with which the largest activation
+    fits, so bins can be joined in pairs without loss when a larger one arrives: the outcome is that of a second pass.
+
+    Raises:
+        UserError: the number of bins is not a power of two.
+    """
+
+    def __init__(self, n_features: int, bins: int = 64) -> None:
+        if bins < 2 or bins & (bins - 1):
+            raise UserError("the number of bins must be a power of two, at least 2", bins, "pass 32, 64 or 128")
+        self.bins = bins
+        self.count = np.zeros((n_features, bins), dtype=np.int64)
+        self.exponent = np.full(n_features, -200)
+        """log2 of each feature's bin width."""
+
+    @property
+    def width(self) -> Float[np.ndarray, " n_features"]:
+        """Bin width of each feature."""
+        return np.ldexp(1.0, self.exponent)
+
+    def add(self, entries: Entries) -> None:
+        """Take the entries of the next block."""
+        n = len(self.exponent)
+        largest = _largest(entries, n)
+        needed = np.where(largest > 0, np.frexp(largest.astype(np.float64) / self.bins)[1], -200)
+        for f in np.flatnonzero(needed > self.exponent):
+            joined = np.arange(self.bins) >> min(int(needed[f] - self.exponent[f]), 62)
+            self.count[f] = np.bincount(joined, weights=self.count[f], minlength=self.bins)
+            self.exponent[f] = needed[f]
+        bin_of = np.ldexp(entries.value.astype(np.float64), -self.exponent[entries.feature]).astype(np.int64)
+        flat = np.bincount(entries.feature * self.bins + bin_of, minlength=n * self.bins)
+        self.count += flat.reshape(n, self.bins)
+
+
+class Best:
+    """The `k` entries a feature that come first by a key: the strongest, or a fixed pseudo-random sample.
+
+    Ties go to the earlier row.
+    """
+
+    def __init__(self, n_features: int, k: int, by: str = "value") -> None:
+        self.k, self.by, self.n_features = k, by, n_features
+        self._limit = np.full(n_features, 1 << 32)  # a later entry must have a smaller key
+        self._kept = [np.zeros(0, dtype=kind) for kind in (np.int64, np.int64, np.float32)]  # code, row, value
+        # one buffer, not a list of small arrays: those would leave the heap in pieces
+        self._buffer = [np.empty(_PENDING_ENTRIES, dtype=kept.dtype) for kept in self._kept]
+        self._n_pending = 0
+
+    def add(self, entries: Entries) -> None:
+        """Take the entries of the next block."""
+        key = _strength_key(entries.value) if self.by == "value" else sample_key(entries.row)
+        keep = np.flatnonzero(key < self._limit[entries.feature])
+        for begin in range(0, len(keep), _PENDING_ENTRIES):
+            part = keep[begin : begin + _PENDING_ENTRIES]
+            if self._n_pending + len(part) > _PENDING_ENTRIES:
+                self._merge()
+            place = slice(self._n_pending, self._n_pending + len(part))
+            self._buffer[0][place] = (entries.feature[part] << 32) | key[part]
+            self._buffer[1][place], self._buffer[2][place] = entries.row[part], entries.value[part]
+            self._n_pending += len(part)
+
+    def of(self, feature: int) -> tuple[Integer[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """(rows, values) of the feature at that place, best first."""
+        self._merge()
+        begin, end = np.searchsorted(self._kept[0], [feature << 32, (feature + 1) << 32])
+        return self._kept[1][begin:end], self._kept[2][begin:end]
+
+    def _merge(self) -> None:
+        if not self._n_pending:
+            return
+        pending = slice(0, self._n_pending)
+        code = np.concatenate([self._kept[0], self._buffer[0][pending]])
+        order = np.argsort(code, kind="stable")
+        code = code[order]
+        begins = np.searchsorted(code, np.arange(self.n_features + 1) << 32)
+        full = np.flatnonzero(np.diff(begins) >= self.k)
+        self._limit[full] = code[begins[full] + self.k - 1] & 0xFFFFFFFF
+        keep = np.arange(len(code)) < (begins[:-1] + self.k)[code >> 32]
+        order = order[keep]
+        self._kept[0] = code[keep]
+        del code, keep
+        for i in (1, 2):
+            self._kept[i] = np.concatenate([self._kept[i], self._buffer[i][pending]])[order]
+        self._n_pending = 0
+
+
+def _largest(entries: Entries, n_features: int) -> Float[np.ndarray, " n_features"]:
+    """The largest value of each feature in a block; 0 for a feature without an entry."""
+    out = np.zeros(n_features, dtype=np.float32)
+    begins = np.flatnonzero(np.diff(entries.feature, prepend=-1))
+    if len(begins):
+        out[entries.feature[begins]] = np.maximum.reduceat(entries.value, begins)
+    return out
+
+
+def _strength_key(value: Float[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
+    """32-bit integers in the opposite order of the values: smaller is stronger."""
+    bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32).astype(np.int64)
+    ascending = np.where(bits >> 31, 0xFFFFFFFF - bits, bits | (1 << 31))
+    return 0xFFFFFFFF - ascending
+
+
+def sample_key(row: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
+    """32 well-mixed bits of a row number (splitmix64's finaliser): the rows with the smallest are a random sample."""
+    z = row.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(32)).astype(np.int64)

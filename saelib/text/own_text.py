@@ -1,0 +1,120 @@
+"""A text of one's own as an activation store: tokenised, cut into contexts, harvested once and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from saelib.acts.store import ActivationStore, harvest
+from saelib.base.cache import atomic_dir, cache_dir, content_key, disk_errors, locked, write_json
+from saelib.base.errors import UserError
+from saelib.base.progress import report_progress
+from saelib.lm.model import LanguageModel
+from saelib.text.corpus import token_dtype
+from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
+
+SPLIT = "text"
+
+
+def text_store(
+    model: LanguageModel, text: str | Path | Sequence[str], *, max_contexts: int | None = None
+) -> ActivationStore:
+    """The model's activations on a text, harvested when first asked for and kept in the cache.
+
+    Args:
+        text: a text file (one document), a folder of `.txt` files (a document each), or a list of documents.
+        max_contexts: harvest no more than so many contexts of 127 tokens.
+
+    Raises:
+        UserError: the file is not there or is no text, or holds fewer tokens than one context.
+    """
+    return stores_of_text(model, text, max_contexts=max_contexts)[0]
+
+
+def stores_of_text(
+    model: LanguageModel, text: str | Path | Sequence[str], *, max_contexts: int | None = None
+) -> tuple[ActivationStore, TokenStore]:
+    """As `text_store`, with the tokens: which document each came from."""
+    documents = _documents(text)
+    digest = hashlib.sha256("\0".join(documents).encode("utf-8", "replace")).hexdigest()
+    key = content_key(text=digest, model=model.key, context_length=CONTEXT_LENGTH)
+    folder = cache_dir() / "tokens" / f"{SPLIT}-{key}"
+    with locked(folder):
+        if not (folder / "manifest.json").exists():
+            _write(model, documents, key, folder)
+    tokens = TokenStore.open(folder)
+    available = len(tokens.contexts(SPLIT))
+    n_contexts = min(max_contexts or available, available)
+    return harvest(model, tokens, SPLIT, n_contexts, progress=report_progress), tokens
+
+
+SHARES = {"select": 0.1, "test": 0.1}
+"""Documents go to select and test with these shares, the rest to train."""
+
+
+def split_documents(text: str | Path | Sequence[str]) -> dict[str, list[str]]:
+    """A text's documents in three splits, each by the hash of its own words: train, select, test.
+
+    A text of fewer than 30 documents is cut at blank lines first, so that a single file can be split, too.
+
+    Raises:
+        UserError: as `text_store`; or a split is left without a document.
+    """
+    documents = _documents(text)
+    if len(documents) < 30:
+        documents = [part for document in documents for part in document.split("\n\n") if part.strip()]
+    splits: dict[str, list[str]] = {"train": [], "select": [], "test": []}
+    for document in dict.fromkeys(documents):
+        share = int(hashlib.sha256(document.encode("utf-8", "replace")).hexdigest()[:8], 16) / 2**32
+        name = "select" if share < SHARES["select"] else "test" if share < sum(SHARES.values()) else "train"
+        splits[name].append(document)
+    for name, found in splits.items():
+        if not found:
+            rule = "the text must hold enough documents for three splits"
+            raise UserError(rule, f"{len(documents)}, none for {name}", "pass a longer text, or a folder of files")
+    return splits
+
+
+def _documents(text: str | Path | Sequence[str]) -> list[str]:
+    if not isinstance(text, str | Path):
+        return list(text)
+    path = Path(text).expanduser()
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise UserError("text must be a file, or a folder with .txt files", path, "pass a path that is there")
+    found = []
+    for file in files:
+        try:
+            with disk_errors(file):
+                found.append(file.read_bytes().decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError("text must be UTF-8", file, "convert the file") from error
+    return found
+
+
+def _write(model: LanguageModel, documents: list[str], key: str, folder: Path) -> None:
+    parts, starts, position, dtype = [], [], 0, token_dtype(model.d_vocab)
+    for document in documents:
+        ids = [*model.tokenizer.encode(document).ids, model.eos]
+        starts.append(position)
+        parts.append(np.array(ids, dtype=dtype))
+        position += len(ids)
+    stream = np.concatenate([np.zeros(0, dtype=dtype), *parts])
+    n_contexts = len(stream) // (CONTEXT_LENGTH - 1)
+    if not n_contexts:
+        rule = f"the text must fill at least one context of {CONTEXT_LENGTH - 1} tokens"
+        raise UserError(rule, f"{len(stream)} tokens", "pass a longer text, or several documents")
+    contexts = np.empty((n_contexts, CONTEXT_LENGTH), dtype=dtype)
+    contexts[:, 0] = model.bos
+    contexts[:, 1:] = stream[: n_contexts * (CONTEXT_LENGTH - 1)].reshape(n_contexts, -1)
+    with atomic_dir(folder) as temporary:
+        contexts.tofile(temporary / f"{SPLIT}.bin")
+        np.array(starts, dtype=np.int64).tofile(temporary / f"{SPLIT}.documents.bin")
+        splits = {
+            SPLIT: {"documents": len(documents), "contexts": n_contexts, "tokens": n_contexts * (CONTEXT_LENGTH - 1)}
+        }
+        manifest = {"key": key, "name": SPLIT, "dtype": str(contexts.dtype), "splits": splits}
+        write_json(temporary / "manifest.json", manifest)
