@@ -193,7 +193,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     than the matrix products themselves. Products in bf16, softmax in fp32.
     """
 
-    CHUNK = 512
+    CHUNK = 128
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W_U: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,235 @@
+"""Children: a small dictionary in one parent's place, trained on what the rest of the SAE leaves there.
+
+    c(x) = relu(x' W + b)          x' is the SAE's own encoder input, (d_in,)
+    y_hat(x) = c(x) E              rows of E of unit norm, no bias of its own
+
+    loss = mean over on-parent tokens of   |y_hat - y|^2 + l1 sum_j c_j
+         + mean over off-parent tokens of  w |y_hat|^2 + l1_off sum_j c_j
+
+On-parent tokens are P and the parent's weaker tokens; on off-parent tokens the target is 0, so that the children, which have
+no gate, stay silent where the parent is. Everything is measured in units in which y has mean square norm 1 on P.
+
+Sources: residual SAEs (SAE Boost, arXiv 2507.12990), hierarchical SAEs (arXiv 2506.01197); the price on off-parent tokens is
+what `docs/splitting.md` found to matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelib.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class ChildrenConfig:
+    """How children are trained. Coefficients are in units in which y has mean square norm 1 on P."""
+
+    K: int = 64
+    """Children."""
+    l1: float = 0.02
+    """Price of a unit of activation on on-parent tokens."""
+    l1_off: float = 0.1
+    """Price of a unit of activation on off-parent tokens."""
+    off_weight: float = 2.0
+    """Weight of the squared error on off-parent tokens."""
+    n_steps: int = 2000
+    """Adam steps."""
+    batch_on: int = 1024
+    """Tokens of P a step."""
+    batch_weak: int = 256
+    """The parent's weaker tokens a step."""
+    batch_off: int = 1024
+    """Off-parent tokens a step."""
+    lr: float = 3e-3
+    """Adam's learning rate; falls linearly to 0 over the second half."""
+    whiten: float = 0.0
+    """Exponent of the metric: errors are measured along y's principal axes divided by their variance to this power / 2."""
+    start: str = "rows"
+    """Where decoder rows begin: `rows` of y at random, or `kmeans++`: rows far from those chosen before."""
+    revive_every: int = 400
+    """Steps between revivals of children that did not fire on P since the last one; none in the last quarter."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("K", "n_steps", "batch_on"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} of children must be at least 1", getattr(self, name), "pass more")
+        for name in ("l1", "l1_off", "off_weight", "lr", "whiten"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise UserError(f"{name} of children must be finite and not negative", getattr(self, name), "mend it")
+        if self.start not in ("rows", "kmeans++"):
+            raise UserError("start must be rows or kmeans++", repr(self.start), "pass one")
+
+
+class Pools(NamedTuple):
+    """Training tokens: the encoder's input and, on-parent, the target."""
+
+    x_on: Float[Tensor, "n d"]
+    y_on: Float[Tensor, "n d"]
+    x_weak: Float[Tensor, "m d"]
+    y_weak: Float[Tensor, "m d"]
+    x_off: Float[Tensor, "o d"]
+
+
+class Dictionary(NamedTuple):
+    """Children: `relu(x W + b)`, decoded by E (rows of unit norm)."""
+
+    W: Float[Tensor, "d K"]
+    b: Float[Tensor, " K"]
+    E: Float[Tensor, "K d"]
+
+    def encode(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n K"]:
+        """Activations."""
+        return torch.relu(torch.addmm(self.b, x, self.W))
+
+
+class _Served:
+    """Rows of a pool in shuffled order, a batch at a time, epoch after epoch."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], size: int, generator: torch.Generator) -> None:
+        self.tensors, self.generator = tensors, generator
+        self.size = min(size, len(tensors[0]))
+        self.at = len(tensors[0])
+
+    def next(self) -> tuple[Tensor, ...]:
+        if self.size == 0:
+            return self.tensors
+        n = len(self.tensors[0])
+        if self.at + self.size > n:
+            self.order, self.at = torch.randperm(n, generator=self.generator), 0
+        index = self.order[self.at : self.at + self.size]
+        self.at += self.size
+        return tuple(t[index] for t in self.tensors)
+
+
+@torch.no_grad()
+def train_children(
+    pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, int], None] | None = None
+) -> Dictionary:
+    """Train children; deterministic in `cfg.seed` at a number of threads."""
+    generator = torch.Generator().manual_seed(cfg.seed)
+    scale = pools.y_on.square().sum(1).mean().sqrt().clamp_min(1e-12)
+    M = _metric(pools.y_on / scale, cfg.whiten)
+    centre = pools.x_on.mean(0)
+    spread = (pools.x_on - centre).square().sum(1).mean().sqrt().clamp_min(1e-12)
+
+    def inputs(x: Tensor) -> Tensor:
+        return (x - centre) / spread
+
+    def targets(y: Tensor) -> Tensor:
+        return y / scale if M is None else (y / scale) @ M
+
+    on = _Served((inputs(pools.x_on), targets(pools.y_on)), cfg.batch_on, generator)
+    weak = _Served((inputs(pools.x_weak), targets(pools.y_weak)), cfg.batch_weak, generator)
+    off = _Served((inputs(pools.x_off),), cfg.batch_off, generator)
+    E = _start(on.tensors[1], cfg, generator)
+    W = E.T.clone() if M is None else torch.linalg.lstsq(M, E.T).solution.contiguous()
+    W = W / W.norm(dim=0)
+    b = torch.zeros(cfg.K)
+    fired = torch.zeros(cfg.K)
+    parameters = (W, b, E)
+    m, v = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
+    n_on, n_off = on.size + weak.size, max(off.size, 1)
+    weight = torch.cat([torch.full((n_on,), 1.0 / n_on), torch.full((off.size,), cfg.off_weight / n_off)])[:, None]
+    price = torch.cat([torch.full((n_on,), cfg.l1 / n_on), torch.full((off.size,), cfg.l1_off / n_off)])[:, None]
+    zeros = torch.zeros(off.size, E.shape[1])
+    for step in range(cfg.n_steps):
+        (x1, t1), (x2, t2), (x3,) = on.next(), weak.next(), off.next()
+        x, t = torch.cat([x1, x2, x3]), torch.cat([t1, t2, zeros])  # (B, d)
+        c = torch.addmm(b, x, W).relu_()  # (B, K)
+        r = torch.addmm(t, c, E, beta=-1).mul_(weight)  # weighted residual
+        dE = (c.T @ r).mul_(2)
+        dc = torch.addmm(price, r, E.T, alpha=2).mul_(c > 0)
+        grads = (x.T @ dc, dc.sum(0), dE - (dE * E).sum(1, keepdim=True) * E)
+        lr = cfg.lr * min(1.0, 2 * (cfg.n_steps - step) / cfg.n_steps)
+        for p, g, m1, v1 in zip(parameters, grads, m, v, strict=True):
+            m1.lerp_(g, 0.1)
+            v1.lerp_(g * g, 0.01)
+            denominator = (v1 / (1 - 0.99 ** (step + 1))).sqrt_().add_(1e-8)
+            p.addcdiv_(m1, denominator, value=-lr / (1 - 0.9 ** (step + 1)))
+        E.div_(E.norm(dim=1, keepdim=True))
+        fired += (c[: on.size] > 0).sum(0)
+        if cfg.revive_every and (step + 1) % cfg.revive_every == 0:
+            if step + 1 <= 0.75 * cfg.n_steps:
+                _revive(fired, parameters, (m, v), on, generator)
+            fired.zero_()
+        if progress and step % 100 == 99:
+            progress(step + 1, cfg.n_steps)
+    # back to the units of x and y: c is measured in units of `scale`
+    W = W / spread
+    b = b - centre @ W
+    if M is not None:
+        E = _refit(Dictionary(W, b, E), pools, scale)
+    return _unit(Dictionary(W * scale, b * scale, E))
+
+
+def _unit(d: Dictionary) -> Dictionary:
+    norm = d.E.norm(dim=1).clamp_min(1e-12)
+    return Dictionary(d.W * norm, d.b * norm, d.E / norm[:, None])
+
+
+def _refit(d: Dictionary, pools: Pools, scale: Tensor) -> Tensor:
+    """Decoder rows by least squares of y on the activations, on-parent tokens."""
+    c = d.encode(torch.cat([pools.x_on, pools.x_weak]))
+    y = torch.cat([pools.y_on, pools.y_weak]) / scale
+    gram = c.T @ c
+    return torch.linalg.solve(gram + 1e-3 * gram.diagonal().mean() * torch.eye(len(gram)), c.T @ y)
+
+
+def _metric(y: Float[Tensor, "n d"], exponent: float) -> Float[Tensor, "d d"] | None:
+    """The symmetric matrix that divides y's principal axes by variance^(exponent/2), rescaled to keep mean square norm 1."""
+    if exponent == 0:
+        return None
+    values, axes = torch.linalg.eigh(torch.cov(y.T).double())
+    values = values.clamp_min(1e-3 * float(values.mean()))
+    M = (axes * values ** (-exponent / 2)) @ axes.T
+    M = M.float()
+    return M / (y @ M).square().sum(1).mean().sqrt()
+
+
+def _start(y: Float[Tensor, "n d"], cfg: ChildrenConfig, generator: torch.Generator) -> Float[Tensor, "K d"]:
+    unit = torch.nn.functional.normalize(y, dim=1)
+    if cfg.start == "rows":
+        index = torch.randperm(len(y), generator=generator)[: cfg.K]
+        E = unit[index]
+    else:
+        unit = unit[torch.randperm(len(y), generator=generator)[:8192]]
+        chosen = [0]
+        far = 1 - unit @ unit[0]
+        for _ in range(cfg.K - 1):
+            j = int(torch.multinomial(far.clamp_min(1e-9), 1, generator=generator))
+            chosen.append(j)
+            far = torch.minimum(far, 1 - unit @ unit[j])
+        E = unit[chosen]
+    if len(E) < cfg.K:
+        E = torch.cat([E, torch.randn(cfg.K - len(E), y.shape[1], generator=generator)])
+    return torch.nn.functional.normalize(E, dim=1).clone()
+
+
+def _revive(
+    fired: Tensor, parameters: tuple[Tensor, Tensor, Tensor], moments: tuple[list[Tensor], list[Tensor]],
+    on: _Served, generator: torch.Generator,
+) -> None:  # fmt: skip
+    """Put dead children where the error is largest: a row of the target chosen with probability its squared error."""
+    dead = (fired == 0).nonzero()[:, 0]
+    if not len(dead):
+        return
+    W, b, E = parameters
+    x, t = on.tensors
+    index = torch.randperm(len(x), generator=generator)[:4096]
+    r = t[index] - torch.relu(torch.addmm(b, x[index], W)) @ E
+    picked = torch.multinomial(r.square().sum(1) + 1e-12, len(dead), replacement=True, generator=generator)
+    E[dead] = torch.nn.functional.normalize(r[picked], dim=1)
+    direction = x[index][picked]
+    W[:, dead] = torch.nn.functional.normalize(direction, dim=1).T
+    b[dead] = -0.5 * direction.norm(dim=1)
+    for group in moments:
+        for tensor, place in zip(group, (1, 0, 0), strict=True):
+            tensor.index_fill_(place, dead, 0.0)

@@ -1,0 +1,125 @@
+"""The parent: one feature of an SAE, the tokens it fires on, and what the rest of the SAE leaves for it to explain.
+
+Notation: the SAE gives activations a(x) and a reconstruction x_hat; p is the parent, tau its threshold, d_p its decoder row.
+
+    P    = tokens with a_p(x) > tau
+    y(x) = x - x_hat(x) + a_p(x) d_p        what the rest leaves for the parent (and its children) to explain
+
+One streaming pass over each split's store finds P, a sample of the parent's weaker tokens and a sample of tokens on which it
+is silent; only these are held.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelib.acts.activations import Activations
+from saelib.acts.store import ActivationStore
+from saelib.base.errors import UserError
+from saelib.base.progress import report_progress
+from saelib.sae.sae import SAE, require_fits
+from saelib.sae.stream import sample_key
+from saelib.split.tokens import ParentTokens, TokenSet
+
+TAU_SHARE = 2 / 9.23
+"""Default threshold, as a share of the parent's largest activation: that of the 2024 post (2 of 9.23)."""
+MOST_ON = 60_000
+"""Tokens of P that are kept a split; a parent with more is sampled, and its natural rate is remembered."""
+MOST_WEAK = 20_000
+"""Weaker tokens kept a split."""
+MOST_OFF = 200_000
+"""Tokens kept a split on which the parent is silent."""
+LEAST_ON = 200
+"""A parent with fewer tokens in P on train, or a quarter of it on select and test, is refused."""
+
+
+@torch.no_grad()
+def parent_target(sae: SAE, feature: int, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+    """`y = x - x_hat(x) + a_p(x) d_p`: x less what the SAE without the parent reconstructs."""
+    acts = sae.encode(x)
+    acts[:, feature] = 0
+    return x - sae.decode(acts, x)
+
+
+def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) -> ParentTokens:
+    """Find P and samples of the rest in one pass a split.
+
+    Args:
+        tau: the parent is on above this; None is `TAU_SHARE` of its largest activation on the select split.
+
+    Raises:
+        UserError: the feature is not one of the SAE, the SAE belongs to other activations, the parent never fires on the
+            text, or P has fewer than `LEAST_ON` train tokens (a quarter of it on select or test).
+    """
+    if not 0 <= feature < sae.cfg.d_sae:
+        raise UserError(f"feature must be in [0, d_sae={sae.cfg.d_sae})", feature, "pass a feature of the SAE")
+    manifest = acts.stores["select"].manifest
+    require_fits(
+        sae.cfg,
+        d_in=acts.stores["select"].d_in,
+        hook_name=manifest.get("hook_name"),
+        center_writing_weights=manifest.get("center_writing_weights"),
+    )
+    values = {"select": _values(acts.stores["select"], sae, feature, "select")}
+    largest = float(values["select"].max(initial=0.0))
+    if largest <= 0:
+        got = f"feature {feature} never fires on {len(values['select']):,} select tokens"
+        raise UserError("the parent must fire on the text", got, "use more text, or another feature")
+    tau = TAU_SHARE * largest if tau is None else tau
+    if not (np.isfinite(tau) and 0 <= tau < largest):
+        rule = f"tau must be a number from 0 to below the parent's largest activation, {largest:.3g}"
+        raise UserError(rule, tau, "leave tau out, or lower it")
+    parts: dict[str, dict[str, TokenSet]] = {"on": {}, "weak": {}, "off": {}}
+    counts: dict[str, dict[str, int]] = {"on": {}, "weak": {}, "off": {}}
+    for split in ("train", "select", "test"):
+        a = values[split] if split in values else _values(acts.stores[split], sae, feature, split)
+        chosen = {"on": a > tau, "weak": (a > 0) & (a <= tau), "off": a == 0}
+        for name, most in (("on", MOST_ON), ("weak", MOST_WEAK), ("off", MOST_OFF)):
+            rows = np.flatnonzero(chosen[name])
+            counts[name][split] = len(rows)
+            parts[name][split] = _token_set(acts, split, _sample(rows, most), a)
+        least = LEAST_ON if split == "train" else LEAST_ON // 4
+        if counts["on"][split] < least:
+            rule = f"the parent must exceed tau={tau:.3g} on at least {least} {split} tokens"
+            raise UserError(rule, counts["on"][split], "lower tau, use more text, or choose another feature")
+    return ParentTokens(
+        feature=feature, tau=tau, on=parts["on"], weak=parts["weak"], off=parts["off"],
+        n_tokens={split: store.n_tokens for split, store in acts.stores.items()},
+        n_on=counts["on"], n_weak=counts["weak"], n_off=counts["off"],
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _values(store: ActivationStore, sae: SAE, feature: int, split: str) -> Float[np.ndarray, " n"]:
+    """The parent's activation on every token of a store."""
+    out = np.empty(store.n_tokens, dtype=np.float32)
+    for rows, x in store.blocks(32_768):
+        out[rows] = sae.encode_feature(x, feature).numpy()
+        report_progress(f"parent on {split}", rows.stop, store.n_tokens)
+    if not np.isfinite(out).all():
+        raise UserError("activations must be finite", f"NaN or infinity on {split}", "harvest them again")
+    return out
+
+
+def _sample(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of the rows, always the same ones, ascending."""
+    if len(rows) <= most:
+        return rows
+    keys = sample_key(rows)
+    return np.sort(rows[np.argpartition(keys, most)[:most]])
+
+
+def _token_set(acts: Activations, split: str, rows: np.ndarray, values: np.ndarray) -> TokenSet:
+    store = acts.stores[split]
+    return TokenSet(
+        rows=rows,
+        x=store.read(rows).float(),
+        parent=values[rows],
+        document=acts.documents(split, rows),
+        previous=acts.beside(split, rows, -1),
+        current=acts.beside(split, rows, 0),
+        next=acts.beside(split, rows, 1),
+    )
