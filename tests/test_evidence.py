@@ -8,7 +8,8 @@ import torch
 
 from saelib.base.errors import UserError
 from saelib.sae.sae import SAE, SAEConfig
-from saelib.split.evidence import HeldOutEvidence, SelectEvidence, Tokens, scaled_acts
+from saelib.sae.scaled import scaled_acts
+from saelib.split.evidence import HeldOutEvidence, SelectEvidence, Tokens
 from saelib.split.synthetic import make_case
 
 

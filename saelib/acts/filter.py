@@ -9,6 +9,7 @@ from jaxtyping import Float
 from saelib.acts.store import POSITIONS, ActivationStore, View
 from saelib.base.errors import UserError
 from saelib.sae.sae import SAE, require_fits
+from saelib.sae.stream import block_rows
 
 FILTERS = ("none", "context", "token")
 
@@ -31,7 +32,7 @@ def feature_activations(store: ActivationStore, sae: SAE, feature: int) -> Float
         center_writing_weights=manifest.get("center_writing_weights"),
     )
     out = np.empty(store.n_tokens, dtype=np.float32)
-    for rows, x in store.blocks():
+    for rows, x in store.blocks(block_rows(sae.n_encoded(1))):
         out[rows] = sae.encode_feature(x, feature).numpy()
     return out
 

@@ -20,7 +20,7 @@ from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
 from saelib.interpret.features import check_features, check_match
 from saelib.sae.sae import SAE, unit_rows
-from saelib.sae.stream import Encoder, Entries, block_rows
+from saelib.sae.stream import Encoder, Entries
 
 
 def decoder_cosine(a: SAE, b: SAE) -> Float[np.ndarray, "d_sae_a d_sae_b"]:
@@ -99,7 +99,7 @@ def co_firing(
     own, others = sides
     both = np.zeros((own.n_features, others.n_features), dtype=np.int64)
     fires, other_fires = np.zeros(own.n_features, dtype=np.int64), np.zeros(others.n_features, dtype=np.int64)
-    for rows, x in store.blocks(block or block_rows(max(own.n_features, others.n_features))):
+    for rows, x in store.blocks(block or min(own.block_rows, others.block_rows)):
         a = _firing(own.entries(x, rows.start), own.n_features, rows.start)
         b = _firing(others.entries(x, rows.start), others.n_features, rows.start)
         fires += np.diff(a.indptr)

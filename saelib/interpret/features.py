@@ -1,6 +1,6 @@
 """Looking at features: where they fire, how strongly and how often, what they do to the logits, which fire on a prompt.
 
-Activations are the true ones, `relu((x - b_dec) @ W_enc + b_enc)`. The score of the study's published ranking tool,
+Activations are those that the SAE's own `encode` gives, whatever its kind. The score of the 2024 post's ranking tool,
 `(x - b_dec) @ W_enc`, which leaves out the bias and the ReLU, is given only where it is named: `raw=True`.
 """
 
@@ -18,6 +18,7 @@ from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.errors import UserError
 from saelib.lm.model import LanguageModel
 from saelib.sae.sae import SAE, require_fits
+from saelib.sae.scaled import scaled_acts
 from saelib.sae.stream import Best, Counts, Encoder, Histogram, finite, stream
 
 SAMPLE = 1000
@@ -158,7 +159,7 @@ def example_frame(
             context, start, end = _around(row, before, after)
             ids = store.contexts[context, start % POSITIONS + 1 : start % POSITIONS + 1 + end - start]
             tokens = _texts(model, ids)
-            nearby = encoder.values(store.rows(slice(start, end)))[0].tolist()
+            nearby = encoder.values(store.rows(slice(start, end)))[:, 0].tolist()
             position = row % POSITIONS + 1
             here = row - start
             records.append(
@@ -288,7 +289,7 @@ def logit_effects(direction: Float[Tensor, " d_in"], model: LanguageModel, k: in
 
 @torch.no_grad()
 def prompt_activations(sae: SAE, model: LanguageModel, prompt: str) -> tuple[list[str], Float[Tensor, "t d_sae"]]:
-    """The prompt's tokens (BOS first) and every feature's activation on each, scaled by its decoder row's norm.
+    """The prompt's tokens (BOS first) and every feature's activation on each, on the scale of `scaled_acts`.
 
     Raises:
         UserError: the SAE does not belong to the model.
@@ -296,7 +297,7 @@ def prompt_activations(sae: SAE, model: LanguageModel, prompt: str) -> tuple[lis
     check_match(sae, model)
     tokens = model.to_tokens(prompt)
     x = finite(model.activations(tokens)[0], 0)
-    return model.to_str_tokens(tokens[0]), sae.encode(x) * sae.W_dec.norm(dim=1)
+    return model.to_str_tokens(tokens[0]), scaled_acts(sae, x)
 
 
 def top_features(

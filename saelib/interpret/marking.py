@@ -10,6 +10,7 @@ from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
 from saelib.lm.model import LanguageModel
 from saelib.sae.sae import SAE
+from saelib.sae.stream import block_rows
 
 CODE_TOKENS = ("self", "(", "def", "return", "=", "import")
 """Tokens of Python code among which a parent of the kind `code` is looked for."""
@@ -49,7 +50,7 @@ def marking(store: ActivationStore, sae: SAE, tokens: list[int]) -> pd.DataFrame
     fired = torch.zeros(sae.cfg.d_sae)
     hits = torch.zeros(sae.cfg.d_sae)
     largest = torch.zeros(sae.cfg.d_sae)
-    for rows, x in store.blocks():
+    for rows, x in store.blocks(block_rows(sae.cfg.d_sae)):
         acts = sae.encode(x)
         fires = acts > 0
         fired += fires.sum(0)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from saelib.base.errors import UserError
@@ -143,23 +144,42 @@ class SAE(nn.Module):
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations of x."""
-        pre = self._input(x) @ self.W_enc + self.b_enc
-        if self.cfg.architecture == "jumprelu":
-            return torch.relu(pre) * (pre > self.threshold)
         if self.cfg.architecture == "topk":
-            assert self.cfg.k is not None
-            pre = pre * self.W_dec.norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else pre
-            values, features = pre.topk(self.cfg.k, dim=-1, sorted=False)
-            return torch.zeros_like(pre).scatter(-1, features, values.relu())
-        return torch.relu(pre)
+            return self._topk(x)
+        return self._columns(x, slice(None))
+
+    def encode_features(
+        self, x: Float[Tensor, "*batch d_in"], features: Integer[Tensor | np.ndarray, " k"]
+    ) -> Float[Tensor, "*batch k"]:
+        """Some features' activations, in the order asked for: `encode(x)[..., features]`.
+
+        Costs only these features' columns, except under topk, where which features are active depends on all of them
+        (`n_encoded`).
+        """
+        chosen = torch.as_tensor(features).to(self.W_enc.device)
+        return self.encode(x)[..., chosen] if self.cfg.architecture == "topk" else self._columns(x, chosen)
 
     def encode_feature(self, x: Float[Tensor, "*batch d_in"], feature: int) -> Float[Tensor, "*batch"]:
-        """One feature's activation: `encode(x)[..., feature]` for the price of one column, except under topk."""
-        if self.cfg.architecture == "topk":
-            return self.encode(x)[..., feature]
-        pre = self._input(x) @ self.W_enc[:, feature] + self.b_enc[feature]
-        acts = torch.relu(pre)
-        return acts * (pre > self.threshold[feature]) if self.cfg.architecture == "jumprelu" else acts
+        """One feature's activation: `encode(x)[..., feature]`, at the price of `encode_features`."""
+        return self.encode(x)[..., feature] if self.cfg.architecture == "topk" else self._columns(x, feature)
+
+    def n_encoded(self, n_features: int) -> int:
+        """Features that are computed to encode `n_features` of them: by this a block of tokens is sized."""
+        return self.cfg.d_sae if self.cfg.architecture == "topk" else n_features
+
+    def _columns(self, x: Tensor, features: int | slice | Tensor) -> Tensor:
+        """Activations of the kinds whose features do not depend on each other."""
+        pre = (self._input(x) @ self.W_enc[:, features]).add_(self.b_enc[features])
+        if self.cfg.architecture == "jumprelu":
+            return torch.relu(pre) * (pre > self.threshold[features])
+        return pre.relu_()  # in place: blocks of tokens are as large as memory is fast
+
+    def _topk(self, x: Tensor) -> Tensor:
+        assert self.cfg.k is not None
+        pre = self._input(x) @ self.W_enc + self.b_enc
+        pre = pre * self.W_dec.norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else pre
+        values, features = pre.topk(self.cfg.k, dim=-1, sorted=False)
+        return torch.zeros_like(pre).scatter(-1, features, values.relu())
 
     def decode(
         self, feature_acts: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"] | None = None
@@ -169,7 +189,7 @@ class SAE(nn.Module):
         `x` is the activation they came from, needed by an SAE that normalises at run time, to undo that.
         """
         if self.cfg.rescale_acts_by_decoder_norm:
-            feature_acts = feature_acts * (1 / self.W_dec.norm(dim=-1))
+            feature_acts = feature_acts * self._inverse_norm()
         x_hat = feature_acts @ self.W_dec + self.b_dec
         if self.cfg.normalize_activations in RUN_TIME_NORMALISATIONS:
             if x is None:
@@ -178,10 +198,32 @@ class SAE(nn.Module):
             x_hat = x_hat * scale + shift
         return x_hat
 
+    def contributions(
+        self, feature_acts: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_sae"]:
+        """How much of each decoder row stands in the reconstruction: feature j adds `contributions[..., j] * W_dec[j]` to it.
+
+        The activations themselves, except where `decode` divides them by the decoder's norm or scales what it gives back
+        to x's. `x` is the activation they came from.
+        """
+        if self.cfg.rescale_acts_by_decoder_norm:
+            feature_acts = feature_acts * self._inverse_norm()
+        if self.cfg.normalize_activations in RUN_TIME_NORMALISATIONS:
+            feature_acts = feature_acts * self._normalised(x)[1]
+        return feature_acts
+
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> SAEOutput:
         """Encode, then decode."""
         feature_acts = self.encode(x)
         return SAEOutput(self.decode(feature_acts, x), feature_acts)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `folder` in the SAELens format, which `load_sae` and SAELens open: see `save_sae`."""
+        return save_sae(self, Path(folder))
+
+    def _inverse_norm(self) -> Tensor:
+        """1 / |d_j|; a row of zeros, whose activation is 0, gives a number instead of NaN."""
+        return 1 / self.W_dec.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
 
     def _input(self, x: Tensor) -> Tensor:
         """What the encoder's weights meet."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
-from saelib.sae.sae import PARAMETERS, SAE
+from saelib.sae.sae import SAE
 
 _BLOCK_ENTRIES = 1 << 22
 """Activations computed at once: 17 MB."""
@@ -59,34 +59,42 @@ def finite(x: Float[Tensor, "rows d_in"], first_row: int) -> Float[Tensor, "rows
 
 
 class Encoder:
-    """Some features of an SAE, laid out for listing their active entries feature by feature.
+    """Some features of an SAE, encoded by the SAE itself and laid out for listing their active entries feature by feature.
 
     Raises:
         UserError: a weight of the SAE is NaN or infinite.
     """
 
     def __init__(self, sae: SAE, features: Integer[np.ndarray, " k"] | None = None, raw: bool = False) -> None:
-        for name in PARAMETERS:
-            if not bool(getattr(sae, name).isfinite().all()):
+        for name, weight in sae.state_dict().items():
+            if not bool(weight.isfinite().all()):
                 raise UserError(f"{name} of an SAE must be finite", "NaN or infinity", "train or load the SAE again")
-        chosen = slice(None) if features is None else torch.from_numpy(np.asarray(features, dtype=np.int64))
-        self.W = sae.W_enc.detach().T[chosen].contiguous()  # (k, d_in)
-        self.b = sae.b_enc.detach()[chosen]
-        self.b_dec = sae.b_dec.detach()
-        self.raw = raw
-        self.n_features = len(self.b)
+        self.sae, self.raw = sae, raw
+        self.features = None if features is None else torch.from_numpy(np.asarray(features, dtype=np.int64))
+        self.n_features = sae.cfg.d_sae if features is None else len(features)
+        self.block_rows = block_rows(self.n_features if raw else sae.n_encoded(self.n_features))
+        """Tokens that are best encoded at once."""
 
     @torch.no_grad()
-    def values(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "k rows"]:
-        """`relu((x - b_dec) @ W_enc + b_enc)`, transposed; when raw, `(x - b_dec) @ W_enc`."""
-        centred = (x - self.b_dec).T
-        return self.W @ centred if self.raw else torch.addmm(self.b[:, None], self.W, centred).relu_()
+    def values(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows k"]:
+        """The features' activations, as `SAE.encode` gives them; when raw, `(x - b_dec) @ W_enc`."""
+        if self.raw:
+            chosen = slice(None) if self.features is None else self.features
+            return (x - self.sae.b_dec) @ self.sae.W_enc[:, chosen]
+        return self.sae.encode(x) if self.features is None else self.sae.encode_features(x, self.features)
 
     def entries(self, x: Float[Tensor, "rows d_in"], first_row: int) -> Entries:
         """The entries of a block that begins at `first_row`."""
         values = self.values(finite(x, first_row)).numpy()
-        feature, row = np.nonzero(np.ones_like(values, dtype=bool) if self.raw else values > 0)
-        return Entries(feature, row + first_row, values[feature, row], len(x))
+        if self.raw:
+            feature, row = np.indices(values.shape[::-1]).reshape(2, -1)
+        else:
+            row, feature = np.nonzero(values > 0)
+            # Sorting the few that are active costs less than turning the block; 16 bits are sorted by radix.
+            key = feature.astype(np.uint16) if self.n_features <= 1 << 16 else feature
+            order = np.argsort(key, kind="stable")
+            feature, row = feature[order], row[order]
+        return Entries(feature, row + first_row, values[row, feature], len(x))
 
 
 def stream(
@@ -109,7 +117,7 @@ def stream(
         UserError: an activation or a weight is NaN or infinite.
     """
     encoder = Encoder(sae, features, raw)
-    for rows, x in store.blocks(block or block_rows(encoder.n_features)):
+    for rows, x in store.blocks(block or encoder.block_rows):
         entries = encoder.entries(x, rows.start)
         for accumulator in accumulators:
             accumulator.add(entries)

@@ -1,8 +1,8 @@
 """What a verdict on a split is made from, gathered in one streaming pass over each split of held-out text.
 
 Notation, as in the rest of the package: the parent p is one feature of a narrow SAE, P the tokens on which it exceeds
-tau. Activations are the true ones times the norm of the feature's decoder row, `relu(...)_j |d_j|`, so that features of
-different SAEs compare. Every accumulator adds up: the result does not depend on how the tokens are cut into blocks.
+tau. Activations are on the scale of `scaled_acts`, so that features of different SAEs compare. Every accumulator adds up:
+the result does not depend on how the tokens are cut into blocks.
 
 The select split says which features are children (`SelectEvidence`), the test split measures them (`HeldOutEvidence`).
 """
@@ -19,8 +19,8 @@ from jaxtyping import Float, Integer
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from saelib.base.errors import UserError
 from saelib.sae.sae import SAE
+from saelib.sae.scaled import finite_acts, scaled_acts
 
 
 @dataclass(frozen=True)
@@ -54,26 +54,6 @@ _EXACT = 2**20
 """Tokens whose count fp32 holds exactly, with room to spare."""
 
 
-@torch.no_grad()
-def scaled_acts(sae: SAE, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-    """True activations times the norm of the feature's decoder row.
-
-    Raises:
-        UserError: the SAE's width is not that of the activations, or an activation is NaN or infinite.
-    """
-    return _finite(sae, x) * sae.W_dec.norm(dim=1)
-
-
-def _finite(sae: SAE, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-    """True activations; errors as in `scaled_acts`."""
-    if x.shape[-1] != sae.cfg.d_in:
-        raise UserError(f"the SAE's d_in must be the activations' {x.shape[-1]}", sae.cfg.d_in, "use the model's SAE")
-    acts: Tensor = sae.encode(x)
-    if not bool(torch.isfinite(acts.sum())):
-        raise UserError("activations must be finite", "NaN or infinity", "harvest again, or check the SAE's weights")
-    return acts
-
-
 class SelectEvidence:
     """Counts over the select split from which children are chosen: O(classes x d_sae) numbers, whatever the text's size."""
 
@@ -87,7 +67,8 @@ class SelectEvidence:
         self.fired_on_p = torch.zeros(d_sae, dtype=torch.float64)
         """Tokens of P on which each feature fires."""
         self.removal = torch.zeros(d_sae, dtype=torch.float64)
-        """Sum over P of `|e + a_j d_j|^2 - |e|^2` with `e = x - x_hat`: what removing the feature adds to the error."""
+        """Sum over P of `|e + c_j d_j|^2 - |e|^2` with `e = x - x_hat` and c the SAE's `contributions`: what removing the feature
+        adds to the error."""
         self.class_hits = torch.zeros(n_classes, d_sae, dtype=torch.float64)
         """Tokens of P in each class on which each feature fires."""
         self.class_tokens = torch.zeros(n_classes, dtype=torch.float64)
@@ -97,7 +78,7 @@ class SelectEvidence:
     @torch.no_grad()
     def any_tokens(self, x: Float[Tensor, "n d_in"], parent: Float[Tensor, " n"]) -> None:
         """Add tokens of any kind: how often each feature fires without the parent."""
-        acts = _finite(self.sae, x)
+        acts = finite_acts(self.sae, x)
         which = torch.stack([torch.ones(len(x)), (parent > 0).float()])
         for begin in range(0, len(x), _EXACT):  # sums of ones, exact in fp32 and much faster as a product
             here = slice(begin, begin + _EXACT)
@@ -112,10 +93,11 @@ class SelectEvidence:
         if not len(tokens):
             return
         acts = self.sae.encode(tokens.x)
-        error = tokens.x - self.sae.decode(acts)
+        error = tokens.x - self.sae.decode(acts, tokens.x)
+        added = self.sae.contributions(acts, tokens.x)
         along = error @ self.sae.W_dec.T  # (n, d_sae)
         square = self.sae.W_dec.square().sum(1)
-        self.removal += acts.mul(along.mul_(2).addcmul_(acts, square)).sum(0, dtype=torch.float64)
+        self.removal += added.mul(along.mul_(2).addcmul_(added, square)).sum(0, dtype=torch.float64)
         fires = acts > 0
         self.fired_on_p += fires.sum(0)
         member = _membership(tokens.label, len(self.class_tokens))

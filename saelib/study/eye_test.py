@@ -20,6 +20,7 @@ from torch import Tensor
 
 from saelib.lm.model import LanguageModel
 from saelib.sae.sae import SAE
+from saelib.sae.scaled import scaled_acts
 from saelib.split.classes import CLASSES, PROMPTS
 
 WIN_RATE_MIN = 0.5
@@ -90,12 +91,6 @@ class EyeTest:
     def frame(self) -> pd.DataFrame:
         """One row a class."""
         return pd.DataFrame([asdict(row) for row in self.classes])
-
-
-def scaled_acts(sae: SAE, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-    """True activations times the norm of the feature's decoder row, so that features of different SAEs compare."""
-    with torch.no_grad():
-        return sae.encode(x) * sae.W_dec.norm(dim=1)
 
 
 def f1_table(acts: Float[Tensor, "n d_sae"], label: np.ndarray) -> Float[np.ndarray, "classes d_sae"]:

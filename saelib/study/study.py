@@ -44,9 +44,10 @@ from saelib.lm.hf_model import load_hf_folder, load_smollm2, smollm2_folder
 from saelib.lm.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
 from saelib.sae.evaluate import LossEnds, Quality, loss_ends, sae_quality
 from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, require_fits, save_sae
+from saelib.sae.scaled import scaled_acts
 from saelib.sae.train import TrainConfig, TrainResult, train
 from saelib.split.classes import hyphen_labels, hyphen_rows
-from saelib.study.eye_test import HyphenSet, scaled_acts
+from saelib.study.eye_test import HyphenSet
 from saelib.study.profiles import Profile
 from saelib.study.runs import RunSpec, get_run
 from saelib.text.corpus import build_token_store
@@ -344,11 +345,11 @@ def rank_parents(profile: Profile, sae: SAE) -> pd.DataFrame:
 
 
 def rank_marking(profile: Profile, sae: SAE, kind: str) -> pd.DataFrame:
-    """Features ranked by F1 on the select split: the columns of `saelib.marking.marking`, and `token`, what is marked.
+    """Features ranked by F1 on the select split: the columns of `saelib.interpret.marking.marking`, and `token`, what is marked.
 
     Args:
-        kind: `hyphen`, `digit` or `code`, as in `saelib.interpret.marking.tokens_of_kind`. Each token of code is ranked alone: its
-            pairs of token and feature are in one table.
+        kind: `hyphen`, `digit` or `code`, as in `saelib.interpret.marking.tokens_of_kind`. Each token of code is ranked
+            alone: its pairs of token and feature are in one table.
     """
     store, weights = activations(profile, "select"), weights_hash(sae)
     tables = []

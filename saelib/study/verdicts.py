@@ -17,9 +17,10 @@ from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.progress import report_progress
 from saelib.lm.model import LanguageModel, Logits
 from saelib.sae.sae import SAE
+from saelib.sae.scaled import scaled_acts
 from saelib.split.choose import SelectSummary, choose, clusters_as_children, score_split
 from saelib.split.classes import CLASSES, hyphen_labels
-from saelib.split.evidence import Tokens, scaled_acts
+from saelib.split.evidence import Tokens
 from saelib.split.score import BOOTSTRAP_DRAWS, Score
 from saelib.study import study
 from saelib.study.profiles import Profile
@@ -115,11 +116,11 @@ def causal_effects(
 ) -> Float[np.ndarray, "n_features n_classes"]:
     """What taking a feature away does to each class's true next tokens.
 
-    `a_j d_j` is subtracted from the activation at a labelled token of P, all else (the SAE's error included) left as it
-    is: `x - a_j d_j`. The entry is the mean change in log-probability (nats) of the class's true next tokens; a class
-    without tokens gives NaN. A child of class c lowers those of c and leaves the other classes' alone: c's entry less the
-    mean of the others' is its causal effect, negative for a child that does its work. Measured on the first
-    `profile.causal_tokens` tokens of each class.
+    What the feature adds to the reconstruction, `c_j d_j` (c the SAE's `contributions`), is subtracted from the activation
+    at a labelled token of P, all else (the SAE's error included) left as it is: `x - c_j d_j`. The entry is the mean change
+    in log-probability (nats) of the class's true next tokens; a class without tokens gives NaN. A child of class c lowers
+    those of c and leaves the other classes' alone: c's entry less the mean of the others' is its causal effect, negative
+    for a child that does its work. Measured on the first `profile.causal_tokens` tokens of each class.
     """
     model, store = study.language_model(profile), study.activations(profile, split)
     part = parent_tokens(profile, split, chosen)
@@ -130,7 +131,7 @@ def causal_effects(
     label, target = part.tokens.label[keep], part.next_token[keep]
     changes = np.zeros((len(features), len(keep)))
     for here, at, clean, logits in _spliced(model, store, part.rows[keep]):
-        acts = sae.encode(clean[at])
+        added = sae.contributions(sae.encode(clean[at]), clean[at])
 
         def true_next(x: Tensor, at: At = at, here: np.ndarray = here, logits: Logits = logits) -> Tensor:
             return logits(x, at).log_softmax(-1).gather(1, torch.from_numpy(target[here])[:, None])[:, 0]
@@ -139,7 +140,7 @@ def causal_effects(
         for k, j in enumerate(features):
             if j is not None:
                 without = clean.clone()
-                without[at] -= acts[:, j, None] * sae.W_dec[j]
+                without[at] -= added[:, j, None] * sae.W_dec[j]
                 changes[k, here] = (true_next(without) - base).numpy()
     by_class = [changes[:, label == c] for c in range(len(CLASSES))]
     return np.stack([c.mean(1) if c.shape[1] else np.full(len(features), np.nan) for c in by_class], axis=1)
@@ -160,7 +161,7 @@ def usefulness(profile: Profile, saes: Mapping[str, SAE], chosen: study.Parent) 
     x = part.tokens.x[torch.from_numpy(keep)]
     l0 = {name: float((sae.encode(x) > 0).float().sum(1).mean()) for name, sae in saes.items()}
     k = max(round(min(l0.values())), 1)
-    rebuilt = {name: sae.decode(_largest(scaled_acts(sae, x), sae.encode(x), k)) for name, sae in saes.items()}
+    rebuilt = {name: sae.decode(_largest(scaled_acts(sae, x), sae.encode(x), k), x) for name, sae in saes.items()}
     outputs = {"clean": x, "zero": torch.zeros_like(x), **rebuilt}
     losses = dict.fromkeys(outputs, 0.0)
     for here, at, clean, logits in _spliced(model, store, part.rows[keep]):
