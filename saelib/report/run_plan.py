@@ -20,7 +20,7 @@ from saelib.sae.sae import SAEConfig, init_random
 from saelib.sae.train import TrainConfig, train
 from saelib.study.profiles import Profile
 from saelib.study.runs import RUNS
-from saelib.text.corpus import token_dtype
+from saelib.text.cut import token_dtype
 from saelib.text.tokens import CONTEXT_LENGTH
 
 _FLOAT = 4

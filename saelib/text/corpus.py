@@ -16,6 +16,7 @@ import numpy as np
 import tokenizers
 
 from saelib.base.cache import atomic_dir, cache_dir, content_key, locked, write_json
+from saelib.text.cut import cut, token_dtype, tokenised, write_split
 from saelib.text.sources import Source, documents, download
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
@@ -121,11 +122,6 @@ def build_token_store(
     return TokenStore.open(folder)
 
 
-def token_dtype(vocabulary: int) -> type[np.uint16] | type[np.uint32]:
-    """The smallest type that holds every token."""
-    return np.uint16 if vocabulary <= 2**16 else np.uint32
-
-
 def _write_splits(
     corpus: list[tuple[Source, str]],
     tokenizer: tokenizers.Tokenizer,
@@ -133,50 +129,34 @@ def _write_splits(
     folder: Path,
     progress: Progress | None,
 ) -> dict[str, Any]:
+    """Write every split's files; the manifest. `hyphens` are tokens "-": none where the tokenizer has no such token."""
     by_split: dict[str, list[tuple[Source, str]]] = {split: [] for split in SPLITS}
     for source, text in corpus:
         by_split[split_of(text)].append((source, text))
-    vocabulary = tokenizer.get_vocab()
-    bos, eos, hyphen = (vocabulary[token] for token in (*special, "-"))
-    dtype = token_dtype(tokenizer.get_vocab_size())
-    per_source: dict[str, dict[str, int]] = {}
-    splits: dict[str, dict[str, int]] = {}
+    bos, eos = (tokenizer.get_vocab()[token] for token in special)
+    hyphen = tokenizer.token_to_id("-")
+    per_source = {source.package: {"documents": 0, "tokens": 0, "hyphens": 0} for source, _ in corpus}
     done = 0
+
+    def counted(rows: list[tuple[Source, str]]) -> Iterator[list[int]]:
+        nonlocal done
+        for (source, _), ids in zip(rows, tokenised(tokenizer, [text for _, text in rows]), strict=True):
+            counts = per_source[source.package]
+            counts["documents"] += 1
+            counts["tokens"] += len(ids) + 1
+            counts["hyphens"] += 0 if hyphen is None else ids.count(hyphen)
+            done += 1
+            if progress and (done % 512 == 0 or done == len(corpus)):
+                progress("tokenising", done, len(corpus))
+            yield ids
+
+    splits: dict[str, dict[str, int]] = {}
     for split in SPLITS:
         rows = by_split[split]
         random.Random(split).shuffle(rows)
-        stream: list[np.ndarray] = []
-        starts: list[int] = []
-        position = 0
-        for begin in range(0, len(rows), 512):
-            chunk = rows[begin : begin + 512]
-            encodings = tokenizer.encode_batch([text for _, text in chunk], add_special_tokens=False)
-            for (source, _), encoding in zip(chunk, encodings, strict=True):
-                ids = np.array([*encoding.ids, eos], dtype=dtype)
-                starts.append(position)
-                stream.append(ids)
-                position += len(ids)
-                counts = per_source.setdefault(source.package, {"documents": 0, "tokens": 0, "hyphens": 0})
-                counts["documents"] += 1
-                counts["tokens"] += len(ids)
-                counts["hyphens"] += int((ids == hyphen).sum())
-            done += len(chunk)
-            if progress:
-                progress("tokenising", done, len(corpus))
-        tokens = np.concatenate(stream) if stream else np.empty(0, dtype=dtype)
-        n_contexts = len(tokens) // (CONTEXT_LENGTH - 1)
-        contexts = np.empty((n_contexts, CONTEXT_LENGTH), dtype=dtype)
-        contexts[:, 0] = bos
-        contexts[:, 1:] = tokens[: n_contexts * (CONTEXT_LENGTH - 1)].reshape(n_contexts, CONTEXT_LENGTH - 1)
-        # Not by `tofile`, whose error on a full disk does not say that it is full.
-        (folder / f"{split}.bin").write_bytes(contexts.tobytes())
-        (folder / f"{split}.documents.bin").write_bytes(np.array(starts, dtype=np.int64).tobytes())
-        splits[split] = {
-            "documents": len(rows),
-            "contexts": n_contexts,
-            "tokens": n_contexts * (CONTEXT_LENGTH - 1),
-            "hyphens": int((contexts == hyphen).sum()),
-        }
+        contexts = cut(counted(rows), bos, eos, tokenizer.get_vocab_size())
+        splits[split] = write_split(folder, split, contexts)
+        splits[split]["hyphens"] = 0 if hyphen is None else int((contexts.tokens == hyphen).sum())
     used = {source.package: source for source, _ in corpus}
     return {
         "sources": [
@@ -190,5 +170,5 @@ def _write_splits(
         "characters": sum(len(text) for _, text in corpus),
         "code_share_of_characters": sum(len(t) for s, t in corpus if s.kind == "code") / sum(len(t) for _, t in corpus),
         "vocabulary": tokenizer.get_vocab_size(),
-        "dtype": str(np.dtype(dtype)),
+        "dtype": str(np.dtype(token_dtype(tokenizer.get_vocab_size()))),
     }  # fmt: skip

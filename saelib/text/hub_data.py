@@ -20,7 +20,7 @@ from saelib.base.cache import cache_dir, content_key, disk_errors, ensure_dir, f
 from saelib.base.errors import UserError
 from saelib.base.hub import cached_snapshot, hub_reachable, missing, named_folder
 from saelib.lm.model import LanguageModel
-from saelib.text.corpus import token_dtype
+from saelib.text.cut import token_dtype
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
 PRETOKENISED = "NeelNanda/c4-code-tokenized-2b"

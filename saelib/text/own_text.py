@@ -6,17 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from saelib.acts.store import ActivationStore, harvest
 from saelib.base.cache import atomic_dir, cache_dir, content_key, disk_errors, locked, write_json
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.lm.model import LanguageModel
-from saelib.text.corpus import token_dtype
+from saelib.text.cut import cut, tokenised, write_split
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
 SPLIT = "text"
+OWN_TEXT_VERSION = 2
+"""Part of the store's key: raise it when the contexts of the same documents change."""
 
 
 def text_store(
@@ -40,7 +40,7 @@ def stores_of_text(
     """As `text_store`, with the tokens: which document each came from."""
     documents = _documents(text)
     digest = hashlib.sha256("\0".join(documents).encode("utf-8", "replace")).hexdigest()
-    key = content_key(text=digest, model=model.key, context_length=CONTEXT_LENGTH)
+    key = content_key(text=digest, model=model.key, context_length=CONTEXT_LENGTH, version=OWN_TEXT_VERSION)
     folder = cache_dir() / "tokens" / f"{SPLIT}-{key}"
     with locked(folder):
         if not (folder / "manifest.json").exists():
@@ -96,25 +96,11 @@ def _documents(text: str | Path | Sequence[str]) -> list[str]:
 
 
 def _write(model: LanguageModel, documents: list[str], key: str, folder: Path) -> None:
-    parts, starts, position, dtype = [], [], 0, token_dtype(model.d_vocab)
-    for document in documents:
-        ids = [*model.tokenizer.encode(document).ids, model.eos]
-        starts.append(position)
-        parts.append(np.array(ids, dtype=dtype))
-        position += len(ids)
-    stream = np.concatenate([np.zeros(0, dtype=dtype), *parts])
-    n_contexts = len(stream) // (CONTEXT_LENGTH - 1)
-    if not n_contexts:
+    contexts = cut(tokenised(model.tokenizer, documents), model.bos, model.eos, model.d_vocab)
+    if not len(contexts.tokens):
         rule = f"the text must fill at least one context of {CONTEXT_LENGTH - 1} tokens"
-        raise UserError(rule, f"{len(stream)} tokens", "pass a longer text, or several documents")
-    contexts = np.empty((n_contexts, CONTEXT_LENGTH), dtype=dtype)
-    contexts[:, 0] = model.bos
-    contexts[:, 1:] = stream[: n_contexts * (CONTEXT_LENGTH - 1)].reshape(n_contexts, -1)
+        raise UserError(rule, f"{contexts.n_stream} tokens", "pass a longer text, or several documents")
     with atomic_dir(folder) as temporary:
-        contexts.tofile(temporary / f"{SPLIT}.bin")
-        np.array(starts, dtype=np.int64).tofile(temporary / f"{SPLIT}.documents.bin")
-        splits = {
-            SPLIT: {"documents": len(documents), "contexts": n_contexts, "tokens": n_contexts * (CONTEXT_LENGTH - 1)}
-        }
-        manifest = {"key": key, "name": SPLIT, "dtype": str(contexts.dtype), "splits": splits}
+        splits = {SPLIT: write_split(temporary, SPLIT, contexts)}
+        manifest = {"key": key, "name": SPLIT, "dtype": str(contexts.tokens.dtype), "splits": splits}
         write_json(temporary / "manifest.json", manifest)
