@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +37,8 @@ class TokenSet:
 
     def where(self, keep: np.ndarray) -> TokenSet:
         """The tokens chosen by a mask or by index."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
         chosen = torch.from_numpy(np.asarray(keep))
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         return TokenSet(**{k: v[chosen] if isinstance(v, Tensor) else v[keep] for k, v in parts.items()})
 
 
