@@ -160,7 +160,7 @@ def test_the_key_follows_everything_that_determines_the_result(write: Write, mon
 
 
 def test_what_is_left_out_of_the_code_fingerprint_exists() -> None:
-    modules = {path.stem for path in Path(saelib.__file__).parent.glob("*.py")}
+    modules = {path.stem for path in Path(saelib.__file__).parent.rglob("*.py")}
     assert modules >= _NOT_PART_OF_RESULTS
 
 
@@ -169,7 +169,7 @@ def test_comments_and_docstrings_do_not_change_the_code_fingerprint(
 ) -> None:
     def fingerprint(name: str, text: str) -> str:
         (tmp_path / name).write_text(text)
-        monkeypatch.setattr("saelib.report.notebook_runner.__file__", str(tmp_path / "notebook_runner.py"))
+        monkeypatch.setattr("saelib.report.notebook_runner.__file__", str(tmp_path / "report" / "notebook_runner.py"))
         code_fingerprint.cache_clear()
         return code_fingerprint()
 

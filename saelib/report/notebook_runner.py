@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
-import hashlib
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from saelib import __version__
 from saelib.base.cache import atomic_dir, cache_dir, content_key, damage_in, disk_errors, ensure_dir, locked, read_json
+from saelib.base.code_version import source_hash
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.base.provenance import provenance, versions
@@ -211,22 +211,8 @@ def _from_text(text: str, kinds: set[str]) -> Any:
 @cache
 def code_fingerprint() -> str:
     """Hash of the code that computes results: comments, layout and docstrings do not count, nor does orchestration."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        if path.stem in _NOT_PART_OF_RESULTS:
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if (
-                isinstance(body, list)
-                and body
-                and isinstance(body[0], ast.Expr)
-                and isinstance(body[0].value, ast.Constant)
-            ):
-                body[0].value.value = None
-        digest.update(f"{path.name}\n{ast.dump(tree)}\n".encode())
-    return digest.hexdigest()[:16]
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return source_hash(path for path in files if path.stem not in _NOT_PART_OF_RESULTS)
 
 
 def notebook_key(source: NotebookSource, parameters: dict[str, Scalar], key_extra: dict[str, Any] | None = None) -> str:
@@ -271,7 +257,8 @@ def run_notebook(
     """Run `<name>.py` with `parameters` in a fresh kernel of this interpreter, or return its finished result.
 
     `result` holds name, title, key, parameters (defaults included), headline (what the notebook recorded through
-    `saelib.report.report.headline`), seconds, started, threads, warnings, and versions, commit and machine of `saelib.base.provenance`.
+    `saelib.report.report.headline`), seconds, started, threads, warnings, and versions, commit and machine of
+    `saelib.base.provenance`.
 
     Raises `UserError` for a bad name, parameter or disk and for a `UserError` in a cell; `NotebookFailed` for any other
     failing cell, which leaves the partial notebook in the cache.

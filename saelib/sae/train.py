@@ -33,10 +33,16 @@ from torch import Tensor
 
 from saelib.base.cache import content_key, locked
 from saelib.base.checkpoints import Checkpoint, Checkpoints
+from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.sae.health import Health
 from saelib.sae.sae import PARAMETERS, SAE, kaiming_uniform, require_trainable, unit_rows
 from saelib.sae.step import Objective, Params, StepResult, choose_route, loss_and_grads, normalise_decoder
+
+TRAINING_CODE = (
+    "acts.filter", "acts.store", "base.kernels", "sae.sae", "sae.screen", "sae.step", "sae.train",
+)  # fmt: skip
+"""What computes a training: what starts it, serves its batches and does its steps. A kept one depends on this code."""
 
 
 @runtime_checkable
@@ -280,12 +286,17 @@ class _State:
 
 
 def _run_key(sae: SAE, batches: Batches, cfg: TrainConfig) -> str:
-    """A hash of all that determines the run: configuration, initial weights, and the `key` of batches that have one."""
+    """A hash of all that determines the run: configuration, initial weights, the code, and the `key` of batches that have one."""
     weights = hashlib.sha256()
     for name in PARAMETERS:
         weights.update(getattr(sae, name).detach().cpu().contiguous().numpy().tobytes())
     config = {key: value for key, value in dataclasses.asdict(cfg).items() if key != "checkpoint_every"}
-    return content_key(config=config, weights=weights.hexdigest(), batches=getattr(batches, "key", None))
+    return content_key(
+        config=config,
+        weights=weights.hexdigest(),
+        batches=getattr(batches, "key", None),
+        code=code_version(*TRAINING_CODE),
+    )
 
 
 def _check_fit(sae: SAE, batches: Batches, cfg: TrainConfig) -> None:

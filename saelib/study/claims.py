@@ -25,6 +25,7 @@ from scipy.stats import mannwhitneyu
 
 from saelib.acts.store import POSITIONS
 from saelib.base.cache import content_key, kept_json
+from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.base.stats import bootstrap_difference, first_at_or_below, fisher_p, newcombe_interval
@@ -35,7 +36,10 @@ from saelib.study.profiles import Profile, get_profile
 from saelib.study.runs import ARMS, Arm
 from saelib.study.verdicts import score_of
 
-SCORE_VERSION = 1
+SCORE_CODE = (
+    "sae.sae", "sae.scaled", "split.choose", "split.classes", "split.evidence", "split.score", "study.verdicts",
+)  # fmt: skip
+"""What computes a kept score."""
 _DRAWS = 400
 
 
@@ -60,7 +64,10 @@ def matched_feature(profile: Profile) -> study.Parent:
     """
     chosen = study.parent(profile)
     sae, store = study.narrow_sae(profile).sae, study.activations(profile, "select")
-    key = content_key(store=store.key, weights=study.weights_hash(sae), parent=chosen, fraction=profile.tau_fraction)
+    key = content_key(
+        store=store.key, sae=study.sae_key(sae), parent=chosen, fraction=profile.tau_fraction,
+        code=code_version("interpret.marking", "sae.sae", "study.claims"),
+    )  # fmt: skip
 
     def search() -> dict[str, Any]:
         largest = np.zeros(sae.cfg.d_sae, dtype=np.float32)
@@ -107,7 +114,7 @@ def measured(profile: Profile, arm: Arm, seed: int, step: int) -> dict[str, Any]
     parent = study.parent(profile)
     test = study.activations(profile, "test")
     key = content_key(
-        weights=study.weights_hash(sae), parent=parent, store=test.key, version=SCORE_VERSION, draws=_DRAWS,
+        sae=study.sae_key(sae), parent=parent, store=test.key, code=code_version(*SCORE_CODE), draws=_DRAWS,
         cofire=profile.cofire_contexts, warm=arm.init_from_narrow,
     )  # fmt: skip
     return dict(kept_json("scores", key, lambda: _measure(profile, sae, parent, arm)))

@@ -35,6 +35,7 @@ from saelib.base.cache import (
     sealed,
     write_json,
 )
+from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.hub import named_path
 from saelib.base.progress import report_progress
@@ -45,7 +46,7 @@ from saelib.lm.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
 from saelib.sae.evaluate import LossEnds, Quality, loss_ends, sae_quality
 from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, require_fits, save_sae
 from saelib.sae.scaled import scaled_acts
-from saelib.sae.train import TrainConfig, TrainResult, train
+from saelib.sae.train import TRAINING_CODE, TrainConfig, TrainResult, train
 from saelib.split.classes import hyphen_labels, hyphen_rows
 from saelib.study.eye_test import HyphenSet
 from saelib.study.profiles import Profile
@@ -136,15 +137,24 @@ def _sae_config(profile: Profile, d_sae: int, **metadata: Any) -> SAEConfig:
     )
 
 
+QUALITY_CODE = ("lm.hf_model", "lm.hooked", "lm.mini_lm", "lm.model", "sae.evaluate", "sae.sae")
+"""What computes a kept quality, as `TRAINING_CODE` a training."""
+
+
+def training_folder(name: str, key: str) -> Path:
+    """Where `train_once` keeps a training: named by its key and by the code that trains."""
+    return cache_dir() / "runs" / f"{name}-{content_key(key=key, code=code_version(*TRAINING_CODE))}"
+
+
 def train_once(
     key: str, name: str, initial: Callable[[], SAE], batches: Callable[[], ShuffledBatches], cfg: TrainConfig,
     probe: Callable[[SAE], dict[str, float]] | None = None, keep: Sequence[int] = (),
 ) -> TrainResult:  # fmt: skip
-    """Train, or return what the cache holds under `key`; a killed training goes on from its checkpoint.
+    """Train, or return what the cache holds under `key` from the same code; a killed training goes on from its checkpoint.
 
     The SAE as it is after each of the steps in `keep` is kept beside the last one.
     """
-    folder = cache_dir() / "runs" / f"{name}-{key}"
+    folder = training_folder(name, key)
     with locked(folder):
         if not (folder / "summary.json").exists():
 
@@ -185,7 +195,7 @@ def _finished_training(folder: Path) -> TrainResult:
 def kept_after(profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, n_steps: int, step: int) -> SAE:
     """The SAE of a finished run as it was after `step` steps; that step must be one that was kept."""
     name, key, *_ = _run_plan(profile, spec, chosen, filter_by, n_steps)
-    return load_sae(cache_dir() / "runs" / f"{name}-{key}" / f"sae-{step}")
+    return load_sae(training_folder(name, key) / f"sae-{step}")
 
 
 def _train_config(profile: Profile, l1_coeff: float, n_steps: int, seed: int, zero_parent: int | None) -> TrainConfig:
@@ -275,7 +285,7 @@ def narrow_folder(profile: Profile) -> Path:
     if (path := named_path(profile.narrow_sae_variable)) is not None:
         return path
     key, name, *_ = _narrow_plan(profile, coefficient(profile).l1_coeff)
-    return cache_dir() / "runs" / f"{name}-{key}" / "sae"
+    return training_folder(name, key) / "sae"
 
 
 def _given_narrow(profile: Profile) -> TrainResult | None:
@@ -316,7 +326,7 @@ def _named_sae(profile: Profile, variable: str | None, which: str, d_sae: int) -
 @functools.cache
 def _loss_ends(profile: Profile, split: str) -> LossEnds:
     store = activations(profile, split)
-    key = content_key(store=store.key, ends=profile.evaluate_contexts)
+    key = content_key(store=store.key, ends=profile.evaluate_contexts, code=code_version(*QUALITY_CODE))
 
     def measure() -> dict[str, float]:
         return loss_ends(language_model(profile), store, profile.evaluate_contexts)._asdict()
@@ -327,7 +337,12 @@ def _loss_ends(profile: Profile, split: str) -> LossEnds:
 def quality_of(profile: Profile, sae: SAE, split: str = "test") -> Quality:
     """L0, FVU, loss recovered of an SAE on held-out text; measured once for its weights."""
     store = activations(profile, split)
-    key = content_key(store=store.key, weights=weights_hash(sae), n_contexts=profile.evaluate_contexts)
+    key = content_key(
+        store=store.key,
+        sae=sae_key(sae),
+        n_contexts=profile.evaluate_contexts,
+        code=code_version(*QUALITY_CODE),
+    )
 
     def measure() -> dict[str, float]:
         ends = _loss_ends(profile, split)
@@ -351,10 +366,10 @@ def rank_marking(profile: Profile, sae: SAE, kind: str) -> pd.DataFrame:
         kind: `hyphen`, `digit` or `code`, as in `saelib.interpret.marking.tokens_of_kind`. Each token of code is ranked
             alone: its pairs of token and feature are in one table.
     """
-    store, weights = activations(profile, "select"), weights_hash(sae)
+    store, which = activations(profile, "select"), sae_key(sae)
     tables = []
     for name, ids in tokens_of_kind(language_model(profile), kind):
-        key = content_key(store=store.key, weights=weights, tokens=ids)
+        key = content_key(store=store.key, sae=which, tokens=ids, code=code_version("interpret.marking", "sae.sae"))
         columns = kept_json("parents", key, functools.partial(_marking_columns, store, sae, ids))
         tables.append(pd.DataFrame(columns).assign(token=name))
     return pd.concat(tables).sort_values("f1", ascending=False, kind="stable").reset_index(drop=True)
@@ -426,7 +441,7 @@ def parent_on(profile: Profile, split: str, feature: int) -> np.ndarray:
 def feature_on(profile: Profile, split: str, sae: SAE, feature: int) -> np.ndarray:
     """One feature's activation on every row of a split; kept in the cache, since every run asks for the parent's."""
     store = activations(profile, split)
-    key = content_key(store=store.key, weights=weights_hash(sae), feature=feature)
+    key = content_key(store=store.key, sae=sae_key(sae), feature=feature, code=code_version("acts.filter", "sae.sae"))
 
     def make(folder: Path) -> None:
         file = io.BytesIO()  # numpy's error on a full disk would not say that it is full
@@ -524,6 +539,12 @@ def weights_hash(sae: SAE) -> str:
     for name, tensor in sorted(sae.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def sae_key(sae: SAE) -> str:
+    """Identifies what an SAE computes: its weights and its kind. Two SAEs of the same weights may differ in their `k`."""
+    kind = {name: value for name, value in sae.cfg.to_dict().items() if name != "metadata"}
+    return content_key(weights=weights_hash(sae), kind=kind)
 
 
 def text_summary(profile: Profile) -> dict[str, Any]:
