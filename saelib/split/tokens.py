@@ -38,8 +38,9 @@ class TokenSet:
     def where(self, keep: np.ndarray) -> TokenSet:
         """The tokens chosen by a mask or by index."""
         chosen = torch.from_numpy(np.asarray(keep))
-        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TokenSet(**{k: v[chosen] if isinstance(v, Tensor) else v[keep] for k, v in parts.items()})
+        every: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept: dict[str, Any] = {k: v[chosen] if isinstance(v, Tensor) else v[keep] for k, v in every.items()}
+        return TokenSet(**kept)
 
 
 @dataclass(frozen=True)

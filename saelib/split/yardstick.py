@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 
 from saelib.base.errors import UserError
 from saelib.split.contexts import Context, Labels
@@ -63,11 +63,12 @@ class Documents:
         drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
         return Documents(index, np.vstack([np.ones((1, count)), drawn]))
 
-    def sums(self, counts: np.ndarray) -> Float[np.ndarray, "draws k"]:
+    def sums(self, counts: np.ndarray | csr_array) -> Float[np.ndarray, "draws k"]:
         """Sums over the drawn documents of a number a token, (n, k)."""
         n, n_documents = len(self.index), self.weights.shape[1]
         place = csr_array((np.ones(n), (self.index, np.arange(n))), shape=(n_documents, n))
-        return np.asarray(self.weights @ (place @ counts.astype(np.float64)))
+        each = place @ counts  # (n_documents, k)
+        return np.asarray(self.weights @ (each.toarray() if issparse(each) else each))
 
     def mcc(self, fires: Bool[np.ndarray, "n m"], member: Bool[np.ndarray, "n m"]) -> Float[np.ndarray, "draws m"]:
         """MCC in every draw, from each document's (TP, FP, FN, TN)."""

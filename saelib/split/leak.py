@@ -1,0 +1,145 @@
+"""Leak: how often a child fires where its parent is silent, at the text's natural rates.
+
+A child fires above theta. Of its firings on all tokens - P, the parent's weaker tokens, and those on which it is silent -
+    missed  = share where the parent is silent and the token is in the child's context    (the parent missed it: harmless)
+    foreign = share where the parent is silent and the token is not
+Each sampled token counts for as many tokens of the text as its sample stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+from scipy.sparse import csr_array
+
+from saelib.base.errors import UserError
+from saelib.split.tokens import ParentTokens
+from saelib.split.yardstick import DRAWS, Documents, Interval
+
+SAMPLES = ("on", "weak", "off")
+MOST_FOREIGN = 0.1
+"""A child's threshold is the lowest at which its foreign leak on select is at most this."""
+QUANTILES = tuple(np.arange(0, 1, 0.05).round(2).tolist())
+"""Candidate thresholds: 0, then these quantiles of the child's positive activations on P."""
+
+
+@dataclass(frozen=True)
+class Firings:
+    """Activations of children on one split's tokens: P, the parent's weaker tokens, and those on which it is silent."""
+
+    acts: dict[str, Float[np.ndarray, "_ K"]]
+    """For each of `SAMPLES`, the children's activations."""
+    document: dict[str, Integer[np.ndarray, " _"]]
+    """For each of `SAMPLES`, the document of each token."""
+    weight: dict[str, float]
+    """For each of `SAMPLES`, how many tokens of the text one sampled token stands for."""
+    in_context: Bool[np.ndarray, "n_off K"]
+    """Whether each token on which the parent is silent is in each child's context."""
+
+    @staticmethod
+    def of(
+        tokens: ParentTokens,
+        split: str,
+        acts: Mapping[str, Float[np.ndarray, "_ K"]],
+        in_context: Bool[np.ndarray, "n_off K"],
+    ) -> Firings:
+        """The firings on one split of a parent's tokens.
+
+        Raises:
+            UserError: activations that are not of these tokens.
+        """
+        parts = {name: getattr(tokens, name)[split] for name in SAMPLES}
+        got = [len(acts[name]) for name in SAMPLES] + [len(in_context)]
+        if got != (expected := [len(parts[name]) for name in SAMPLES] + [len(parts["off"])]):
+            raise UserError(f"activations need a row a token, {expected}", got, "encode the tokens that are judged")
+        return Firings(
+            acts=dict(acts),
+            document={name: part.document for name, part in parts.items()},
+            weight={n: getattr(tokens, f"n_{n}")[split] / max(len(part), 1) for n, part in parts.items()},
+            in_context=in_context,
+        )
+
+    def counts(self, theta: Float[np.ndarray, " K"]) -> Float[np.ndarray, "3 K"]:
+        """Tokens of the text on which each child fires: in all, missed, foreign."""
+        fired = {name: self.acts[name] > theta for name in SAMPLES}
+        total = sum(self.weight[name] * fired[name].sum(0) for name in SAMPLES)
+        missed = self.weight["off"] * (fired["off"] & self.in_context).sum(0)
+        foreign = self.weight["off"] * (fired["off"] & ~self.in_context).sum(0)
+        return np.stack([total, missed, foreign]).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Where children fire without their parent; one entry a child."""
+
+    foreign: tuple[Interval, ...]
+    """Share of firings that are foreign; the upper end is the larger of the bootstrap's and Wilson's. 0 where it never fires."""
+    missed: tuple[Interval, ...]
+    """Share of firings that are missed."""
+    firings: Float[np.ndarray, " K"]
+    """Tokens of the text on which each child fires."""
+    n: Float[np.ndarray, " K"]
+    """Firings in units of one sampled off-parent token: Wilson's number of trials."""
+    draws: Float[np.ndarray, "draws K"] = field(repr=False)
+    """The foreign share: of all documents, then in every draw of them."""
+
+
+def leak(firings: Firings, theta: Float[np.ndarray, " K"], draws: int = DRAWS, seed: int = 0) -> Leak:
+    """The leak of children that fire above `theta`, with intervals over documents."""
+    sizes = [len(firings.document[name]) for name in SAMPLES]
+    every = Documents.drawn(np.concatenate([firings.document[name] for name in SAMPLES]), draws, seed)
+    index = dict(zip(SAMPLES, np.split(every.index, np.cumsum(sizes)[:-1]), strict=True))
+    total, K = np.zeros((draws + 1, len(theta))), len(theta)
+    for name in SAMPLES:
+        documents, fired = Documents(index[name], every.weights), firings.acts[name] > theta
+        total += firings.weight[name] * documents.sums(csr_array(fired, dtype=np.float64))
+    inside, outside = fired & firings.in_context, fired & ~firings.in_context  # of the last sample: off
+    missed, foreign = (
+        firings.weight["off"] * documents.sums(csr_array(part, dtype=np.float64)) for part in (inside, outside)
+    )
+    missed, foreign = (np.divide(p, total, out=np.zeros_like(p), where=total > 0) for p in (missed, foreign))
+    n = total[0] / max(firings.weight["off"], 1.0)
+    return Leak(
+        foreign=tuple(share_interval(foreign[:, j], n[j]) for j in range(K)),
+        missed=tuple(share_interval(missed[:, j], n[j]) for j in range(K)),
+        firings=total[0],
+        n=n,
+        draws=foreign,
+    )
+
+
+def choose_theta(firings: Firings, most: float = MOST_FOREIGN) -> Float[np.ndarray, " K"]:
+    """Each child's threshold on select: the lowest candidate at which its foreign leak is at most `most`, else the candidate
+    with the least leak. A child that fires nowhere on P gets 0."""
+    on = firings.acts["on"]
+    theta = np.zeros((len(QUANTILES), on.shape[1]))
+    for j in range(on.shape[1]):
+        positive = on[on[:, j] > 0, j]
+        if len(positive):
+            theta[1:, j] = np.quantile(positive, QUANTILES[1:])
+    share = np.ones_like(theta)  # what never fires is no candidate
+    for i, row in enumerate(theta):
+        total, _, foreign = firings.counts(row)
+        np.divide(foreign, total, out=share[i], where=total > 0)
+    allowed = share <= most
+    chosen = np.where(allowed.any(0), allowed.argmax(0), share.argmin(0))
+    return np.asarray(theta[chosen, np.arange(on.shape[1])])
+
+
+def wilson(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a share of `n` trials at `z` standard errors; (0, 1) without trials."""
+    if n <= 0:
+        return 0.0, 1.0
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)
+
+
+def share_interval(draws: Float[np.ndarray, " draws"], n: float) -> Interval:
+    """A share with the wider ends of its bootstrap over documents and of Wilson's interval: none seen is not none."""
+    low, high = np.percentile(draws[1:], [2.5, 97.5])
+    wilson_low, wilson_high = wilson(float(draws[0]), n)
+    return Interval(float(draws[0]), min(float(low), wilson_low), max(float(high), wilson_high))
