@@ -226,6 +226,27 @@ def test_logit_effects(sae: SAE, model: OneLayerModel) -> None:
     np.testing.assert_allclose(frame["bottom_logit"], effect.sort().values[:4], **CLOSE)
 
 
+def test_a_map_of_decoder_rows(sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Umap:
+        def UMAP(self, **settings: object) -> Umap:
+            return self
+
+        def fit_transform(self, rows: np.ndarray) -> np.ndarray:
+            return rows[:, :2]
+
+    monkeypatch.setattr("saelib.report.decoder_map._umap", Umap)
+    points = tools.decoder_map({"it": sae})
+    np.testing.assert_array_equal(points[["x", "y"]].to_numpy(), sae.W_dec[:, :2].numpy().astype(float))
+    assert points["feature"].tolist() == list(range(sae.cfg.d_sae)) and tools.map_view(points).record
+
+
+def test_every_tool_is_put_to_every_kind() -> None:
+    """Those that take an SAE; the others load a model, a text or an SAE."""
+    source = Path(__file__).read_text()
+    missing = [name for name in tools.__all__ if f"tools.{name}(" not in source]
+    assert set(missing) <= {"Member", "load_embedded", "load_sae", "text_store"}, missing
+
+
 def test_a_feature_page(
     sae: SAE, model: OneLayerModel, store: ActivationStore, dense: np.ndarray, wanted: list[int], tmp_path: Path
 ) -> None:
