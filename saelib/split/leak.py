@@ -62,14 +62,6 @@ class Firings:
             in_context=in_context,
         )
 
-    def counts(self, theta: Float[np.ndarray, " K"]) -> Float[np.ndarray, "3 K"]:
-        """Tokens of the text on which each child fires: in all, missed, foreign."""
-        fired = {name: self.acts[name] > theta for name in SAMPLES}
-        total = sum(self.weight[name] * fired[name].sum(0) for name in SAMPLES)
-        missed = self.weight["off"] * (fired["off"] & self.in_context).sum(0)
-        foreign = self.weight["off"] * (fired["off"] & ~self.in_context).sum(0)
-        return np.stack([total, missed, foreign]).astype(np.float64)
-
 
 @dataclass(frozen=True)
 class Leak:
@@ -89,17 +81,18 @@ class Leak:
 
 def leak(firings: Firings, theta: Float[np.ndarray, " K"], draws: int = DRAWS, seed: int = 0) -> Leak:
     """The leak of children that fire above `theta`, with intervals over documents."""
-    sizes = [len(firings.document[name]) for name in SAMPLES]
+    sizes, K = [len(firings.document[name]) for name in SAMPLES], len(theta)
     every = Documents.drawn(np.concatenate([firings.document[name] for name in SAMPLES]), draws, seed)
     index = dict(zip(SAMPLES, np.split(every.index, np.cumsum(sizes)[:-1]), strict=True))
-    total, K = np.zeros((draws + 1, len(theta))), len(theta)
-    for name in SAMPLES:
-        documents, fired = Documents(index[name], every.weights), firings.acts[name] > theta
-        total += firings.weight[name] * documents.sums(csr_array(fired, dtype=np.float64))
-    inside, outside = fired & firings.in_context, fired & ~firings.in_context  # of the last sample: off
-    missed, foreign = (
-        firings.weight["off"] * documents.sums(csr_array(part, dtype=np.float64)) for part in (inside, outside)
-    )
+
+    def sums(name: str, fired: np.ndarray) -> np.ndarray:
+        counts = csr_array(fired, dtype=np.float64)
+        return firings.weight[name] * Documents(index[name], every.weights).sums(counts)
+
+    fired = {name: firings.acts[name] > theta for name in SAMPLES}
+    total = np.sum([sums(name, fired[name]) for name in SAMPLES], axis=0)
+    missed = sums("off", fired["off"] & firings.in_context)
+    foreign = sums("off", fired["off"] & ~firings.in_context)
     missed, foreign = (np.divide(p, total, out=np.zeros_like(p), where=total > 0) for p in (missed, foreign))
     n = total[0] / max(firings.weight["off"], 1.0)
     return Leak(
@@ -114,19 +107,21 @@ def leak(firings: Firings, theta: Float[np.ndarray, " K"], draws: int = DRAWS, s
 def choose_theta(firings: Firings, most: float = MOST_FOREIGN) -> Float[np.ndarray, " K"]:
     """Each child's threshold on select: the lowest candidate at which its foreign leak is at most `most`, else the candidate
     with the least leak. A child that fires nowhere on P gets 0."""
-    on = firings.acts["on"]
-    theta = np.zeros((len(QUANTILES), on.shape[1]))
-    for j in range(on.shape[1]):
-        positive = on[on[:, j] > 0, j]
-        if len(positive):
-            theta[1:, j] = np.quantile(positive, QUANTILES[1:])
-    share = np.ones_like(theta)  # what never fires is no candidate
-    for i, row in enumerate(theta):
-        total, _, foreign = firings.counts(row)
-        np.divide(foreign, total, out=share[i], where=total > 0)
-    allowed = share <= most
-    chosen = np.where(allowed.any(0), allowed.argmax(0), share.argmin(0))
-    return np.asarray(theta[chosen, np.arange(on.shape[1])])
+    out = np.zeros(firings.in_context.shape[1])
+    for j in range(len(out)):
+        column = {name: np.ascontiguousarray(firings.acts[name][:, j]) for name in SAMPLES}
+        positive = {name: np.sort(column[name][column[name] > 0]) for name in SAMPLES}
+        if not len(positive["on"]):
+            continue
+        inside = firings.in_context[:, j]
+        positive["foreign"] = np.sort(column["off"][(column["off"] > 0) & ~inside])
+        theta = np.append(0, np.quantile(positive["on"], QUANTILES[1:]).astype(column["on"].dtype))
+        above = {name: len(values) - np.searchsorted(values, theta, side="right") for name, values in positive.items()}
+        total = sum(firings.weight[name] * above[name] for name in SAMPLES)
+        share = np.divide(firings.weight["off"] * above["foreign"], total, out=np.ones(len(theta)), where=total > 0)
+        allowed = share <= most
+        out[j] = theta[allowed.argmax() if allowed.any() else share.argmin()]
+    return out
 
 
 def wilson(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
