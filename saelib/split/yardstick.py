@@ -84,9 +84,9 @@ class Yardstick:
     """What is to be told apart."""
     n_tokens: dict[str, int]
     """For each split, the tokens of P that were labelled."""
-    used: dict[str, Integer[np.ndarray, " n"]]
+    used: dict[str, Integer[np.ndarray, " _"]]
     """For each split, which of them are used: those that take part, at most `MOST`, ascending."""
-    member: dict[str, Bool[np.ndarray, "n m"]]
+    member: dict[str, Bool[np.ndarray, "_ m"]]
     """For each split, the contexts of the used tokens."""
     documents: Documents
     """Draws of the used test tokens' documents."""
