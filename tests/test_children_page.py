@@ -1,0 +1,197 @@
+"""The page of a split: every section, offline, light, true to the split; a verdict of nothing to split says as much."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up_split import documents, hyphen_sae, made_up_split
+
+from saelib.acts.activations import Activations, harvest_documents
+from saelib.base.errors import UserError
+from saelib.lm.model import load_embedded
+from saelib.report.children_charts import contexts_svg, k_curve_svg, strip
+from saelib.report.children_page import beaten_by, children_page, split_html, verdict_sentence
+from saelib.report.page import file_references, outside_references
+from saelib.report.split_report import split_text, write_split
+from saelib.split.verdict import Verdict
+
+SECTIONS = [
+    "What the parent is", "What it is made of", "What it is told apart by", "The children, a card each",
+    "Which child fires in running text", "How the children relate", "What the swap does to the SAE", "Controls",
+    "How many children", "What it cost",
+]  # fmt: skip
+VOID = {"meta", "link", "br", "img", "input", "hr", "rect", "circle", "line", "polyline"}
+
+
+class Outline(HTMLParser):
+    """Headings in order, the text, and whether every element is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "h2":
+            self.headings.append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open and "script" not in self.open:
+            self.text += data
+            if "h2" in self.open:
+                self.headings[-1] += data
+
+
+@pytest.fixture(scope="module")
+def acts() -> Activations:
+    return harvest_documents(load_embedded(), documents())
+
+
+@pytest.fixture(scope="module")
+def split(acts: Activations) -> Any:
+    return made_up_split(acts, hyphen_sae(acts), 3, K=14, n_steps=120, how="hyphen")
+
+
+@pytest.fixture
+def nothing(split: Any) -> Any:
+    """The same parent, no child of which was kept."""
+    found = copy.copy(split)
+    found.verdict, found.verdict_text = Verdict.NOT_SPLIT, "not split"
+    found.children = split.children.iloc[:0]
+    found.relations = {"iou": np.zeros((0, 0)), "cosine": np.zeros((0, 0))}
+    found.k_curve = split.k_curve.iloc[:0]
+    return found
+
+
+def read(path: Path) -> tuple[str, Outline]:
+    html = path.read_text(encoding="utf-8")
+    assert outside_references(html) == [] and file_references(html) == []
+    outline = Outline(html)
+    assert outline.open == []
+    return html, outline
+
+
+def test_every_section_is_there_in_order_and_the_page_is_light_and_offline(split: Any, tmp_path: Path) -> None:
+    path = children_page(split).save(tmp_path / "index.html")
+    html, outline = read(path)
+    assert [heading for heading in outline.headings if heading in SECTIONS] == SECTIONS
+    assert len(html.encode()) < 3_000_000
+    assert path.with_suffix(".json").exists()
+
+
+def test_what_stands_on_the_page_is_what_the_split_says(split: Any, tmp_path: Path) -> None:
+    html, outline = read(children_page(split).save(tmp_path / "index.html"))
+    assert "6 of 8 contexts" in outline.text
+    assert html.count('<section class="card"') == 12 and "2 more children in brief" in outline.text
+    for row in split.children.itertuples():
+        assert str(row.feature) in outline.text
+    first = split.children.iloc[0]
+    assert f"{100 * first['share']:.1f}%" in outline.text
+    assert "0.310→0.160" in outline.text
+    for name in split.controls["name"]:
+        assert name in outline.text
+    assert html.count('<tr class="ours">') == 1
+    assert "where the parent is silent" in outline.text or (split.children["leak"] == 0).all()
+
+
+def test_text_that_looks_like_markup_stays_text(split: Any, tmp_path: Path) -> None:
+    children = split.children.copy()
+    children.loc[0, "name"] = 'after "</script><img src=x>"'
+    odd = copy.copy(split)
+    odd.children = children
+    html, outline = read(children_page(odd).save(tmp_path / "index.html"))
+    assert 'after "</script><img src=x>"' in outline.text
+    assert "<img" not in html and "<b>bold" not in html
+    assert "<img" not in split_html(odd)
+
+
+def test_activations_beside_each_other_are_those_of_parent_and_child(split: Any) -> None:
+    card = children_page(split).context["cards"][0]
+    best = card["examples"][0]["rows"][0]
+    on, feature = split.tokens.on["test"], card["feature"]
+    child = split.sae.encode(on.x)[:, feature].detach().numpy()
+    # The strongest may stand at the edge of its context, where there is little text to show.
+    (at,) = np.flatnonzero(np.isclose(child, best["child"], atol=1e-4))[:1]
+    assert best["child"] > np.quantile(child, 0.9)
+    assert np.isclose(on.parent[child == child[at]], best["parent"], atol=1e-3).any()
+
+
+def test_nothing_to_split_is_as_informative(nothing: Any, tmp_path: Path) -> None:
+    _, outline = read(children_page(nothing).save(tmp_path / "index.html"))
+    for heading in ("What the parent is", "What it is told apart by", "What the swap does to the SAE", "Controls"):
+        assert heading in outline.headings
+    assert "The children, a card each" not in outline.headings
+    assert "Nothing to split here" in outline.text
+    assert "contexts were tried" in outline.text and "No child was kept" in outline.text
+    assert "Nothing to split here" in split_html(nothing) and "Nothing to split here" in split_text(nothing)
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_every_verdict_has_its_sentence(verdict: Verdict, split: Any) -> None:
+    found = copy.copy(split)
+    found.verdict, found.verdict_text = verdict, str(verdict.value)
+    assert verdict_sentence(found).endswith(".") and len(verdict_sentence(found)) > 30
+    assert (verdict_sentence(found) in split_html(found)) or "&#39;" in split_html(found)
+
+
+def test_a_control_that_does_as_well_is_said_first(split: Any, tmp_path: Path) -> None:
+    assert beaten_by(split) == []
+    found = copy.copy(split)
+    found.controls = split.controls.copy()
+    found.controls.loc[found.controls["name"] == "random decoder", "S_2"] = 0.9
+    (words,) = beaten_by(found)
+    assert "random decoder" in words and "0.90 against 0.66" in words
+    _, outline = read(children_page(found).save(tmp_path / "index.html"))
+    assert outline.text.index("Read this first") < outline.text.index("It splits")
+    assert split_text(found).index("Read this first") < split_text(found).index("verdict:")
+
+
+def test_prompts(split: Any, tmp_path: Path) -> None:
+    _, outline = read(children_page(split, ["The long-term plan was read. The 3-point plan"]).save(tmp_path / "index.html"))
+    assert "Which child fires on the prompts" in outline.headings and "3-point plan" in outline.text
+    with pytest.raises(UserError, match="a prompt must hold a token on which the parent exceeds tau"):
+        children_page(split, ["nothing of the kind"])
+
+
+def test_a_folder_is_written(split: Any, tmp_path: Path) -> None:
+    found = copy.copy(split)
+    found.save = lambda folder: (Path(folder) / "split.json").write_text("{}")
+    index = write_split(found, tmp_path / "out")
+    assert index.name == "index.html" and (tmp_path / "out" / "split.json").exists()
+    with pytest.raises(UserError):
+        write_split(found, tmp_path / "bad", ["nothing of the kind"])
+    assert not (tmp_path / "bad").exists()
+
+
+def test_the_terminal_shows_a_row_a_child(split: Any) -> None:
+    lines = split_text(split).splitlines()
+    assert lines[-1].startswith("verdict: It splits")
+    assert sum(bool(re.match(r" *\d+ +\d+\.\d%", line)) for line in lines) == len(split.children)
+
+
+def test_in_brief_it_carries_its_own_style_and_no_script(split: Any) -> None:
+    html = split_html(split)
+    assert "<style>" in html and "<script" not in html
+    assert outside_references(html) == []
+
+
+def test_charts_of_nothing_are_nothing() -> None:
+    assert contexts_svg([]) == "" and strip(float("nan"), 0.0, 1.0) == ""
+    assert k_curve_svg(pd.DataFrame({"K": [16], "fvu": [0.2], "chosen": [True]})) == ""
