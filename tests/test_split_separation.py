@@ -16,10 +16,10 @@ from scipy.sparse import csc_array
 from saelib.base.errors import UserError
 from saelib.split import probe as probes
 from saelib.split.contexts import Context, Kind, Labels
-from saelib.split.detectors import best_threshold, feature_mcc, forward_path, mcc
-from saelib.split.separation import TOLD_APART, Separation, Yardstick, added, make_yardstick, measure, summary
+from saelib.split.detectors import RIDGE, _fit, best_threshold, feature_mcc, forward_path, mcc
+from saelib.split.separation import Separation, Yardstick, added, make_yardstick, measure, summary
 from saelib.split.tokens import SPLITS, TokenSet
-from saelib.split.yardstick import Documents, baseline, interval
+from saelib.split.yardstick import Documents, Reason, baseline, interval
 
 SIZES = {"train": 900, "select": 500, "test": 500}
 
@@ -146,6 +146,26 @@ def test_weights_are_not_negative() -> None:
     assert scores[0] == scores[1] == scores[2] == pytest.approx(counted(acts[:, 2] > 0, member))
 
 
+def test_fit_is_the_minimum_with_weights_at_least_zero() -> None:
+    """Three features, one of them more frequent outside: a bounded minimiser of the same loss says the same."""
+    rng = np.random.default_rng(3)
+    member = rng.random(400) < 0.3
+    x = (rng.random((400, 3)) < np.where(member[:, None], [0.6, 0.3, 0.1], [0.1, 0.1, 0.5])) * rng.uniform(
+        1, 3, (400, 3)
+    )
+    scale = np.append(1, np.sqrt((x**2).mean(0)))
+
+    def loss(b: np.ndarray) -> float:
+        z = b[0] + x @ b[1:]
+        return float((np.logaddexp(0, z) - member * z).sum() + RIDGE / 2 * ((b * scale) ** 2).sum())
+
+    best = minimize(loss, np.zeros(4), bounds=[(None, None), (0, None), (0, None), (0, None)], method="L-BFGS-B")
+    found = _fit(x, member, np.zeros(4))
+    assert loss(found) <= best.fun + 1e-4
+    np.testing.assert_allclose(found, best.x, atol=1e-3)
+    assert found[3] == 0 and found[1:3].min() > 0.1
+
+
 def test_a_feature_that_helps_on_train_alone_is_not_added() -> None:
     member = np.arange(400) < 100
     acts = np.zeros((400, 2))
@@ -247,14 +267,13 @@ def test_mcc_in_every_draw_is_that_of_the_drawn_tokens() -> None:
 
 
 def test_reasons(yardstick: Yardstick, world: tuple[dict[str, TokenSet], Labels]) -> None:
-    told = "told by the parent's own size or the token itself"
-    assert yardstick.reasons == ("", "", "not separable by a linear probe", told)
+    assert yardstick.reasons == (Reason.NONE, Reason.NONE, Reason.NOT_SEPARABLE, Reason.TOLD_BY_SIZE)
     tokens, labels = world
     member = {s: m.copy() for s, m in labels.member.items()}
     member["test"][np.flatnonzero(member["test"][:, 0])[29:], 0] = False
     few = make_yardstick(tokens, Labels(labels.contexts, member, labels.counts), draws=10)
-    assert few.reasons[0] == "too few tokens"
-    assert few.reasons[1] == ""
+    assert few.reasons[0] is Reason.TOO_FEW
+    assert few.reasons[1] is Reason.NONE
 
 
 def test_tokens_that_take_no_part_and_those_beyond_the_most_are_left_out(
@@ -308,7 +327,7 @@ def test_ratio_of_sums_by_hand(yardstick: Yardstick) -> None:
     ceiling, floor = np.array([[0.8, 0.9, 0.9, 0.9]] * 3), np.array([[0.2, 0.1, 0.1, 0.1]] * 3)
     made = replace(
         yardstick, contexts=contexts(True, True, True, False), ceiling_draws=ceiling, floor_draws=floor,
-        reasons=("", "", "not separable by a linear probe", ""),
+        reasons=(Reason.NONE, Reason.NONE, Reason.NOT_SEPARABLE, Reason.NONE),
     )  # fmt: skip
     draws = np.array([[0.5, 0.3, 0.9, 0.9], [0.4, 0.3, 0.9, 0.9], [0.6, 0.3, 0.9, 0.9]])
     S, raw = summary(made, {2: draws})
@@ -316,7 +335,7 @@ def test_ratio_of_sums_by_hand(yardstick: Yardstick) -> None:
     assert S[2].low == pytest.approx((0.4 + 0.025 * 0.2 * 1) / 1.4)
     assert S[2].high == pytest.approx((0.6 - 0.025 * 0.2 * 1) / 1.4)
     assert raw[2].value == pytest.approx(0.4)
-    S, raw = summary(replace(made, reasons=("too few tokens",) * 4), {2: draws})
+    S, raw = summary(replace(made, reasons=(Reason.TOO_FEW,) * 4), {2: draws})
     assert np.isnan([*S[2], *raw[2]]).all()
 
 
@@ -325,7 +344,7 @@ def test_added_by_hand(yardstick: Yardstick) -> None:
     made = replace(
         yardstick, ceiling=probes.Marked(np.full(m, 0.9), yardstick.ceiling.fires),
         ceiling_draws=np.full((draws, m), 0.9), floor_draws=np.zeros((draws, m)),
-        contexts=contexts(True, True, True, False), reasons=("", "", "", ""),
+        contexts=contexts(True, True, True, False), reasons=(Reason.NONE,) * 4,
     )  # fmt: skip
 
     def separation(values: list[float]) -> Separation:
@@ -342,7 +361,7 @@ def test_added_by_hand(yardstick: Yardstick) -> None:
     found = added(separation([0.4, 0.8, 0.5, 0.1]), separation([0.6, 0.85, 0.5, 0.9]), made)
     assert found.defined[2].tolist() == [True, False, True, True]
     assert [v.value for v in found.values[2]] == pytest.approx([0.2 / 0.5, np.nan, 0, 1], nan_ok=True)
-    assert found.reasons[2] == ("", TOLD_APART, "", "")
+    assert found.reasons[2] == (Reason.NONE, Reason.TOLD_APART, Reason.NONE, Reason.NONE)
     assert found.ratio[2].value == pytest.approx((0.2 + 0) / (0.5 + 0.4))  # the last is not primary
 
 

@@ -12,9 +12,9 @@ from saelib.base.errors import UserError
 from saelib.split.contexts import Context
 from saelib.split.leak import Leak
 from saelib.split.probe import Marked
-from saelib.split.separation import TOLD_APART, ContextSeparation, Interval, Separation, Yardstick
+from saelib.split.separation import ContextSeparation, Interval, Separation, Yardstick
 from saelib.split.verdict import ContextEvidence, Verdict, gather_evidence, judge, simultaneous
-from saelib.split.yardstick import Documents
+from saelib.split.yardstick import Documents, Reason
 
 
 def around(value: float, sd: float = 0.001) -> np.ndarray:
@@ -25,7 +25,7 @@ def around(value: float, sd: float = 0.001) -> np.ndarray:
 def evidence(name: str, child: int | None = 0, **changes: object) -> ContextEvidence:
     """A context that passes, unless changed."""
     made = ContextEvidence(
-        context=name, primary=True, n_test=200, reason="", child=child, added=around(0.3), precision=around(0.9),
+        context=name, primary=True, n_test=200, reason=Reason.NONE, child=child, added=around(0.3), precision=around(0.9),
         n_firings=500.0, foreign=around(0.02), n_leak=500.0,
     )  # fmt: skip
     return replace(made, **changes)
@@ -114,10 +114,12 @@ def test_too_few_tokens() -> None:
 
 
 def test_already_told_apart_and_nothing_to_tell() -> None:
-    apart = evidence("a", reason=TOLD_APART)
+    apart = evidence("a", reason=Reason.TOLD_APART)
     assert judge([apart], True, 0.9).verdict is Verdict.ALREADY_TOLD_APART
     assert judge([apart, evidence("b")], True, 0.9).text == "split: 1 of 1 contexts"
-    flat = evidence("c", reason="not separable by a linear probe")
+    small = evidence("s", reason=Reason.TOO_FEW)  # on select
+    assert judge([small], True, 0.9).verdict is Verdict.UNDECIDED
+    flat = evidence("c", reason=Reason.NOT_SEPARABLE)
     assert judge([flat], True, 0.9).verdict is Verdict.NOT_SPLIT
     assert judge([flat, apart], True, 0.9).verdict is Verdict.ALREADY_TOLD_APART
 
@@ -149,13 +151,13 @@ def test_evidence_by_hand() -> None:
     yardstick = Yardstick(
         contexts=tuple(Context(f"c{i}", "class", True, f"c{i}") for i in range(m)), n_tokens={"test": 4},
         used={"test": np.arange(4)}, member={"test": member}, documents=documents, ceiling=marked, floor=marked,
-        ceiling_draws=flat, floor_draws=flat * 0, reasons=("", "", ""),
+        ceiling_draws=flat, floor_draws=flat * 0, reasons=(Reason.NONE,) * 3,
     )  # fmt: skip
 
     def separation(select: list[float], test: list[float], features: list[tuple[int, ...]]) -> Separation:
         nothing = Interval(0.0, 0.0, 0.0)
         rows = tuple(
-            ContextSeparation(f"c{i}", "class", True, 1, 1, {}, f, nothing, nothing, True, "")
+            ContextSeparation(f"c{i}", "class", True, 1, 1, {}, f, nothing, nothing, True, Reason.NONE)
             for i, f in enumerate(features)
         )
         return Separation(rows, {}, {}, {1: np.array(select)}, {}, {1: np.array([test] * draws)})
@@ -173,7 +175,7 @@ def test_evidence_by_hand() -> None:
     np.testing.assert_allclose(second.precision, [1 / 2, 1 / 2, 2 / 3])
     assert (first.n_firings, second.n_firings, third.n_firings) == (3, 2, 0)
     assert (first.foreign[0], second.foreign[0], first.n_leak) == (0.1, 0.2, 7)
-    assert (first.reason, third.reason) == ("", TOLD_APART)  # 0.9 - 0.75 is below 0.2
+    assert (first.reason, third.reason) == (Reason.NONE, Reason.TOLD_APART)  # 0.9 - 0.75 is below 0.2
     assert first.n_test == 2
     with pytest.raises(UserError, match="4 tokens and a leak for each of 3 contexts; got 2 tokens, 3 leaks"):
         gather_evidence(yardstick, rest, children, fires[:2], leaks)

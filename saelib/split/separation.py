@@ -22,7 +22,7 @@ from scipy.sparse import csc_array, issparse
 from saelib.base.errors import UserError
 from saelib.split.detectors import KS, feature_mcc, forward_path
 from saelib.split.tokens import SPLITS
-from saelib.split.yardstick import Interval, Yardstick, interval, make_yardstick
+from saelib.split.yardstick import Interval, Reason, Yardstick, interval, make_yardstick
 
 __all__ = [
     "KS",
@@ -38,7 +38,6 @@ __all__ = [
 
 LEAST_ROOM = 0.2
 """Ceiling less the rest's MCC on select from which children are asked to add something."""
-TOLD_APART = "already told apart by the rest"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class ContextSeparation:
     judged: bool
     """Ceiling - floor >= 0.3 on select, and enough tokens."""
     reason: str
-    """Why it is not judged; empty where it is."""
+    """Why it is not judged (a `Reason`); empty where it is."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def _context(
         features=features,
         ceiling=interval(yardstick.ceiling_draws[:, c]),
         floor=interval(yardstick.floor_draws[:, c]),
-        judged=not yardstick.reasons[c],
+        judged=bool(yardstick.judged[c]),
         reason=yardstick.reasons[c],
     )
 
@@ -206,8 +205,8 @@ class Added:
     """For k = 1, 2, 4, whether the context is judged and the rest leaves at least `LEAST_ROOM` on select."""
     values: dict[int, tuple[Interval, ...]]
     """For k = 1, 2, 4, each context's added_k; NaN where it is not defined."""
-    reasons: dict[int, tuple[str, ...]]
-    """Why it is not defined; empty where it is."""
+    reasons: dict[int, tuple[Reason, ...]]
+    """Why it is not defined; `NONE` where it is."""
     ratio: dict[int, Interval]
     """For k = 1, 2, 4, the ratio of sums over the primary contexts where it is defined."""
     draws: dict[int, Float[np.ndarray, "draws m"]] = field(repr=False)
@@ -226,7 +225,9 @@ def added(rest: Separation, both: Separation, yardstick: Yardstick) -> Added:
         each = np.divide(gain, room, out=np.full(room.shape, np.nan), where=(room > 0) & defined[k])
         draws[k] = each
         values[k] = tuple(interval(each[:, c]) for c in range(each.shape[1]))
-        reasons[k] = tuple(r or (TOLD_APART if a else "") for r, a in zip(yardstick.reasons, apart, strict=True))
+        reasons[k] = tuple(
+            Reason.TOLD_APART if judged[c] and apart[c] else reason for c, reason in enumerate(yardstick.reasons)
+        )
         among = defined[k] & primary
         ratio[k] = interval(_ratio(gain[:, among].sum(1), room[:, among].sum(1)))
     names = tuple(context.name for context in yardstick.contexts)

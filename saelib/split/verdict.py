@@ -18,8 +18,8 @@ from scipy.stats import norm
 
 from saelib.base.errors import UserError
 from saelib.split.leak import Leak, wilson
-from saelib.split.separation import LEAST_ROOM, TOLD_APART, Separation
-from saelib.split.yardstick import Interval, Yardstick
+from saelib.split.separation import LEAST_ROOM, Separation
+from saelib.split.yardstick import Interval, Reason, Yardstick
 
 
 class Verdict(StrEnum):
@@ -67,8 +67,8 @@ class ContextEvidence:
     """Whether it counts."""
     n_test: int
     """Its tokens on test."""
-    reason: str
-    """Why it is not judged, or "already told apart by the rest"; empty where a child is required."""
+    reason: Reason
+    """Why it is not judged, or `TOLD_APART`; `NONE` where a child is required."""
     child: int | None
     """The child that marks it best on select; None when none does."""
     added: Float[np.ndarray, " draws"] = field(repr=False)
@@ -167,7 +167,7 @@ def gather_evidence(
                 context=context.name,
                 primary=context.primary,
                 n_test=int(member[:, c].sum()),
-                reason=yardstick.reasons[c] or (TOLD_APART if apart else ""),
+                reason=Reason.TOLD_APART if apart and yardstick.judged[c] else yardstick.reasons[c],
                 child=child,
                 added=np.divide(gain, room, out=np.zeros_like(room), where=room > 0),
                 precision=np.divide(hits, firings, out=np.zeros_like(hits), where=firings > 0),
@@ -205,12 +205,12 @@ def judge(
         text = f"no such parent: {purity:.0%} of its tokens are in the contexts asked about"
         return Judgement(Verdict.NO_SUCH_PARENT, text, rows)
     primary = [e for e in evidence if e.primary]
-    few = [e for e in primary if e.n_test < bounds.tokens or e.reason == "too few tokens"]
+    few = [e for e in primary if e.n_test < bounds.tokens or e.reason is Reason.TOO_FEW]
     if few and (named or len(few) == len(primary)):
         names = ", ".join(f"{e.context} has {e.n_test}" for e in few)
         return Judgement(Verdict.UNDECIDED, f"undecided: too few test tokens ({names})", rows)
     if not required:
-        if any(e.reason == TOLD_APART for e in primary):
+        if any(e.reason is Reason.TOLD_APART for e in primary):
             return Judgement(Verdict.ALREADY_TOLD_APART, "already told apart by the rest", rows)
         return Judgement(Verdict.NOT_SPLIT, "not split: no context to tell apart", rows)
     passing = [row for row in rows if row.passed]
@@ -244,7 +244,7 @@ def simultaneous(draws: Float[np.ndarray, " draws"], m: int, n: float | None = N
 
 
 def _required(e: ContextEvidence, bounds: Bounds) -> bool:
-    return e.primary and not e.reason and e.n_test >= bounds.tokens
+    return e.primary and e.reason is Reason.NONE and e.n_test >= bounds.tokens
 
 
 def _context(e: ContextEvidence, m: int, bounds: Bounds) -> ContextVerdict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,16 @@ LEAST_GAIN = 0.3
 """Ceiling less floor on select from which a context is judged."""
 LEAST_TOKENS = 30
 """A context with fewer tokens on select or on test is not judged."""
+
+
+class Reason(StrEnum):
+    """Why a context is not judged, or no child is required for it."""
+
+    NONE = ""
+    TOO_FEW = "too few tokens"
+    NOT_SEPARABLE = "not separable by a linear probe"
+    TOLD_BY_SIZE = "told by the parent's own size or the token itself"
+    TOLD_APART = "already told apart by the rest"
 
 
 class Interval(NamedTuple):
@@ -98,13 +109,13 @@ class Yardstick:
     """MCC of the ceiling on test in every draw of documents."""
     floor_draws: Float[np.ndarray, "draws m"]
     """MCC of the floor."""
-    reasons: tuple[str, ...]
-    """Why each context is not judged; empty where it is."""
+    reasons: tuple[Reason, ...]
+    """Why each context is not judged; `NONE` where it is."""
 
     @property
     def judged(self) -> Bool[np.ndarray, " m"]:
         """Contexts that are judged."""
-        return np.array([not reason for reason in self.reasons], dtype=bool)
+        return np.array([reason is Reason.NONE for reason in self.reasons], dtype=bool)
 
     @property
     def averaged(self) -> Bool[np.ndarray, " m"]:
@@ -155,14 +166,14 @@ def make_yardstick(
     )
 
 
-def _reason(c: int, ceiling: Marked, floor: Marked, member: Mapping[str, np.ndarray]) -> str:
+def _reason(c: int, ceiling: Marked, floor: Marked, member: Mapping[str, np.ndarray]) -> Reason:
     if min(member["select"][:, c].sum(), member["test"][:, c].sum()) < LEAST_TOKENS:
-        return "too few tokens"
+        return Reason.TOO_FEW
     if ceiling.select_mcc[c] - floor.select_mcc[c] >= LEAST_GAIN:
-        return ""
+        return Reason.NONE
     if ceiling.select_mcc[c] < LEAST_GAIN:
-        return "not separable by a linear probe"
-    return "told by the parent's own size or the token itself"
+        return Reason.NOT_SEPARABLE
+    return Reason.TOLD_BY_SIZE
 
 
 def baseline(
