@@ -17,9 +17,10 @@ from saelib.base.errors import UserError
 from saelib.split import probe as probes
 from saelib.split.contexts import Context, Kind, Labels
 from saelib.split.detectors import RIDGE, _fit, best_threshold, feature_mcc, forward_path, mcc
+from saelib.split.probe import Marked
 from saelib.split.separation import Separation, Yardstick, added, make_yardstick, measure, summary
 from saelib.split.tokens import SPLITS, TokenSet
-from saelib.split.yardstick import Documents, Reason, baseline, interval
+from saelib.split.yardstick import Documents, Reason, _reason, baseline, interval
 
 SIZES = {"train": 900, "select": 500, "test": 500}
 
@@ -236,6 +237,10 @@ def test_floor_of_a_previous_token_knows_the_current_one() -> None:
     assert floor.select_mcc[0] == pytest.approx(6 / np.sqrt(72))
     assert floor.fires[:, 0].tolist() == [True, False, False, False]
     assert baseline(parts, every, contexts(True)).select_mcc[0] == 0  # a class has no such rule
+    on_select = every | {"select": np.array([1, 1, 1, 1, 0, 0], dtype=bool)[:, None]}
+    lower = baseline(parts, on_select, contexts(True, kind="next"))
+    assert lower.select_mcc[0] == 1
+    assert lower.fires[:, 0].tolist() == [True, True, False, True]  # the token never seen, 1/2, is above token 9's 1/6
 
 
 # --- documents ------------------------------------------------------------------------------------------------------------
@@ -274,6 +279,21 @@ def test_reasons(yardstick: Yardstick, world: tuple[dict[str, TokenSet], Labels]
     few = make_yardstick(tokens, Labels(labels.contexts, member, labels.counts), draws=10)
     assert few.reasons[0] is Reason.TOO_FEW
     assert few.reasons[1] is Reason.NONE
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "floor", "reason"),
+    [
+        (0.75, 0.25, Reason.NONE),
+        (0.75, 0.5, Reason.TOLD_BY_SIZE),
+        (0.25, 0.0, Reason.NOT_SEPARABLE),
+        (0.2, 0.5, Reason.NOT_SEPARABLE),
+    ],
+)
+def test_judged_from_ceiling_less_floor_on_select(ceiling: float, floor: float, reason: Reason) -> None:
+    blank = np.zeros((30, 1), dtype=bool)
+    member = dict.fromkeys(SPLITS, ~blank)
+    assert _reason(0, Marked(np.array([ceiling]), blank), Marked(np.array([floor]), blank), member) is reason
 
 
 def test_tokens_that_take_no_part_and_those_beyond_the_most_are_left_out(
@@ -342,7 +362,7 @@ def test_ratio_of_sums_by_hand(yardstick: Yardstick) -> None:
 def test_added_by_hand(yardstick: Yardstick) -> None:
     m, draws = 4, 3
     made = replace(
-        yardstick, ceiling=probes.Marked(np.full(m, 0.9), yardstick.ceiling.fires),
+        yardstick, ceiling=Marked(np.full(m, 0.9), yardstick.ceiling.fires),
         ceiling_draws=np.full((draws, m), 0.9), floor_draws=np.zeros((draws, m)),
         contexts=contexts(True, True, True, False), reasons=(Reason.NONE,) * 4,
     )  # fmt: skip
