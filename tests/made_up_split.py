@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 
 from saelib.acts.activations import Activations
-from saelib.interpret.features import prompt_activations
 from saelib.sae.sae import SAE, SAEConfig
 from saelib.split import children, contexts, exported, parent
 from saelib.split.detectors import mcc
+from saelib.split.result import Split, describe_parent
 from saelib.split.separation import ContextSeparation, Interval, Separation
 from saelib.split.tokens import SPLITS
-from saelib.split.verdict import Verdict
+from saelib.split.verdict import ContextVerdict, Judgement, Verdict
+from saelib.split.yardstick import Reason
 
 
 def around(value: float, half: float = 0.04) -> Interval:
@@ -33,7 +34,7 @@ def made_up_split(
     n_steps: int = 150,
     how: str = "auto",
     tau: float | None = None,
-) -> Any:
+) -> Split:
     """Children really trained; the numbers of the judge invented, in the shape that the judge gives them."""
     tokens = parent.gather(acts, sae, feature, tau)
     model, on = acts.model, tokens.on["test"]
@@ -68,6 +69,7 @@ def made_up_split(
         {
             "feature": numbers,
             "name": [words[b][0] for b in best],
+            "name_mcc": score[range(K), best],
             "share": c.mean(0),
             "theta": 0.0,
             "context": [words[b][0] for b in best],
@@ -96,15 +98,8 @@ def made_up_split(
         name: _separation(labels, level)
         for name, level in (("rest + children", 0.75), ("children", 0.7), ("rest", 0.45))
     }
-    over = []
-    for position in ("previous", "current", "next"):
-        ids, others = getattr(on, position), getattr(tokens.off["test"], position)
-        for t, n in pd.Series(ids[ids >= 0]).value_counts().head(8).items():
-            elsewhere = float((others == t).mean())
-            over.append(
-                (position, model.vocabulary[int(t)], n / len(ids), elsewhere, n / len(ids) / max(elsewhere, 1e-5))
-            )
-    names = ["rest + children", "children", "rest", "random decoder", "k-means", "small L1 SAE", "permuted labels",
+    names = ["rest + children", "children alone", "rest alone", "random decoder", "k-means", "small L1 SAE on P",
+             "permuted labels",
              "quantiles of the parent", "wrong parent"]  # fmt: skip
     level = [0.66, 0.6, 0.47, 0.51, 0.4, 0.58, 0.02, 0.05, 0.2]
     controls = pd.DataFrame({"name": names})
@@ -119,29 +114,40 @@ def made_up_split(
         index=["on P", "overall"],
     )  # fmt: skip
 
-    def on_text(text: str) -> pd.DataFrame:
-        pieces, ours = prompt_activations(new, model, text)
-        _, theirs = prompt_activations(sae, model, text)
-        out = pd.DataFrame({"position": range(len(pieces)), "token": pieces, "parent": theirs[:, feature].numpy()})
-        for name, f in zip(frame["name"], frame["feature"], strict=True):
-            out[f"{name} ({f})"] = ours[:, f].numpy()
-        return out
-
-    n_all = tokens.n_tokens["test"]
-    return SimpleNamespace(
-        original=sae, sae=new, tokens=tokens, acts=acts, labels=labels, children=frame, separation=separation,
-        parent=SimpleNamespace(
-            feature=feature, tau=tokens.tau, rate=n_on / n_all, n_on=tokens.n_on, largest=float(on.parent.max()),
-            purity=labels.purity() if labels.named else None, recall=0.93 if labels.named else None,
-            over_represented=pd.DataFrame(over, columns=["position", "token", "share_in_P", "share_elsewhere", "lift"]),
-            examples=pd.DataFrame(),
-        ),
-        added={k: around(0.5) for k in (1, 2, 4)}, verdict=Verdict.SPLIT, verdict_text="split: 6 of 8 contexts",
-        swap=swap, relations={"iou": both / np.maximum(size[:, None] + size[None] - both, 1), "cosine": (E @ E.T).numpy()},
-        k_curve=pd.DataFrame({"K": [16, 32, 64, 128], "fvu": [0.24, 0.19, 0.165, 0.16], "chosen": [False, False, True, False]}),
-        controls=controls, cost={"seconds": 14.2, "seconds_training": 6.1, "tokens_sae": 3_400_000, "tokens_lm": n_all * 4},
-        on=on_text, to_json=lambda: {"verdict": "split", "children": frame.to_dict("records")},
+    return Split(
+        sae=new, parent=describe_parent(acts, sae, tokens, labels), children=frame, contexts=labels.contexts,
+        separation=separation, added={k: around(0.5) for k in (1, 2, 4)}, judgement=_judgement(labels, Verdict.SPLIT),
+        stability=0.71, swap=swap, controls=controls, acts=acts, tokens=tokens, labels=labels, original=sae,
+        relations={"iou": both / np.maximum(size[:, None] + size[None] - both, 1), "cosine": (E @ E.T).numpy()},
+        k_curve=pd.DataFrame({"K": [16, 32, 64], "fvu": [0.24, 0.19, 0.165], "chosen": [False, False, True]}),
+        cost={"seconds": 14.2, "seconds_training": 6.1, "tokens_sae": 3_400_000, "tokens_lm": 4 * tokens.n_tokens["test"]},
+        numbers=[int(number) for number in frame["feature"]],
     )  # fmt: skip
+
+
+def judged_as(split: Split, verdict: Verdict) -> Split:
+    """The same split with another verdict."""
+    return replace(split, judgement=_judgement(split.labels, verdict))
+
+
+def without_children(split: Split) -> Split:
+    """The same parent, no child of which was kept."""
+    nothing = np.zeros((0, 0))
+    return replace(
+        judged_as(split, Verdict.NOT_SPLIT), children=split.children.iloc[:0], numbers=[],
+        relations={"iou": nothing, "cosine": nothing}, k_curve=split.k_curve.iloc[:0],
+    )  # fmt: skip
+
+
+def _judgement(labels: contexts.Labels, verdict: Verdict) -> Judgement:
+    text = "split: 6 of 8 contexts" if verdict is Verdict.SPLIT else str(verdict)
+    rows = [
+        ContextVerdict(
+            c.name, i, i % 2 == 0, () if i % 2 == 0 else ("added",), "", around(0.4), around(0.8), around(0.05)
+        )
+        for i, c in enumerate(labels.contexts)
+    ]
+    return Judgement(verdict, text, tuple(rows))
 
 
 def _separation(labels: contexts.Labels, level: float) -> Separation:
@@ -154,7 +160,7 @@ def _separation(labels: contexts.Labels, level: float) -> Separation:
             ContextSeparation(
                 context.name, context.kind, context.primary, int(labels.member["select"][:, i].sum()),
                 int(labels.member["test"][:, i].sum()), {k: around(value + 0.03 * k) for k in (1, 2, 4)}, (1, 2),
-                around(0.9), around(0.15), judged, "" if judged else "not separable by a linear probe",
+                around(0.9), around(0.15), judged, Reason.NONE if judged else Reason.NOT_SEPARABLE,
             )
         )  # fmt: skip
     empty = {k: np.zeros((1, len(rows))) for k in (1, 2, 4)}

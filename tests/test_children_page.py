@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_split import documents, hyphen_sae, made_up_split
+from made_up_split import documents, hyphen_sae, judged_as, made_up_split, without_children
 
 from saelib.acts.activations import Activations, harvest_documents
 from saelib.base.errors import UserError
@@ -19,7 +19,8 @@ from saelib.lm.model import load_embedded
 from saelib.report.children_charts import contexts_svg, k_curve_svg, strip
 from saelib.report.children_page import beaten_by, children_page, split_html, verdict_sentence
 from saelib.report.page import file_references, outside_references
-from saelib.report.split_report import split_text, write_split
+from saelib.report.split_report import example_text, split_text, write_split
+from saelib.split.result import Split
 from saelib.split.verdict import Verdict
 
 SECTIONS = [
@@ -65,19 +66,13 @@ def acts() -> Activations:
 
 
 @pytest.fixture(scope="module")
-def split(acts: Activations) -> Any:
+def split(acts: Activations) -> Split:
     return made_up_split(acts, hyphen_sae(acts), 3, K=14, n_steps=120, how="hyphen")
 
 
 @pytest.fixture
-def nothing(split: Any) -> Any:
-    """The same parent, no child of which was kept."""
-    found = copy.copy(split)
-    found.verdict, found.verdict_text = Verdict.NOT_SPLIT, "not split"
-    found.children = split.children.iloc[:0]
-    found.relations = {"iou": np.zeros((0, 0)), "cosine": np.zeros((0, 0))}
-    found.k_curve = split.k_curve.iloc[:0]
-    return found
+def nothing(split: Split) -> Split:
+    return without_children(split)
 
 
 def read(path: Path) -> tuple[str, Outline]:
@@ -88,7 +83,7 @@ def read(path: Path) -> tuple[str, Outline]:
     return html, outline
 
 
-def test_every_section_is_there_in_order_and_the_page_is_light_and_offline(split: Any, tmp_path: Path) -> None:
+def test_every_section_is_there_in_order_and_the_page_is_light_and_offline(split: Split, tmp_path: Path) -> None:
     path = children_page(split).save(tmp_path / "index.html")
     html, outline = read(path)
     assert [heading for heading in outline.headings if heading in SECTIONS] == SECTIONS
@@ -96,7 +91,7 @@ def test_every_section_is_there_in_order_and_the_page_is_light_and_offline(split
     assert path.with_suffix(".json").exists()
 
 
-def test_what_stands_on_the_page_is_what_the_split_says(split: Any, tmp_path: Path) -> None:
+def test_what_stands_on_the_page_is_what_the_split_says(split: Split, tmp_path: Path) -> None:
     html, outline = read(children_page(split).save(tmp_path / "index.html"))
     assert "6 of 8 contexts" in outline.text
     assert html.count('<section class="card"') == 12 and "2 more children in brief" in outline.text
@@ -111,18 +106,17 @@ def test_what_stands_on_the_page_is_what_the_split_says(split: Any, tmp_path: Pa
     assert "where the parent is silent" in outline.text or (split.children["leak"] == 0).all()
 
 
-def test_text_that_looks_like_markup_stays_text(split: Any, tmp_path: Path) -> None:
+def test_text_that_looks_like_markup_stays_text(split: Split, tmp_path: Path) -> None:
     children = split.children.copy()
     children.loc[0, "name"] = 'after "</script><img src=x>"'
-    odd = copy.copy(split)
-    odd.children = children
+    odd = replace(split, children=children)
     html, outline = read(children_page(odd).save(tmp_path / "index.html"))
     assert 'after "</script><img src=x>"' in outline.text
     assert "<img" not in html and "<b>bold" not in html
     assert "<img" not in split_html(odd)
 
 
-def test_activations_beside_each_other_are_those_of_parent_and_child(split: Any) -> None:
+def test_activations_beside_each_other_are_those_of_parent_and_child(split: Split) -> None:
     card = children_page(split).context["cards"][0]
     best = card["examples"][0]["rows"][0]
     on, feature = split.tokens.on["test"], card["feature"]
@@ -133,7 +127,7 @@ def test_activations_beside_each_other_are_those_of_parent_and_child(split: Any)
     assert np.isclose(on.parent[child == child[at]], best["parent"], atol=1e-3).any()
 
 
-def test_nothing_to_split_is_as_informative(nothing: Any, tmp_path: Path) -> None:
+def test_nothing_to_split_is_as_informative(nothing: Split, tmp_path: Path) -> None:
     _, outline = read(children_page(nothing).save(tmp_path / "index.html"))
     for heading in ("What the parent is", "What it is told apart by", "What the swap does to the SAE", "Controls"):
         assert heading in outline.headings
@@ -144,18 +138,17 @@ def test_nothing_to_split_is_as_informative(nothing: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))
-def test_every_verdict_has_its_sentence(verdict: Verdict, split: Any) -> None:
-    found = copy.copy(split)
-    found.verdict, found.verdict_text = verdict, str(verdict.value)
+def test_every_verdict_has_its_sentence(verdict: Verdict, split: Split) -> None:
+    found = judged_as(split, verdict)
     assert verdict_sentence(found).endswith(".") and len(verdict_sentence(found)) > 30
     assert (verdict_sentence(found) in split_html(found)) or "&#39;" in split_html(found)
 
 
-def test_a_control_that_does_as_well_is_said_first(split: Any, tmp_path: Path) -> None:
+def test_a_control_that_does_as_well_is_said_first(split: Split, tmp_path: Path) -> None:
     assert beaten_by(split) == []
-    found = copy.copy(split)
-    found.controls = split.controls.copy()
-    found.controls.loc[found.controls["name"] == "random decoder", "S_2"] = 0.9
+    controls = split.controls.copy()
+    controls.loc[controls["name"] == "random decoder", "S_2"] = 0.9
+    found = replace(split, controls=controls)
     (words,) = beaten_by(found)
     assert "random decoder" in words and "0.90 against 0.66" in words
     _, outline = read(children_page(found).save(tmp_path / "index.html"))
@@ -163,30 +156,37 @@ def test_a_control_that_does_as_well_is_said_first(split: Any, tmp_path: Path) -
     assert split_text(found).index("Read this first") < split_text(found).index("verdict:")
 
 
-def test_prompts(split: Any, tmp_path: Path) -> None:
-    _, outline = read(children_page(split, ["The long-term plan was read. The 3-point plan"]).save(tmp_path / "index.html"))
+def test_prompts(split: Split, tmp_path: Path) -> None:
+    _, outline = read(
+        children_page(split, ["The long-term plan was read. The 3-point plan"]).save(tmp_path / "index.html")
+    )
     assert "Which child fires on the prompts" in outline.headings and "3-point plan" in outline.text
-    with pytest.raises(UserError, match="a prompt must hold a token on which the parent exceeds tau"):
+    with pytest.raises(UserError, match="the text must hold a token on which the parent exceeds tau"):
         children_page(split, ["nothing of the kind"])
 
 
-def test_a_folder_is_written(split: Any, tmp_path: Path) -> None:
-    found = copy.copy(split)
-    found.save = lambda folder: (Path(folder) / "split.json").write_text("{}")
-    index = write_split(found, tmp_path / "out")
-    assert index.name == "index.html" and (tmp_path / "out" / "split.json").exists()
+def test_a_piece_of_text_in_which_the_parent_fires(split: Split) -> None:
+    frame = split.on(example_text(split))
+    assert (frame["parent"] > split.parent.tau).any()
+
+
+def test_a_folder_is_written(split: Split, tmp_path: Path) -> None:
+    index = write_split(split, tmp_path / "out")
+    assert index.name == "index.html"
+    names = {"split.json", "children.csv", "separation.csv", "controls.csv", "index.json", "sae"}
+    assert names <= {path.name for path in (tmp_path / "out").iterdir()}
     with pytest.raises(UserError):
-        write_split(found, tmp_path / "bad", ["nothing of the kind"])
+        write_split(split, tmp_path / "bad", ["nothing of the kind"])
     assert not (tmp_path / "bad").exists()
 
 
-def test_the_terminal_shows_a_row_a_child(split: Any) -> None:
+def test_the_terminal_shows_a_row_a_child(split: Split) -> None:
     lines = split_text(split).splitlines()
     assert lines[-1].startswith("verdict: It splits")
     assert sum(bool(re.match(r" *\d+ +\d+\.\d%", line)) for line in lines) == len(split.children)
 
 
-def test_in_brief_it_carries_its_own_style_and_no_script(split: Any) -> None:
+def test_in_brief_it_carries_its_own_style_and_no_script(split: Split) -> None:
     html = split_html(split)
     assert "<style>" in html and "<script" not in html
     assert outside_references(html) == []

@@ -12,13 +12,11 @@ import markupsafe
 import numpy as np
 import pandas as pd
 
-from saelib.base.errors import UserError
 from saelib.interpret.features import logit_effects
 from saelib.report.child_examples import Beside, Example, Passage, child_examples, parent_examples, passages
 from saelib.report.children_charts import (
     CHILD_COLOURS,
     OTHER,
-    SPECIAL,
     coloured,
     contexts_svg,
     finite,
@@ -31,10 +29,13 @@ from saelib.report.feature_page import sources
 from saelib.report.html_view import HtmlView
 from saelib.report.page import environment, show, show_count, show_seconds
 from saelib.split.detectors import mcc
+from saelib.split.exported import child_numbers
+from saelib.split.result import Split
+from saelib.split.yardstick import Reason
 
 MOST_BARS, MOST_CARDS, MOST_RELATED = 20, 12, 12
-PRODUCT, REST, RANDOM = "rest + children", "rest", "random decoder"
-NOT_RIVALS = (PRODUCT, REST, "children")
+PRODUCT, REST, RANDOM = "rest + children", "rest alone", "random decoder"
+NOT_RIVALS = (PRODUCT, REST, "children alone")
 """Rows of the controls that are no control."""
 
 VERDICTS = {
@@ -49,7 +50,16 @@ VERDICTS = {
 """A verdict as a sentence."""
 
 
-def children_page(split: Any, prompts: Sequence[str] = ()) -> HtmlView:
+FAILED = {
+    "no child": "No child marks",
+    "added": "The child may add too little to what the rest tells apart already, for",
+    "precision": "The child may fire on too many of the parent's other tokens, for",
+    "foreign leak": "The child may fire too often outside the parent's tokens, for",
+}
+"""What a context's child does not pass."""
+
+
+def children_page(split: Split, prompts: Sequence[str] = ()) -> HtmlView:
     """The page of a split: shows itself in a notebook, `.save("index.html")` writes it and its `.json` sibling.
 
     Args:
@@ -58,17 +68,18 @@ def children_page(split: Any, prompts: Sequence[str] = ()) -> HtmlView:
     Raises:
         UserError: a prompt on which the parent nowhere exceeds its threshold.
     """
+    origin = sources(split.original, split.acts.model, split.acts.stores["test"])
     return HtmlView(
         template="children.html.j2",
         title=f"What is feature {split.parent.feature} made of?",
         context=_context(split, prompts),
-        record={**split.to_json(), "sources": sources(split.original, split.acts.model, split.acts.stores["test"])},
+        record={**split.to_json(), "sources": {name: text for name, text in origin.items() if text}},
         kicker=_kicker(split),
         text=f"{' '.join([*beaten_by(split), verdict_sentence(split)])}\n{split.children.to_string(index=False)}",
     )
 
 
-def split_html(split: Any) -> str:
+def split_html(split: Split) -> str:
     """A split in brief, as JupyterLab shows it: verdict, parent, a bar a child, controls and swap."""
     context = {
         "title": f"What is feature {split.parent.feature} made of?",
@@ -86,7 +97,7 @@ def split_html(split: Any) -> str:
     return environment().get_template("split_brief.html.j2").render(**context)
 
 
-def _context(split: Any, prompts: Sequence[str]) -> dict[str, Any]:
+def _context(split: Split, prompts: Sequence[str]) -> dict[str, Any]:
     beside = Beside(
         split.original, split.parent.feature, split.sae, np.array(split.children["feature"], dtype=np.int64), split.acts
     )
@@ -105,6 +116,7 @@ def _context(split: Any, prompts: Sequence[str]) -> dict[str, Any]:
         "bars": _bars(split),
         "most_bars": MOST_BARS,
         "contexts": _contexts(split),
+        "judged": _judged(split),
         "cards": [_card(split, j, found[j], fires[:, j]) for j in shown[:MOST_CARDS]],
         "folded": [_fold(split, j) for j in shown[MOST_CARDS:]],
         "pieces": _pieces(pieces, names),
@@ -121,7 +133,7 @@ def _context(split: Any, prompts: Sequence[str]) -> dict[str, Any]:
 # --- words ---------------------------------------------------------------------------------------------------------------
 
 
-def verdict_sentence(split: Any) -> str:
+def verdict_sentence(split: Split) -> str:
     """The verdict in one sentence, with the engine's own count where it gives one."""
     sentence = VERDICTS.get(split.verdict.name, str(split.verdict.value))
     said = str(split.verdict_text).strip()
@@ -138,7 +150,7 @@ def _row(frame: pd.DataFrame, name: str) -> pd.Series | None:
     return None if found.empty else found.iloc[0]
 
 
-def beaten_by(split: Any) -> list[str]:
+def beaten_by(split: Split) -> list[str]:
     """A sentence for every control that tells the contexts apart as well as rest + children; none is as it should be."""
     ours = _row(split.controls, PRODUCT)
     if ours is None or not finite(_value(ours, "S_2")):
@@ -160,7 +172,7 @@ def beaten_by(split: Any) -> list[str]:
     return said
 
 
-def against_random(split: Any) -> str:
+def against_random(split: Split) -> str:
     """How far the children beat a random frozen decoder, the strongest null, in separation and in FVU on P."""
     ours, null = _row(split.controls, PRODUCT), _row(split.controls, RANDOM)
     if ours is None or null is None or not finite(_value(ours, "S_2"), _value(null, "S_2")):
@@ -179,7 +191,7 @@ def against_random(split: Any) -> str:
     return said + "."
 
 
-def parent_sentence(split: Any) -> str:
+def parent_sentence(split: Split) -> str:
     """What the parent is, in plain words."""
     parent = split.parent
     one_in = round(1 / parent.rate) if parent.rate > 0 else 0
@@ -218,7 +230,7 @@ def visible(token: str) -> str:
     return token.replace(" ", "␣").replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
 
 
-def why_not(split: Any) -> list[str]:
+def why_not(split: Split) -> list[str]:
     """What was looked for and why it was not found: the page of a feature with nothing to split."""
     if split.verdict.name == "SPLIT":
         return []
@@ -235,12 +247,13 @@ def why_not(split: Any) -> list[str]:
         if not c.judged:
             reasons.setdefault(c.reason, []).append(c.context)
     said += [f"Not judged, {reason}: {_listed(names)}." for reason, names in reasons.items()]
-    rest = split.separation.get(REST)
-    if rest is not None and judged:
-        mine = {c.context: c for c in rest.contexts}
-        told = [c.context for c in judged if c.context in mine and c.ceiling.value - mine[c.context].mcc[2].value < 0.2]
-        if told:
-            said.append(f"The rest of the SAE already tells apart: {_listed(told)}.")
+    told = [c.context for c in split.judgement.contexts if c.reason == Reason.TOLD_APART]
+    if told:
+        said.append(f"The rest of the SAE already tells apart: {_listed(told)}.")
+    for failed, words in FAILED.items():
+        names = [c.context for c in split.judgement.contexts if c.passed is False and failed in c.failed]
+        if names:
+            said.append(f"{words}: {_listed(names)}.")
     if not len(split.children):
         said.append("No child was kept: none carries anything that the rest leaves unexplained.")
     said.append(
@@ -261,26 +274,26 @@ def _listed(names: Sequence[str], most: int = 6) -> str:
 # --- parts -----------------------------------------------------------------------------------------------------------------
 
 
-def _kicker(split: Any) -> str:
+def _kicker(split: Split) -> str:
     cfg = split.original.cfg
     site = f" on {cfg.hook_name}" if cfg.hook_name else ""
     return f"feature {split.parent.feature} of an SAE with {cfg.d_sae:,} features{site}, language model {split.acts.model.name}"
 
 
-def _names(split: Any) -> list[str]:
+def _names(split: Split) -> list[str]:
     return [
         str(name) if name and str(name) != "nan" else f"child {feature}"
         for name, feature in zip(split.children["name"], split.children["feature"], strict=True)
     ]
 
 
-def _verdict(split: Any) -> dict[str, str]:
+def _verdict(split: Split) -> dict[str, str]:
     name = split.verdict.name
     colour = {"SPLIT": "yes", "PARTIAL": "partial", "UNDECIDED": "partial", "GRADED": "partial"}.get(name, "no")
     return {"pill": name.lower().replace("_", " "), "class": colour, "sentence": verdict_sentence(split)}
 
 
-def _headline(split: Any) -> list[tuple[str, str, str]]:
+def _headline(split: Split) -> list[tuple[str, str, str]]:
     """Name, number and a note under it."""
     S = split.separation[PRODUCT].S[2] if PRODUCT in split.separation else None
     added = split.added.get(2)
@@ -293,6 +306,7 @@ def _headline(split: Any) -> list[tuple[str, str, str]]:
         ("children add, of what the rest lacks", *_parted(added)),
         ("FVU on P, after the swap", f"{after:.3f}" if finite(after) else "", f"{before:.3f} before"),
         ("time in all", cost["seconds"], f"{cost['seconds_training']} training"),
+        ("seeds agree (IoU on P)", "" if split.stability is None else f"{split.stability:.2f}", ""),
     ]
     return [(name, text, note) for name, text, note in shown if text]
 
@@ -315,7 +329,7 @@ def _interval(value: Any) -> str:
     return f"{text} ({low} to {high})" if finite(value[1], value[2]) else text
 
 
-def _parent(split: Any, examples: list[Example]) -> dict[str, Any]:
+def _parent(split: Split, examples: list[Example]) -> dict[str, Any]:
     parent, over = split.parent, split.parent.over_represented
     positions = []
     for position, words in (("previous", "before it"), ("current", "the token itself"), ("next", "after it")):
@@ -347,15 +361,16 @@ def _parent(split: Any, examples: list[Example]) -> dict[str, Any]:
     }
 
 
-def _logits(split: Any, sae: Any, feature: int) -> list[dict[str, Any]]:
+def _logits(split: Split, sae: Any, feature: int) -> list[dict[str, Any]]:
     """Tokens raised and lowered; none where the SAE does not write to the residual stream."""
     model = split.acts.model
     if model.W_U.shape[0] != sae.cfg.d_in:
         return []
     frame = logit_effects(sae.W_dec[feature], model, k=8)
+    columns = frame[["top", "top_logit", "bottom", "bottom_logit"]].to_numpy(object)
     return [
-        {**row, "top": visible(str(row["top"])), "bottom": visible(str(row["bottom"]))}
-        for row in frame.to_dict("records")
+        {"top": visible(top), "top_logit": up, "bottom": visible(bottom), "bottom_logit": down}
+        for top, up, bottom, down in columns
     ]
 
 
@@ -381,11 +396,12 @@ def _example_rows(examples: list[Example], largest: float, own: bool = False) ->
     return [{"band": band, "rows": rows} for band, rows in bands.items()]
 
 
-def _bars(split: Any) -> list[dict[str, Any]]:
+def _bars(split: Split) -> list[dict[str, Any]]:
     widest = max(float(split.children["share"].max()), 1e-9) if len(split.children) else 1.0
     bars = []
     for j, (name, (_, row)) in enumerate(zip(_names(split), split.children.iterrows(), strict=True)):
         added = tuple(_value(row, column) for column in ("added", "added_low", "added_high"))
+        text, no_more = _adds(row)
         bars.append(
             {
                 "anchor": f"child-{int(row['feature'])}" if j < MOST_CARDS else "",
@@ -394,8 +410,9 @@ def _bars(split: Any) -> list[dict[str, Any]]:
                 "share": float(row["share"]),
                 "width": float(row["share"]) / widest,
                 "mcc": _value(row, "mcc"),
-                "added": _interval(added),
-                "strip": strip(*added, scale=(-0.25, 1.0)),
+                "added": text,
+                "no_more": no_more,
+                "strip": strip(*added, scale=(-0.25, 1.0)) if text else "",
                 "leak": _value(row, "leak"),
                 "copy_of": int(row["copy_of"]) if "copy_of" in row and int(row["copy_of"]) >= 0 else None,
             }
@@ -403,13 +420,21 @@ def _bars(split: Any) -> list[dict[str, Any]]:
     return bars
 
 
-def _contexts(split: Any) -> dict[str, Any]:
+def _adds(row: pd.Series) -> tuple[str, str]:
+    """What a child adds with its interval, or in words why there is no number to show."""
+    value = tuple(_value(row, column) for column in ("added", "added_low", "added_high"))
+    if not finite(*value):
+        return "", "nothing asked"
+    return ("", "the rest does better") if value[2] <= 0 else (_interval(value), "")
+
+
+def _contexts(split: Split) -> dict[str, Any]:
     """Floor, ceiling, rest and product of every context, the judged first, best told first."""
-    both, rest = split.separation.get(PRODUCT), split.separation.get(REST)
+    both, rest = split.separation.get(PRODUCT), split.separation.get("rest")
     if both is None:
         return {"svg": "", "more": "", "unjudged": []}
     of_rest = {c.context: c for c in rest.contexts} if rest is not None else {}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": c.context, "n_test": c.n_test, "floor": c.floor.value, "ceiling": c.ceiling.value, "judged": c.judged,
             "both": c.mcc[2].value, "both_low": c.mcc[2].low, "both_high": c.mcc[2].high, "reason": c.reason,
@@ -427,7 +452,31 @@ def _contexts(split: Any) -> dict[str, Any]:
     }
 
 
-def _marks(split: Any, values: np.ndarray) -> list[dict[str, Any]]:
+def _judged(split: Split) -> list[dict[str, Any]]:
+    """What the verdict rests on: a row a context for which a child is required."""
+    K = len(split.numbers)
+    names = dict(zip(split.numbers, _names(split), strict=True))
+    places = child_numbers(split.original, split.parent.feature, K)
+    rows = []
+    for c in split.judgement.contexts:
+        if c.passed is None:
+            continue
+        number = places[c.child] if c.child is not None and c.child < K else None
+        rows.append(
+            {
+                "context": c.context,
+                "child": f"{number} {names[number]}" if number is not None else "none",
+                "added": _interval(c.added),
+                "precision": _interval(c.precision),
+                "foreign": _interval(c.foreign),
+                "passed": c.passed,
+                "failed": ", ".join(c.failed),
+            }
+        )
+    return sorted(rows, key=lambda row: not row["passed"])
+
+
+def _marks(split: Split, values: np.ndarray) -> list[dict[str, Any]]:
     """The contexts a child marks best, by its firing on the test tokens of P, from the text's own labels."""
     labels = split.labels
     counts = labels.counts["test"]
@@ -445,12 +494,12 @@ def _marks(split: Any, values: np.ndarray) -> list[dict[str, Any]]:
     return rows
 
 
-def _card(split: Any, j: int, examples: list[Example], values: np.ndarray) -> dict[str, Any]:
+def _card(split: Split, j: int, examples: list[Example], values: np.ndarray) -> dict[str, Any]:
     row = split.children.iloc[j]
     feature = int(row["feature"])
     facts = [
         ("share of P", f"{100 * row['share']:.1f}%"),
-        ("adds", _interval(tuple(_value(row, c) for c in ("added", "added_low", "added_high"))) or "not asked for"),
+        ("adds", _adds(row)[0] or _adds(row)[1]),
         ("fires where it should not", _percent(_value(row, "leak"))),
         ("theta", show(_value(row, "theta"))),
         ("mean where it fires", show(_value(row, "mean_activation"))),
@@ -471,7 +520,7 @@ def _card(split: Any, j: int, examples: list[Example], values: np.ndarray) -> di
     }
 
 
-def _fold(split: Any, j: int) -> dict[str, Any]:
+def _fold(split: Split, j: int) -> dict[str, Any]:
     row = split.children.iloc[j]
     return {
         "feature": int(row["feature"]),
@@ -487,19 +536,17 @@ def _percent(value: float) -> str:
     return f"{100 * value:.3g}%" if finite(value) else ""
 
 
-def _prompts(split: Any, prompts: Sequence[str]) -> list[Passage]:
+def _prompts(split: Split, prompts: Sequence[str]) -> list[Passage]:
     found = []
     for prompt in prompts:
-        frame = split.on(prompt)
-        frame = frame[[not SPECIAL.fullmatch(str(token)) for token in frame["token"]]]
-        parent = frame["parent"].to_numpy(dtype=float)
-        if not (parent > split.parent.tau).any():
-            rule = f"a prompt must hold a token on which the parent exceeds tau={split.parent.tau:.3g}"
-            raise UserError(rule, repr(prompt), "pass another prompt, or none")
-        children = frame.drop(columns=["position", "token", "parent"]).to_numpy(float)
-        wide = np.zeros((len(frame), len(split.children)))
-        wide[:, : children.shape[1]] = children
-        found.append(Passage(tuple(frame["token"]), parent, wide, prompt))
+        frame = split.on(prompt)  # refuses a text without the parent
+        children = np.zeros((len(frame), len(split.numbers)))
+        for j, number in enumerate(split.numbers):
+            columns = [name for name in frame if str(name).startswith(f"{number} ")]
+            if columns:
+                children[:, j] = frame[columns[0]]
+        tokens = tuple(str(token) for token in frame["token"])
+        found.append(Passage(tokens, frame["parent"].to_numpy(dtype=float), children, prompt))
     return found
 
 
@@ -538,7 +585,7 @@ def _pieces(pieces: Sequence[Passage], names: Sequence[str]) -> list[dict[str, A
     return out
 
 
-def _relations(split: Any, names: Sequence[str]) -> dict[str, Any] | None:
+def _relations(split: Split, names: Sequence[str]) -> dict[str, Any] | None:
     iou, cosine = (np.asarray(split.relations[key], dtype=float) for key in ("iou", "cosine"))
     n = min(len(names), MOST_RELATED)
     if n < 2:
@@ -574,7 +621,7 @@ def _swap(swap: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _controls(split: Any) -> list[dict[str, Any]]:
+def _controls(split: Split) -> list[dict[str, Any]]:
     """A row a dictionary: S_1, S_2, S_4 with intervals, FVU on P, leak; the product first and highlighted."""
     rows = []
     frame = split.controls
@@ -599,11 +646,12 @@ def _controls(split: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _cost(split: Any) -> list[tuple[str, str]]:
+def _cost(split: Split) -> list[tuple[str, str]]:
     cost = split.cost
     shown = [
         ("everything, once activations are there", show_seconds(cost.get("seconds"))),
         ("of it training", show_seconds(cost.get("seconds_training"))),
+        ("training of every seed", show_seconds(cost.get("seconds_training_all"))),
         ("tokens children were trained on", show_count(cost.get("tokens_sae"))),
         ("tokens the language model read", show_count(cost.get("tokens_lm"))),
     ]

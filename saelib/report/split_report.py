@@ -5,17 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from saelib.acts.store import POSITIONS
 from saelib.base.cache import ensure_dir
 from saelib.report.children_page import beaten_by, children_page, parent_sentence, verdict_sentence
+from saelib.split.result import Split
 
 MOST_ROWS = 30
 
 
-def write_split(split: Any, out: Path, prompts: Sequence[str] = ()) -> Path:
+def write_split(split: Split, out: Path, prompts: Sequence[str] = ()) -> Path:
     """Write `index.html` and `index.json`, and what `Split.save` writes: split.json, the tables as CSV, the SAE in `sae/`.
 
     Returns:
@@ -30,7 +32,7 @@ def write_split(split: Any, out: Path, prompts: Sequence[str] = ()) -> Path:
     return page.save(out / "index.html")
 
 
-def split_text(split: Any) -> str:
+def split_text(split: Split) -> str:
     """A split for a terminal: the parent, the children as a table, the verdict; what controls do better comes first."""
     frame = split.children
     shown = pd.DataFrame(
@@ -58,3 +60,12 @@ def split_text(split: Any) -> str:
 
 def _two(value: float) -> str:
     return "" if value != value else f"{value:z.2f}"
+
+
+def example_text(split: Split, before: int = 20, after: int = 12) -> str:
+    """A piece of the test text around the token on which the parent is strongest."""
+    on, store = split.tokens.on["test"], split.acts.stores["test"]
+    row = int(on.rows[on.parent.argmax()])
+    first = row - row % POSITIONS
+    ids = store.token_ids[max(first, row - before) : min(first + POSITIONS, row + after)]
+    return "".join(split.acts.model.to_str_tokens(np.asarray(ids).astype(np.int64)))
