@@ -132,6 +132,13 @@ def test_automatic_contexts(model: OneLayerModel) -> None:
     assert 'after "a"' in [c.name for c in more.contexts]
 
 
+def test_a_token_must_be_frequent_on_test_too(model: OneLayerModel) -> None:
+    select = automatic_tokens(model, {"multi": 150, "a": 120})
+    test = automatic_tokens(model, {"multi": 150, "a": 99})
+    found = automatic_contexts(model, {"select": select, "test": test})
+    assert [c.name for c in found.contexts if c.primary] == ['after "multi"']
+
+
 def test_a_token_before_more_than_half_is_no_context(model: OneLayerModel) -> None:
     half = automatic_tokens(model, {"multi": 200})
     most = automatic_tokens(model, {"multi": 201})

@@ -165,6 +165,7 @@ def test_fit_is_the_minimum_with_weights_at_least_zero() -> None:
     assert loss(found) <= best.fun + 1e-4
     np.testing.assert_allclose(found, best.x, atol=1e-3)
     assert found[3] == 0 and found[1:3].min() > 0.1
+    np.testing.assert_allclose(_fit(x, member, np.array([0, 0.1, 0.1, 2.0])), found, atol=1e-3)  # from any start
 
 
 def test_a_feature_that_helps_on_train_alone_is_not_added() -> None:
@@ -305,6 +306,10 @@ def test_tokens_that_take_no_part_and_those_beyond_the_most_are_left_out(
     assert {s: len(rows) for s, rows in some.used.items()} == {"train": 300, "select": 300, "test": 300}
     assert all(rows.min() >= 100 and (np.diff(rows) > 0).all() for rows in some.used.values())
     np.testing.assert_array_equal(some.member["test"], labels.member["test"][some.used["test"]])
+    acts = {s: np.maximum(part.x.numpy(), 0) for s, part in tokens.items()}
+    of_used = measure(some, {s: part[some.used[s]] for s, part in acts.items()})
+    assert measure(some, acts).raw == of_used.raw
+    assert measure(some, {s: csc_array(part) for s, part in acts.items()}).raw == of_used.raw
 
 
 # --- the scale ------------------------------------------------------------------------------------------------------------
