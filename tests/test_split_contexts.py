@@ -143,8 +143,9 @@ def test_a_token_before_more_than_half_is_no_context(model: OneLayerModel) -> No
     half = automatic_tokens(model, {"multi": 200})
     most = automatic_tokens(model, {"multi": 201})
     assert automatic_contexts(model, {"select": half, "test": half}).contexts[0].name == 'after "multi"'
-    with pytest.raises(UserError, match="some token must stand before or after 100 of the parent's tokens"):
-        automatic_contexts(model, {"select": most, "test": most})
+    for tokens in ({"select": most, "test": half}, {"select": half, "test": most}):
+        with pytest.raises(UserError, match="some token must stand before or after 100 of the parent's tokens"):
+            automatic_contexts(model, tokens)
 
 
 def test_names_stay_distinct(model: OneLayerModel) -> None:
