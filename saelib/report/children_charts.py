@@ -68,7 +68,7 @@ def contexts_svg(rows: Sequence[dict[str, Any]], width: int = 900) -> markupsafe
     """Each context on a line from its floor to its ceiling, with the rest of the SAE and rest + children between them.
 
     Args:
-        rows: name, n_test, floor, ceiling, rest and both (MCC by two features), both_low, both_high, judged.
+        rows: name, n_test, floor, ceiling, rest and both (MCC by two features), both_low, both_high, primary (others are pale).
     """
     if not rows:
         return markupsafe.Markup("")
@@ -92,7 +92,7 @@ def contexts_svg(rows: Sequence[dict[str, Any]], width: int = 900) -> markupsafe
     marks.append(_text(left + 270, 14, "grey bar: from what is free (floor) to a linear probe (ceiling)", "start"))
     for i, row in enumerate(rows):
         y = top + step * i + 8
-        shade = 1.0 if row["judged"] else 0.4
+        shade = 1.0 if row["primary"] else 0.45
         words = (
             f"{row['name']}: floor {show(row['floor'])}, rest {show(row['rest'])}, rest + children {show(row['both'])}, "
             f"probe {show(row['ceiling'])}; {show(row['n_test'])} test tokens"

@@ -437,15 +437,15 @@ def _contexts(split: Split) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [
         {
             "name": c.context, "n_test": c.n_test, "floor": c.floor.value, "ceiling": c.ceiling.value, "judged": c.judged,
-            "both": c.mcc[2].value, "both_low": c.mcc[2].low, "both_high": c.mcc[2].high, "reason": c.reason,
+            "primary": c.primary, "both": c.mcc[2].value, "both_low": c.mcc[2].low, "both_high": c.mcc[2].high, "reason": c.reason,
             "rest": of_rest[c.context].mcc[2].value if c.context in of_rest else float("nan"),
         }
         for c in both.contexts
     ]  # fmt: skip
-    judged = sorted((r for r in rows if r["judged"]), key=lambda r: -np.nan_to_num(r["both"]))
+    judged = sorted((r for r in rows if r["judged"]), key=lambda r: (not r["primary"], -np.nan_to_num(r["both"])))
     return {
         "svg": contexts_svg(judged[:16]),
-        "n_judged": len(judged),
+        "beside": any(not r["primary"] for r in judged),
         "more": contexts_svg(judged[16:]),
         "n_more": len(judged[16:]),
         "unjudged": [r for r in rows if not r["judged"]],
