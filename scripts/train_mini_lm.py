@@ -35,7 +35,7 @@ from saelib.text.corpus import build_token_store, read_corpus, split_of
 from saelib.text.sources import STUDY_SOURCES
 from saelib.text.tokens import TokenStore
 
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 4e-3
 """Best of the sweep (see `sweep.csv` beside the weights)."""
 SWEEP = (1e-3, 2e-3, 4e-3)
 SWEEP_TOKENS = 5e6

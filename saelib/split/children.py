@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelib.base.errors import UserError
+from saelib.base.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class ChildrenConfig:
     whiten: float = 0.0
     """Exponent of the metric: errors are measured along y's principal axes divided by their variance to this power / 2."""
     start: str = "rows"
-    """Where decoder rows begin: `rows` of y at random, or `kmeans++`: rows far from those chosen before."""
+    """Where decoder rows begin: `rows` of y at random, `kmeans++` (rows far from those chosen before), or `random`."""
+    frozen_decoder: bool = False
+    """Leave the decoder where it begins (a control)."""
     revive_every: int = 400
     """Steps between revivals of children that did not fire on P since the last one; none in the last quarter."""
     seed: int = 0
@@ -64,8 +67,8 @@ class ChildrenConfig:
         for name in ("l1", "l1_off", "off_weight", "lr", "whiten"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UserError(f"{name} of children must be finite and not negative", getattr(self, name), "mend it")
-        if self.start not in ("rows", "kmeans++"):
-            raise UserError("start must be rows or kmeans++", repr(self.start), "pass one")
+        if self.start not in ("rows", "kmeans++", "random"):
+            raise UserError("start must be rows, kmeans++ or random", repr(self.start), "pass one")
 
 
 class Pools(NamedTuple):
@@ -114,6 +117,7 @@ def train_children(
     pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, int], None] | None = None
 ) -> Dictionary:
     """Train children; deterministic in `cfg.seed` at a number of threads."""
+    keep_freed_memory()
     generator = torch.Generator().manual_seed(cfg.seed)
     scale = pools.y_on.square().sum(1).mean().sqrt().clamp_min(1e-12)
     M = _metric(pools.y_on / scale, cfg.whiten)
@@ -149,7 +153,7 @@ def train_children(
         dc = torch.addmm(price, r, E.T, alpha=2).mul_(c > 0)
         grads = (x.T @ dc, dc.sum(0), dE - (dE * E).sum(1, keepdim=True) * E)
         lr = cfg.lr * min(1.0, 2 * (cfg.n_steps - step) / cfg.n_steps)
-        for p, g, m1, v1 in zip(parameters, grads, m, v, strict=True):
+        for p, g, m1, v1 in list(zip(parameters, grads, m, v, strict=True))[: 2 if cfg.frozen_decoder else 3]:
             m1.lerp_(g, 0.1)
             v1.lerp_(g * g, 0.01)
             denominator = (v1 / (1 - 0.99 ** (step + 1))).sqrt_().add_(1e-8)
@@ -157,7 +161,7 @@ def train_children(
         E.div_(E.norm(dim=1, keepdim=True))
         fired += (c[: on.size] > 0).sum(0)
         if cfg.revive_every and (step + 1) % cfg.revive_every == 0:
-            if step + 1 <= 0.75 * cfg.n_steps:
+            if step + 1 <= 0.75 * cfg.n_steps and not cfg.frozen_decoder:
                 _revive(fired, parameters, (m, v), on, generator)
             fired.zero_()
         if progress and step % 100 == 99:
@@ -196,6 +200,8 @@ def _metric(y: Float[Tensor, "n d"], exponent: float) -> Float[Tensor, "d d"] | 
 
 def _start(y: Float[Tensor, "n d"], cfg: ChildrenConfig, generator: torch.Generator) -> Float[Tensor, "K d"]:
     unit = torch.nn.functional.normalize(y, dim=1)
+    if cfg.start == "random":
+        return torch.nn.functional.normalize(torch.randn(cfg.K, y.shape[1], generator=generator), dim=1)
     if cfg.start == "rows":
         index = torch.randperm(len(y), generator=generator)[: cfg.K]
         E = unit[index]

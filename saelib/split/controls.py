@@ -1,0 +1,59 @@
+"""Rows to beat: dictionaries that are no children, measured on the same parent with the same yardstick.
+
+Each is a function from the training pools to a `Dictionary` of K features that takes the children's place:
+
+* random decoder: E drawn at random and frozen, the encoder trained: reaches much of what trained dictionaries reach
+  (arXiv 2602.14111);
+* k-means: directions of K cluster centres of y, without training;
+* small L1 SAE on P: an ordinary SAE of K features trained on P alone, without the residual target and without negatives.
+
+`quantiles` cuts the parent's own activation at K quantiles, which is no dictionary but activations of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
+
+
+def random_decoder(pools: Pools, cfg: ChildrenConfig) -> Dictionary:
+    """Children whose decoder rows are random and stay so; the encoder is trained as theirs is."""
+    return train_children(pools, replace(cfg, frozen_decoder=True, start="random"))
+
+
+def small_sae(pools: Pools, cfg: ChildrenConfig) -> Dictionary:
+    """A plain L1 SAE of K features on P: it reconstructs x less its mean there, with no off-parent tokens."""
+    centre = pools.x_on.mean(0)
+    plain = Pools(pools.x_on, pools.x_on - centre, pools.x_weak[:0], pools.y_weak[:0], pools.x_off[:0])
+    return train_children(plain, replace(cfg, whiten=0.0))
+
+
+@torch.no_grad()
+def k_means(pools: Pools, cfg: ChildrenConfig, rounds: int = 20) -> Dictionary:
+    """Cluster centres of y on P: feature j is relu(x.u_j - b_j), u_j the centre less the mean, b_j half-way to the mean."""
+    generator = torch.Generator().manual_seed(cfg.seed)
+    y = pools.y_on[torch.randperm(len(pools.y_on), generator=generator)[:8192]]
+    mean = y.mean(0)
+    z = y - mean
+    centres = z[torch.randperm(len(z), generator=generator)[: cfg.K]].clone()
+    for _ in range(rounds):
+        nearest = torch.cdist(z, centres).argmin(1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, z)
+        counts = torch.bincount(nearest, minlength=len(centres))[:, None]
+        centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+    length = centres.norm(dim=1).clamp_min(1e-12)
+    W = (centres / length[:, None]).T
+    x_mean = pools.x_on.mean(0)
+    return Dictionary(W.contiguous(), -(x_mean @ W) - length / 2, centres / length[:, None])
+
+
+def quantiles(parent: Float[np.ndarray, " n"], edges: Float[np.ndarray, " K1"]) -> Float[Tensor, "n K"]:
+    """The parent's activation cut into bands: feature j is 1 where it lies between edges j and j + 1."""
+    band = np.clip(np.searchsorted(edges, parent, side="right") - 1, 0, len(edges) - 2)
+    return torch.nn.functional.one_hot(torch.from_numpy(band), len(edges) - 1).float()
