@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from made_up_split import documents, hyphen_sae, judged_as, made_up_split, without_children
 
+from saelib import cli
 from saelib.acts.activations import Activations, harvest_documents
 from saelib.base.errors import UserError
 from saelib.lm.model import load_embedded
@@ -184,6 +185,27 @@ def test_the_terminal_shows_a_row_a_child(split: Split) -> None:
     lines = split_text(split).splitlines()
     assert lines[-1].startswith("verdict: It splits")
     assert sum(bool(re.match(r" *\d+ +\d+\.\d%", line)) for line in lines) == len(split.children)
+
+
+def test_the_command_prints_the_children_and_writes_the_folder(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def answer(sae: Any, feature: int, acts: Any, **options: Any) -> Split:
+        asked.update(options, feature=feature)
+        return split
+
+    monkeypatch.setattr("saelib.load_sae", lambda folder: split.original, raising=False)
+    monkeypatch.setattr("saelib.activations", lambda *given, **options: split.acts, raising=False)
+    monkeypatch.setattr("saelib.split", answer)
+    command = ["split", "--sae", "my-sae", "--feature", "3", "--contexts", "hyphen", "--K", "14", "--seed", "2"]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert "verdict: It splits" in out and "open" not in out
+    assert (asked["feature"], asked["contexts"], asked["K"], asked["seed"]) == (3, "hyphen", 14, 2)
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "open " in capsys.readouterr().out and (tmp_path / "out" / "index.html").exists()
 
 
 def test_in_brief_it_carries_its_own_style_and_no_script(split: Split) -> None:

@@ -437,7 +437,8 @@ def _contexts(split: Split) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [
         {
             "name": c.context, "n_test": c.n_test, "floor": c.floor.value, "ceiling": c.ceiling.value, "judged": c.judged,
-            "primary": c.primary, "both": c.mcc[2].value, "both_low": c.mcc[2].low, "both_high": c.mcc[2].high, "reason": c.reason,
+            "primary": c.primary, "reason": c.reason,
+            "both": c.mcc[2].value, "both_low": c.mcc[2].low, "both_high": c.mcc[2].high,
             "rest": of_rest[c.context].mcc[2].value if c.context in of_rest else float("nan"),
         }
         for c in both.contexts
