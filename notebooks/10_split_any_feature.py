@@ -12,64 +12,68 @@
 # %% [markdown]
 # # What is this feature of my SAE made of?
 #
-# The notebook form of `saelib split`: an SAE folder, a feature and a text, to a verdict with its controls. What is computed
-# is kept in the cache, so that the notebook and the command share it.
+# The notebook form of `saelib split`: an SAE folder, a feature and a text, to its children, a verdict with its controls, and
+# the same SAE with the children in the feature's place. Activations are kept in the cache, so that the notebook and the
+# command share them.
 
 # %% tags=["parameters"]
 sae = ""
 feature = 0
 model = "mini"
 text = "study"
-filter_by = "context"
-start = "random"
-tokens = 2_000_000
-seeds = 2
-width = 8
-classes = "auto"
-n_classes = 3
+contexts = "auto"
+K: int | None = None
 tau: float | None = None
-l1: float | None = None
+seed = 0
+out = ""
 
 # %%
-from saelib.report import report, views
-from saelib.report.split_any import SplitRequest, page_of, split_feature
+import saelib
+from saelib.report import report
+from saelib.report.children_page import children_page, verdict_sentence
+from saelib.report.split_report import write_split
 
-views.figure_style()
-request = SplitRequest(sae, feature, model, text, filter_by, start, tokens, seeds, width, classes, n_classes, tau, l1)
-outcome = split_feature(request)
-
-# %% [markdown]
-# ## Every wide SAE that was trained
-
-# %%
-outcome.runs
-
-# %% [markdown]
-# ## The L1 coefficient, chosen before any split
-
-# %%
-outcome.coefficients
+parent_sae = saelib.load_sae(sae)
+acts = saelib.activations(model, text, hook=parent_sae.cfg.hook_name)
 
 # %% [markdown]
 # ## The split
 
 # %%
-page_of(outcome)
+split = saelib.split(parent_sae, feature, acts, contexts=contexts, K=K, tau=tau, seed=seed)
+children_page(split)
+
+# %% [markdown]
+# ## Every child
+
+# %%
+split.children
+
+# %% [markdown]
+# ## Every context
+
+# %%
+split.separation["rest + children"].frame()
+
+# %%
+if out:
+    print("written:", write_split(split, out))
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
-score = outcome.score
+S, added = split.separation["rest + children"].S, split.added
 report.headline(
-    answer=f"Feature {feature}: {score.verdict}; {score.candidates} candidate children of {score.parent_tokens:,} test tokens.",
-    verdict=score.verdict,
-    candidates=score.candidates,
-    tau=outcome.chosen.tau,
-    classes=list(outcome.chosen.labels.names),
-    automatic_classes=outcome.chosen.labels.automatic,
-    tokens=int(outcome.runs["tokens"].iloc[0]),
+    answer=f"Feature {feature}: {verdict_sentence(split)}",
+    verdict=str(split.verdict.value),
+    children=len(split.children),
+    S_2=S[2].value,
+    added_2=added[2].value,
+    tau=split.parent.tau,
+    tokens_of_P=split.parent.n_on["test"],
+    seconds_training=split.cost["seconds_training"],
 )
 
 # %%
-report.watermark(seeds={"wide": list(range(seeds))})
+report.watermark(seeds={"children": seed})

@@ -16,6 +16,10 @@ import click
 from saelib import __version__
 from saelib.base.errors import UserError
 
+METHODS = ("children", "all-data", "context-filter", "token-filter", "warm", "warm-zeroed")
+DEVICES = ("auto", "cpu", "cuda")
+CONTEXTS = ("auto", "hyphen", "automatic")
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="saelib")
@@ -70,33 +74,61 @@ def notebook(
 
 
 @cli.command()
-@click.option("--sae", required=True, help="SAE folder in the SAELens format (or the study's .pt file).")
+@click.option(
+    "--sae", "folder", required=True, help="SAE folder in the SAELens format, or a release and id: RELEASE/ID."
+)
 @click.option("--feature", required=True, type=int, help="The feature to split.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the report.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the page, its tables and the SAE.")
 @click.option("--model", default="mini", show_default=True, help="mini, smollm2, gelu-1l, or a Hugging Face folder.")
 @click.option("--text", default="study", show_default=True, help="study, a text file, or a folder of .txt files.")
-@click.option("--filter", "filter_by", default="context", show_default=True, help="context or token.")
-@click.option("--init", "start", default="random", show_default=True, help="random, or narrow: from the SAE's weights.")
-@click.option("--tokens", default=2_000_000, show_default=True, help="Tokens each wide SAE is trained on.")
-@click.option("--seeds", default=2, show_default=True, help="Wide SAEs trained on the filtered data.")
-@click.option("--width", default=8, show_default=True, help="Features of a wide SAE, as a multiple of d_in.")
-@click.option("--classes", default="auto", show_default=True, help="auto, hyphen, previous, next, or a .json of rules.")
-@click.option("--n-classes", default=3, show_default=True, help="How many automatic classes.")
-@click.option("--tau", type=float, help="The parent is active above this.  [default: 2/9.23 of its largest activation]")
-@click.option("--l1", type=float, help="L1 coefficient a token.  [default: the one that gives the SAE's own L0]")
-def split(out: Path, **options: Any) -> None:
-    """Split one feature of an SAE of yours: train on filtered data, score, write a report. Resumes when started again."""
+@click.option(
+    "--contexts",
+    default="auto",
+    show_default=True,
+    help="What to tell apart: auto, hyphen, automatic, or a .json of rules.",
+)
+@click.option("--method", default="children", show_default=True, help=f"{', '.join(METHODS)}.")
+@click.option("--K", "K", type=click.IntRange(min=1), help="Children that are trained.  [default: chosen on select]")
+@click.option("--tau", type=float, help="The parent is on above this.  [default: 2/9.23 of its largest activation]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
+@click.option("--prompt", "prompts", multiple=True, help="A text on which the page shows the children (repeatable).")
+def split(
+    folder: str, feature: int, out: Path | None, model: str, text: str, prompts: tuple[str, ...], **options: Any
+) -> None:
+    """Split one feature of an SAE into its children: print them, and with --out write a page and the new SAE."""
+    for name, known in (("method", METHODS), ("device", DEVICES)):
+        if options[name] not in known:
+            raise UserError(f"{name} must be one of {', '.join(known)}", repr(options[name]), "pass one")
+    contexts = options["contexts"]
+    if contexts not in CONTEXTS and not contexts.endswith(".json"):
+        raise UserError(
+            f"contexts must be one of {', '.join(CONTEXTS)} or a .json of rules", repr(contexts), "pass one"
+        )
+
+    import saelib
     from saelib.base.progress import shown_progress
     from saelib.report.reproduce import check_writable
-    from saelib.report.split_any import SplitRequest, split_feature, write_report
+    from saelib.report.split_report import split_text, write_split
+    from saelib.split.contexts import read_rules
 
-    request = SplitRequest(**options)
-    check_writable(out, "out must be a writable folder", "pass --out with another folder")
-    with shown_progress(f"feature {request.feature}"):
-        outcome = split_feature(request)
-        index = write_report(outcome, out)
-    click.echo(outcome.runs.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
-    click.echo(f"verdict: {outcome.score.verdict}\nopen {index}")
+    if contexts.endswith(".json"):
+        read_rules(Path(contexts))
+    if out is not None:
+        check_writable(out, "out must be a writable folder", "pass --out with another folder")
+    sae = saelib.load_sae(folder)
+    if not 0 <= feature < sae.cfg.d_sae:
+        raise UserError(f"feature must be in [0, d_sae={sae.cfg.d_sae})", feature, "pass a feature of the SAE")
+    if options["method"] == "children":
+        del options["method"]
+    if options.pop("device") == "cuda":
+        raise UserError("device must be cpu or auto for a split", "cuda", "children are trained on the processor")
+    with shown_progress(f"feature {feature}"):
+        acts = saelib.activations(model, text, hook=sae.cfg.hook_name)
+        found = saelib.split(sae, feature, acts, **options)
+    click.echo(split_text(found))
+    if out is not None:
+        click.echo(f"open {write_split(found, out, prompts)}")
 
 
 @cli.command()

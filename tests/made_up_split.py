@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,11 +10,11 @@ import torch
 
 from saelib.acts.activations import Activations
 from saelib.sae.sae import SAE, SAEConfig
-from saelib.split import children, contexts, exported, parent
-from saelib.split.detectors import mcc
-from saelib.split.result import Split, describe_parent
+from saelib.split import contexts
+from saelib.split.children import ChildrenConfig
+from saelib.split.engine import SplitConfig, split_feature
+from saelib.split.result import Split
 from saelib.split.separation import ContextSeparation, Interval, Separation
-from saelib.split.tokens import SPLITS
 from saelib.split.verdict import ContextVerdict, Judgement, Verdict
 from saelib.split.yardstick import Reason
 
@@ -24,76 +23,13 @@ def around(value: float, half: float = 0.04) -> Interval:
     return Interval(value, value - half, value + half)
 
 
-@torch.no_grad()
 def made_up_split(
-    acts: Activations,
-    sae: SAE,
-    feature: int,
-    *,
-    K: int = 6,
-    n_steps: int = 150,
-    how: str = "auto",
-    tau: float | None = None,
+    acts: Activations, sae: SAE, feature: int, *, K: int = 6, n_steps: int = 150, how: str = "auto"
 ) -> Split:
     """Children really trained; the numbers of the judge invented, in the shape that the judge gives them."""
-    tokens = parent.gather(acts, sae, feature, tau)
-    model, on = acts.model, tokens.on["test"]
-    texts = {s: np.asarray(acts.stores[s].contexts) for s in SPLITS}
-    labels = contexts.label(model, tokens.on, texts, how)
-    jump = exported.as_jumprelu(sae, tokens.on["train"].x)
-
-    def y(part: Any) -> torch.Tensor:
-        return exported.inner_target(jump, feature, part.x)
-
-    on_train, weak, off = (getattr(tokens, name)["train"] for name in ("on", "weak", "off"))
-    inputs = [exported.encoder_input(jump, part.x) for part in (on_train, weak, off)]
-    pools = children.Pools(inputs[0], y(on_train), inputs[1], y(weak), inputs[2])
-    found = children.train_children(pools, children.ChildrenConfig(K=K, n_steps=n_steps))
-    K = len(found.b)
-    new = exported.replace_parent(jump, feature, found, torch.zeros(K))
-    numbers = exported.child_numbers(jump, feature, K)
-    c = new.encode_features(on.x, torch.tensor(numbers)).detach().numpy() > 0
-    off_c = new.encode_features(tokens.off["test"].x, torch.tensor(numbers)).detach().numpy() > 0
-
-    # names and scores from frequent neighbours, whatever the contexts asked about
-    words = [(f'{w} "{model.vocabulary[t].strip()}"', getattr(on, k) == t) for k, w in (("previous", "after"), ("next", "before"))
-             for t in pd.Series(getattr(on, k)).value_counts().index[:30] if t >= 0]  # fmt: skip
-    member = np.stack([m for _, m in words], axis=1)
-    tp = c.T.astype(float) @ member
-    fp, fn = c.sum(0)[:, None] - tp, member.sum(0)[None] - tp
-    score = mcc(tp, fp, fn, len(c) - tp - fp - fn)
-    best = score.argmax(1)
-    n_on, n_off = tokens.n_on["test"], tokens.n_off["test"]
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame(
-        {
-            "feature": numbers,
-            "name": [words[b][0] for b in best],
-            "name_mcc": score[range(K), best],
-            "share": c.mean(0),
-            "theta": 0.0,
-            "context": [words[b][0] for b in best],
-            "mcc": score[range(K), best],
-            "mcc_low": score[range(K), best] - 0.05,
-            "mcc_high": score[range(K), best] + 0.05,
-            "precision": tp[range(K), best] / c.sum(0).clip(1),
-            "added": [np.nan if j % 5 == 4 else 0.7 * score[j, best[j]] for j in range(K)],
-            "added_low": [np.nan if j % 5 == 4 else 0.7 * score[j, best[j]] - 0.06 for j in range(K)],
-            "added_high": [np.nan if j % 5 == 4 else 0.7 * score[j, best[j]] + 0.06 for j in range(K)],
-            "leak": off_c.mean(0) * n_off / np.maximum(off_c.mean(0) * n_off + c.mean(0) * n_on, 1),
-            "leak_high": 0.1,
-            "missed": 0.01,
-            "cosine_parent": torch.cosine_similarity(found.E, sae.W_dec[feature][None].detach()).numpy(),
-            "max_cosine_rest": rng.uniform(0.2, 0.8, K),
-            "copy_of": [3 if j == 2 else -1 for j in range(K)],
-            "mean_activation": 1.5,
-        }
-    )
-    frame = frame.sort_values("share", ascending=False).reset_index(drop=True)
-    order = [numbers.index(f) for f in frame["feature"]]
-    fired = c[:, order].astype(float)
-    both, size = fired.T @ fired, fired.sum(0)
-    E = found.E[order]
+    cfg = SplitConfig(contexts=how, K=K, seeds=1, controls=False, children=ChildrenConfig(n_steps=n_steps))
+    made = split_feature(sae, feature, acts, cfg)
+    labels = made.labels
     separation = {
         name: _separation(labels, level)
         for name, level in (("rest + children", 0.75), ("children", 0.7), ("rest", 0.45))
@@ -114,14 +50,11 @@ def made_up_split(
         index=["on P", "overall"],
     )  # fmt: skip
 
-    return Split(
-        sae=new, parent=describe_parent(acts, sae, tokens, labels), children=frame, contexts=labels.contexts,
-        separation=separation, added={k: around(0.5) for k in (1, 2, 4)}, judgement=_judgement(labels, Verdict.SPLIT),
-        stability=0.71, swap=swap, controls=controls, acts=acts, tokens=tokens, labels=labels, original=sae,
-        relations={"iou": both / np.maximum(size[:, None] + size[None] - both, 1), "cosine": (E @ E.T).numpy()},
+    return replace(
+        made, separation=separation, added={k: around(0.5) for k in (1, 2, 4)}, stability=0.71, swap=swap, controls=controls,
+        judgement=_judgement(labels, Verdict.SPLIT),
         k_curve=pd.DataFrame({"K": [16, 32, 64], "fvu": [0.24, 0.19, 0.165], "chosen": [False, False, True]}),
-        cost={"seconds": 14.2, "seconds_training": 6.1, "tokens_sae": 3_400_000, "tokens_lm": 4 * tokens.n_tokens["test"]},
-        numbers=[int(number) for number in frame["feature"]],
+        cost={"seconds": 14.2, "seconds_training": 6.1, "tokens_sae": 3_400_000, "tokens_lm": 4_000_000},
     )  # fmt: skip
 
 

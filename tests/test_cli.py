@@ -104,6 +104,45 @@ def test_an_unusable_folder_is_one_line_and_exit_2(
     assert capsys.readouterr().err.startswith("error: cache folder must be a folder; got ")
 
 
+SPLIT = {
+    "no SAE there": ({"--sae": "nowhere"}, "an SAE folder must hold cfg.json"),
+    "feature out of range": ({"--feature": "16"}, "feature must be in [0, d_sae=16); got 16"),
+    "feature that is no number": ({"--feature": "x"}, "Invalid value for '--feature': 'x' is not a valid integer."),
+    "unknown contexts": (
+        {"--contexts": "colours"},
+        "contexts must be one of auto, hyphen, automatic or a .json of rules; got 'colours'",
+    ),
+    "no file of rules": ({"--contexts": "no.json"}, "file of rules must be there; got no.json"),
+    "unknown method": (
+        {"--method": "magic"},
+        "method must be one of children, all-data, context-filter, token-filter, ",
+    ),
+    "unknown device": ({"--device": "tpu"}, "device must be one of auto, cpu, cuda; got 'tpu'"),
+    "no children": ({"--K": "0"}, "Invalid value for '--K'"),
+    "no text": ({"--text": "nowhere.txt"}, "text must be a file, or a folder with .txt files; got nowhere.txt"),
+    "no model": ({"--model": "nowhere"}, ""),
+    "out is a file": ({"--out": "FILE"}, "out must be a writable folder; got "),
+}
+
+
+@pytest.mark.parametrize("case", SPLIT)
+def test_bad_input_of_split_is_one_line_and_exit_2(
+    case: str, tmp_path: Path, empty_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from saelib.sae.sae import SAEConfig, init_random, save_sae
+
+    cfg = SAEConfig(256, 16, "blocks.0.hook_mlp_out", "saelib-mini", False)
+    sae = save_sae(init_random(cfg, torch.Generator().manual_seed(0)), tmp_path / "sae")
+    (tmp_path / "file").write_text("")
+    change, message = SPLIT[case]
+    options = {"--sae": str(sae), "--feature": "3", "--text": "x.txt"} | change
+    options = {name: value.replace("FILE", str(tmp_path / "file")) for name, value in options.items()}
+    assert cli.main(["split", *(part for item in options.items() for part in item)]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+    assert "Traceback" not in out and not list(empty_cache.glob("activations/*"))
+
+
 def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert "\n  reproduce " in capsys.readouterr().err

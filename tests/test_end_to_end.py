@@ -56,7 +56,7 @@ def test_results_have_a_row_a_run_and_every_documented_column(reports: Path) -> 
 
 
 def test_every_notebook_has_a_page_and_a_record_and_no_page_needs_a_network(reports: Path, root: Path) -> None:
-    several = {"04_training_run", "10_split_any_feature", "11_other_parent", "12_published_sae"}
+    several = {"00_start_here", "04_training_run", "10_split_any_feature", "11_other_parent", "12_published_sae"}
     names = {path.stem for path in (root / "notebooks").glob("*.py")} - several | {"11_other_parent-digit"}
     names |= {f"run-{spec.run:02d}" for spec in RUNS} | {"index"}
     assert names <= {path.stem for path in reports.glob("*.html")}
@@ -81,12 +81,12 @@ def test_the_notebooks_that_are_not_in_the_plan(session_cache: Path, tmp_path: P
         (tmp_path / "text" / f"{i}.txt").write_text(text)
     store = text_store(load_embedded(), texts)
     fires = (load_sae(narrow).encode(store.rows(slice(0, 2000))) > 0).float().sum(0)
-    parameters = {"sae": narrow, "feature": int(fires.argmax()), "text": tmp_path / "text", "tokens": 4096, "seeds": 1}
-    parameters |= {"width": 1, "l1": 2.0, "classes": "previous"}
+    parameters = {"sae": narrow, "feature": int(fires.argmax()), "text": tmp_path / "text"}
     options = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
-    done = saelib("notebook", "10_split_any_feature", *options, "--reports", tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert list(tmp_path.rglob("10_split_any_feature*.html"))
+    for name, more in (("10_split_any_feature", ("-p", "K", "8")), ("00_start_here", ())):
+        done = saelib("notebook", name, *options, *more, "--reports", tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert list(tmp_path.rglob(f"{name}*.html"))
     done = saelib("notebook", "11_other_parent", "--profile", "smoke", "-p", "kind", "verb", "--reports", tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "kind must be one of digit, code; got 'verb'" in done.stderr

@@ -29,7 +29,6 @@ from saelib.report.feature_page import sources
 from saelib.report.html_view import HtmlView
 from saelib.report.page import environment, show, show_count, show_seconds
 from saelib.split.detectors import mcc
-from saelib.split.exported import child_numbers
 from saelib.split.result import Split
 from saelib.split.yardstick import Reason
 
@@ -457,7 +456,7 @@ def _judged(split: Split) -> list[dict[str, Any]]:
     """What the verdict rests on: a row a context for which a child is required."""
     K = len(split.numbers)
     names = dict(zip(split.numbers, _names(split), strict=True))
-    places = child_numbers(split.original, split.parent.feature, K)
+    places = sorted(split.numbers)  # the order of the dictionary that was judged
     rows = []
     for c in split.judgement.contexts:
         if c.passed is None:

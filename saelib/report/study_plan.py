@@ -46,6 +46,7 @@ _BUILDS_ON: dict[str, tuple[str, ...]] = {
     CLAIMS: FOR_A_RUN,
     OTHER_PARENT: ("01_narrow_sae",),
     PUBLISHED_SAE: FOR_A_RUN,
+    "00_start_here": (),
     "10_split_any_feature": (),
     "08_calibration": (),
 }
