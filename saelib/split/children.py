@@ -1,10 +1,13 @@
 """Children: a small dictionary in one parent's place, trained on what the rest of the SAE leaves there.
 
-    c(x) = relu(x' W + b)          x' is the SAE's own encoder input, (d_in,)
-    y_hat(x) = c(x) E              rows of E of unit norm, no bias of its own
+    c(x) = relu(x' W + b)               x' is the SAE's own encoder input, (d_in,)
+    y_hat(x) = a_p(x) v + c(x) E        rows of E of unit norm, no bias of its own
 
     loss = mean over on-parent tokens of   |y_hat - y|^2 + l1 sum_j c_j
-         + mean over off-parent tokens of  w |y_hat|^2 + l1_off sum_j c_j
+         + mean over off-parent tokens of  w |c(x) E|^2 + l1_off sum_j c_j
+
+v is the least-squares row of y on the parent's activation over P: the parent stays as the *core*, what all its tokens have in
+common, and the children refine it. Without a core every child has to carry the common part, and fires on half of P.
 
 On-parent tokens are P and the parent's weaker tokens; on off-parent tokens the target is 0, so that the children, which have
 no gate, stay silent where the parent is. Everything is measured in units in which y has mean square norm 1 on P.
@@ -30,17 +33,17 @@ from saelib.base.memory import keep_freed_memory
 
 @dataclass(frozen=True)
 class ChildrenConfig:
-    """How children are trained. Coefficients are in units in which y has mean square norm 1 on P."""
+    """How children are trained. Coefficients are in units in which the target has mean square norm 1 on P."""
 
     K: int = 64
     """Children."""
-    l1: float = 0.02
+    l1: float = 0.25
     """Price of a unit of activation on on-parent tokens."""
-    l1_off: float = 0.1
+    l1_off: float = 1.1
     """Price of a unit of activation on off-parent tokens."""
-    off_weight: float = 2.0
+    off_weight: float = 3.0
     """Weight of the squared error on off-parent tokens."""
-    n_steps: int = 2000
+    n_steps: int = 1500
     """Adam steps."""
     batch_on: int = 1024
     """Tokens of P a step."""
@@ -72,13 +75,24 @@ class ChildrenConfig:
 
 
 class Pools(NamedTuple):
-    """Training tokens: the encoder's input and, on-parent, the target."""
+    """Training tokens: the encoder's input, and on-parent the target and the parent's activation."""
 
     x_on: Float[Tensor, "n d"]
     y_on: Float[Tensor, "n d"]
+    a_on: Float[Tensor, " n"]
     x_weak: Float[Tensor, "m d"]
     y_weak: Float[Tensor, "m d"]
+    a_weak: Float[Tensor, " m"]
     x_off: Float[Tensor, "o d"]
+
+    def core(self) -> Float[Tensor, " d"]:
+        """v = sum_P a y / sum_P a^2: what all tokens of P have in common, for a unit of the parent's activation."""
+        return (self.a_on[:, None] * self.y_on).sum(0) / self.a_on.square().sum().clamp_min(1e-12)
+
+    def beyond_core(self) -> Pools:
+        """The same tokens with targets y - a v: what is left for the children."""
+        v = self.core()
+        return self._replace(y_on=self.y_on - self.a_on[:, None] * v, y_weak=self.y_weak - self.a_weak[:, None] * v)
 
 
 class Dictionary(NamedTuple):
@@ -113,10 +127,8 @@ class _Served:
 
 
 @torch.no_grad()
-def train_children(
-    pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, int], None] | None = None
-) -> Dictionary:
-    """Train children; deterministic in `cfg.seed` at a number of threads."""
+def train_children(pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, int], None] | None = None) -> Dictionary:
+    """Train children on these targets as they are; deterministic in `cfg.seed` at a number of threads."""
     keep_freed_memory()
     generator = torch.Generator().manual_seed(cfg.seed)
     scale = pools.y_on.square().sum(1).mean().sqrt().clamp_min(1e-12)

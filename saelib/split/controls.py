@@ -21,16 +21,33 @@ from torch import Tensor
 
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
 
+PRICES = (1.0, 0.3, 0.1, 0.03)
+"""Shares of the children's prices that are tried for the random decoder."""
 
-def random_decoder(pools: Pools, cfg: ChildrenConfig) -> Dictionary:
-    """Children whose decoder rows are random and stay so; the encoder is trained as theirs is."""
-    return train_children(pools, replace(cfg, frozen_decoder=True, start="random"))
+
+def random_decoder(pools: Pools, cfg: ChildrenConfig, l0: float) -> Dictionary:
+    """Children whose decoder rows are random and stay so; the encoder is trained as theirs is.
+
+    Random rows earn less for their price, so the price is lowered until about `l0` of them fire on a token of P, as of the
+    children: the best of `PRICES` in short trainings.
+    """
+    frozen = replace(cfg, frozen_decoder=True, start="random")
+
+    def priced(share: float, n_steps: int) -> Dictionary:
+        return train_children(pools, replace(frozen, l1=share * cfg.l1, l1_off=share * cfg.l1_off, n_steps=n_steps))
+
+    def distance(share: float) -> float:
+        found = float((priced(share, 200).encode(pools.x_on[:4096]) > 0).float().sum(1).mean())
+        return abs(np.log((found + 0.05) / (l0 + 0.05)))
+
+    return priced(min(PRICES, key=distance), cfg.n_steps)
 
 
 def small_sae(pools: Pools, cfg: ChildrenConfig) -> Dictionary:
     """A plain L1 SAE of K features on P: it reconstructs x less its mean there, with no off-parent tokens."""
     centre = pools.x_on.mean(0)
-    plain = Pools(pools.x_on, pools.x_on - centre, pools.x_weak[:0], pools.y_weak[:0], pools.x_off[:0])
+    none = {name: getattr(pools, name)[:0] for name in ("x_weak", "y_weak", "a_weak", "x_off")}
+    plain = pools._replace(y_on=pools.x_on - centre, **none)
     return train_children(plain, replace(cfg, whiten=0.0))
 
 

@@ -1,36 +1,37 @@
 """Split one feature of an SAE: parent, children, judge, controls. `saelib.split(...)` and everything else call `split_feature`.
 
-    gather P -> contexts, yardstick -> K, children -> thresholds -> the exported SAE -> separation, leak, verdict, swap, controls
+gather P -> contexts, yardstick -> K, children -> thresholds -> the exported SAE -> separation, leak, verdict, swap, controls
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from scipy.sparse import csc_array
 from torch import Tensor
 
 from saelib.acts.activations import Activations
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.sae.sae import SAE
-from saelib.sae.stream import sample_key
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
-from saelib.split.contexts import Labels, label, member
+from saelib.split.contexts import label, member
 from saelib.split.detectors import feature_mcc
 from saelib.split.exported import as_jumprelu, child_numbers, encoder_input, inner_target, replace_parent
 from saelib.split.leak import Firings, choose_theta, leak
 from saelib.split.names import name_child
 from saelib.split.parent import gather
 from saelib.split.result import Split, describe_parent
-from saelib.split.separation import Separation, added, measure
+from saelib.split.separation import LEAST_ROOM, Added, Separation, added, measure
 from saelib.split.stability import iou, matched_iou
 from saelib.split.swap import swap_table
 from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
@@ -76,6 +77,8 @@ class Made(NamedTuple):
 
     dictionary: Dictionary
     theta: Float[Tensor, " K"]
+    core: Float[Tensor, " d"]
+    """What the parent's core writes for a unit of its old activation."""
     sae: SAE
     acts: dict[str, dict[str, np.ndarray]]
     """For `on` (three splits), `weak` and `off` (select and test), the children's activations, below theta 0."""
@@ -94,11 +97,13 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
     cfg = config or SplitConfig()
     tokens = gather(acts, sae, feature, cfg.tau)
     work = Work(sae, feature, acts, tokens, cfg)
-    K, curve = choose_K(work.pools, work.select_pools, cfg)
+    K, curve = choose_K(work.targets, work.select_pools, cfg)
     train_cfg = replace(cfg.children, K=K)
     timed, products = time.perf_counter(), []
     for i in range(cfg.seeds):
-        found = train_children(work.pools, replace(train_cfg, seed=cfg.seed + i), work.told(f"children {i + 1}/{cfg.seeds}"))
+        found = train_children(
+            work.targets, replace(train_cfg, seed=cfg.seed + i), work.told(f"children {i + 1}/{cfg.seeds}")
+        )
         products.append(found)
         if i == 0:
             seconds_training = time.perf_counter() - timed
@@ -118,20 +123,23 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
     purity = work.labels.purity() if work.labels.named else 1.0
     judgement = judge(evidence, work.labels.named, purity, stability)
     rows = [_row("rest + children", separation["rest + children"], work.fvu(made), _foreign(work, made))]
-    rows += [_row("children alone", separation["children"], np.nan, np.nan), _row("rest alone", separation["rest"], np.nan, np.nan)]
+    rows += [
+        _row("children alone", separation["children"], np.nan, np.nan),
+        _row("rest alone", separation["rest"], np.nan, np.nan),
+    ]
     if cfg.controls:
         rows += work.control_rows(replace(train_cfg, seed=cfg.seed), made)
-    children = work.children_table(made, separation, adds)
-    numbers = child_numbers(work.sae, feature, len(made.theta))
+    children = work.children_table(made, separation)
+    numbers = child_numbers(work.sae, len(made.theta))
     order = children.index.to_numpy()
     cost = {
         "seconds": time.perf_counter() - began,
-        "seconds_training": seconds_training,
-        "seconds_training_all": seconds_all,
+        "seconds_training": seconds[0],
+        "seconds_training_all": sum(seconds),
         "tokens_sae": train_cfg.n_steps * (train_cfg.batch_on + train_cfg.batch_weak + train_cfg.batch_off),
         "tokens_lm": sum(tokens.n_tokens.values()),
     }
-    d_p = work.sae.W_dec[feature]
+    d_p = work.sae.W_dec[feature].detach()
     return Split(
         sae=made.sae,
         parent=describe_parent(acts, sae, tokens, work.labels),
@@ -165,16 +173,16 @@ def choose_K(pools: Pools, select: Pools, cfg: SplitConfig) -> tuple[int, pd.Dat
     for i, K in enumerate(K_GRID):
         report_progress("how many children", i, len(K_GRID))
         fvu.append(fvu_on(train_children(pools, replace(cfg.children, K=K, n_steps=K_STEPS, seed=cfg.seed)), select))
-    falls = [a - b for a, b in zip(fvu[:-1], fvu[1:], strict=True)]
+    falls = [a - b for a, b in itertools.pairwise(fvu)]
     chosen = next((i for i, fall in enumerate(falls) if all(f < K_GAIN for f in falls[i:])), len(K_GRID) - 1)
     return K_GRID[chosen], pd.DataFrame({"K": K_GRID, "fvu": fvu, "chosen": [i == chosen for i in range(len(K_GRID))]})
 
 
 @torch.no_grad()
 def fvu_on(children: Dictionary, pools: Pools) -> float:
-    """sum |y_hat - y|^2 / sum |y - mean(y)|^2 on P."""
-    y = pools.y_on
-    return float((children.encode(pools.x_on) @ children.E - y).square().sum() / (y - y.mean(0)).square().sum())
+    """sum |a v + c E - y|^2 / sum |y - mean(y)|^2 on P."""
+    y, left = pools.y_on, pools.beyond_core().y_on
+    return float((children.encode(pools.x_on) @ children.E - left).square().sum() / (y - y.mean(0)).square().sum())
 
 
 class Work:
@@ -192,6 +200,7 @@ class Work:
         }
         self.rest = [j for j in range(sae.cfg.d_sae) if j != feature]
         self.pools, self.select_pools = self._pools("train"), self._pools("select")
+        self.targets = self.pools.beyond_core()
         self._encoded: dict[tuple[str, str], Tensor] = {}
 
     @torch.no_grad()
@@ -204,57 +213,64 @@ class Work:
         def y(part: TokenSet) -> Tensor:
             return inner_target(self.sae, self.feature, part.x)
 
-        return Pools(x(on), y(on), x(weak), y(weak), x(off))
+        def a(part: TokenSet) -> Tensor:
+            return torch.from_numpy(part.parent)
+
+        return Pools(x(on), y(on), a(on), x(weak), y(weak), a(weak), x(off))
 
     def told(self, label: str) -> Callable[[int, int], None]:
         """Progress of a training."""
         return lambda done, total: report_progress(label, done, total)
 
     @torch.no_grad()
-    def install(self, found: Dictionary) -> Made:
-        """Put children in the parent's place: a context each, thresholds on select, the dead dropped, exported, encoded."""
-        inputs = {
-            name: {s: encoder_input(self.sae, part.x) for s, part in getattr(self.tokens, name).items() if name == "on" or s != "train"}
-            for name in ("on", "weak", "off")
-        }
-        c = {name: {s: found.encode(x) for s, x in each.items()} for name, each in inputs.items()}
+    def install(self, found: Dictionary, prune: bool = True) -> Made:
+        """Put children beside the parent's core: a context each, thresholds on select, the rows refitted, exported, encoded.
+
+        With `prune` children that carry nothing are dropped: they fire on too little of P, or P is no worse without them.
+        """
+        c = self._encode(lambda x: found.encode(encoder_input(self.sae, x)))
         share = (c["on"]["select"] > 0).float().mean(0)
-        keep = torch.nonzero(share >= LEAST_SHARE)[:, 0]
-        if not len(keep):
-            raise UserError("at least one child must fire on the parent's tokens", 0, "lower the price of activation")
-        found = Dictionary(found.W[:, keep], found.b[keep], found.E[keep])
-        c = {name: {s: v[:, keep] for s, v in each.items()} for name, each in c.items()}
+        found, c, _ = self._kept(found, c, share >= LEAST_SHARE if prune else share >= 0)
         context_of = self._contexts_of(c["on"]["select"].numpy())
         theta = torch.from_numpy(choose_theta(self._firings(c, "select", context_of))).float()
-        share = (c["on"]["select"] > theta).float().mean(0)
-        useful = self._useful(found, theta)
-        keep = torch.nonzero((share >= LEAST_SHARE) & useful)[:, 0]
-        if not len(keep):
-            keep = share.argmax()[None]
+        refitted, _ = self._refit(found, theta)
+        keep = torch.ones(len(theta), dtype=torch.bool)
+        if prune:
+            share = (c["on"]["select"] > theta).float().mean(0)
+            keep = (share >= LEAST_SHARE) & self._useful(refitted, theta)
+            keep[share.argmax()] = True
         found, theta = Dictionary(found.W[:, keep], found.b[keep], found.E[keep]), theta[keep]
-        found = self._refit(found, theta)
+        found, core = self._refit(found, theta)
         scale = found.E.norm(dim=1).clamp_min(1e-6)
         found = Dictionary(found.W * scale, found.b * scale, found.E / scale[:, None])
         theta = theta * scale
-        new = replace_parent(self.sae, self.feature, found, theta)
-        numbers = torch.tensor(child_numbers(self.sae, self.feature, len(theta)))
-        encoded = {
-            name: {
-                s: new.encode_features(part.x, numbers).numpy()
-                for s, part in getattr(self.tokens, name).items()
-                if name == "on" or s != "train"
-            }
+        new = replace_parent(self.sae, self.feature, found, theta, core)
+        numbers = torch.tensor(child_numbers(self.sae, len(theta)))
+        encoded = self._encode(lambda x: new.encode_features(x, numbers))
+        acts = {name: {split: value.numpy() for split, value in each.items()} for name, each in encoded.items()}
+        return Made(found, theta, core, new, acts, context_of[keep.numpy()])
+
+    def _encode(self, encode: Callable[[Tensor], Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Activations on P of every split, and on the weak and off tokens of select and test."""
+        return {
+            name: {s: encode(part.x) for s, part in getattr(self.tokens, name).items() if name == "on" or s != "train"}
             for name in ("on", "weak", "off")
         }
-        return Made(found, theta, new, encoded, context_of[keep.numpy()])
+
+    @staticmethod
+    def _kept(
+        found: Dictionary, c: dict[str, dict[str, Tensor]], keep: Tensor
+    ) -> tuple[Dictionary, dict[str, dict[str, Tensor]], Tensor]:
+        if not bool(keep.any()):
+            raise UserError("at least one child must fire on the parent's tokens", 0, "lower the price of activation")
+        chosen = Dictionary(found.W[:, keep], found.b[keep], found.E[keep])
+        return chosen, {name: {s: v[:, keep] for s, v in each.items()} for name, each in c.items()}, keep
 
     def _contexts_of(self, c: np.ndarray) -> np.ndarray:
-        from scipy.sparse import csc_array
-
         used = self.yardstick.used["select"]
         return feature_mcc(csc_array(c[used]), self.yardstick.member["select"]).argmax(1)
 
-    def _firings(self, c: dict[str, dict[str, Tensor]], split: str, context_of: np.ndarray) -> Firings:
+    def _firings(self, c: Mapping[str, Mapping[str, Any]], split: str, context_of: np.ndarray) -> Firings:
         acts = {name: np.asarray(c[name][split]) for name in ("on", "weak", "off")}
         return Firings.of(self.tokens, split, acts, self.in_context_off[split][:, context_of])
 
@@ -275,24 +291,26 @@ class Work:
     @torch.no_grad()
     def _useful(self, found: Dictionary, theta: Tensor) -> Tensor:
         """Children whose removal raises the squared error on P of select."""
-        x, y = self.select_pools.x_on, self.select_pools.y_on
-        c = found.encode(x)
+        pools = self.select_pools.beyond_core()
+        c = found.encode(pools.x_on)
         c = c * (c > theta)
-        r = y - c @ found.E
+        r = pools.y_on - c @ found.E
         # |r + c_j e_j|^2 - |r|^2 = 2 c_j r.e_j + c_j^2 |e_j|^2
         return (2 * c * (r @ found.E.T) + c.square() * found.E.square().sum(1)).sum(0) > 0
 
     @torch.no_grad()
-    def _refit(self, found: Dictionary, theta: Tensor) -> Dictionary:
-        """Decoder rows by least squares on the thresholded activations: L1 shrinks, and thresholds take weak firings away."""
-        x = torch.cat([self.pools.x_on, self.pools.x_weak])
-        y = torch.cat([self.pools.y_on, self.pools.y_weak])
-        c = found.encode(x)
-        c = c * (c > theta)
+    def _refit(self, found: Dictionary, theta: Tensor) -> tuple[Dictionary, Tensor]:
+        """Decoder rows and core by least squares on thresholded activations: L1 shrinks them, thresholds cut weak ones."""
+        pools = self.pools
+        a = torch.cat([pools.a_on, pools.a_weak])[:, None]
+        y = torch.cat([pools.y_on, pools.y_weak])
+        c = found.encode(torch.cat([pools.x_on, pools.x_weak]))
+        c = torch.cat([a, c * (c > theta)], 1)
+        begin = torch.cat([pools.core()[None], found.E])
         gram = c.T @ c
-        ridge = 1e-2 * gram.diagonal().mean() * torch.eye(len(gram))
-        target = c.T @ y + ridge @ found.E
-        return Dictionary(found.W, found.b, torch.linalg.solve(gram + ridge, target))
+        ridge = 1e-2 * gram.diagonal()[1:].mean() * torch.eye(len(gram))
+        rows = torch.linalg.solve(gram + ridge, c.T @ y + ridge @ begin)
+        return Dictionary(found.W, found.b, rows[1:]), rows[0]
 
     @torch.no_grad()
     def rest_acts(self, split: str) -> np.ndarray:
@@ -306,7 +324,7 @@ class Work:
         """Separation of some activations on P."""
         return measure(self.yardstick, columns)
 
-    def separate(self, made: Made) -> tuple[dict[str, Separation], object]:
+    def separate(self, made: Made) -> tuple[dict[str, Separation], Added]:
         """The product, the children alone and the rest alone, and what the children add."""
         rest = self.measure({s: self.rest_acts(s) for s in SPLITS})
         children = self.measure(made.acts["on"])
@@ -329,12 +347,15 @@ class Work:
     def control_rows(self, cfg: ChildrenConfig, made: Made) -> list[dict[str, float | str]]:
         """The rows to beat, each with the rest beside it, as the children have it."""
         K, rows = len(made.theta), []
+        l0 = float((made.acts["on"]["select"] > 0).sum(1).mean())
         dictionaries = {
-            "random decoder": controls.random_decoder, "k-means": controls.k_means, "small L1 SAE on P": controls.small_sae,
-        }  # fmt: skip
+            "random decoder": lambda: controls.random_decoder(self.targets, replace(cfg, K=K), l0),
+            "k-means": lambda: controls.k_means(self.targets, replace(cfg, K=K)),
+            "small L1 SAE on P": lambda: controls.small_sae(self.pools, replace(cfg, K=K)),
+        }
         for i, (name, make) in enumerate(dictionaries.items()):
             report_progress("controls", i, 5)
-            other = self.install(make(self.pools, replace(cfg, K=K)))
+            other = self.install(make(), prune=False)
             rows.append(_row(name, self._with_rest(other.acts["on"]), self.fvu(other), _foreign(self, other)))
         edges = np.quantile(self.tokens.on["train"].parent, np.linspace(0, 1, K + 1))
         bands = {s: controls.quantiles(self.tokens.on[s].parent, edges).numpy() for s in SPLITS}
@@ -342,13 +363,15 @@ class Work:
         report_progress("controls", 4, 5)
         permuted = make_yardstick(self.tokens.on, self.labels.permuted(self.cfg.seed))
         shuffled = {s: np.concatenate([self.rest_acts(s), made.acts["on"][s]], axis=1) for s in SPLITS}
-        rows.append(_row("permuted labels", _borrowed(measure(permuted, shuffled), permuted, self.yardstick), np.nan, np.nan))
+        rows.append(
+            _row("permuted labels", _borrowed(measure(permuted, shuffled), permuted, self.yardstick), np.nan, np.nan)
+        )
         return rows
 
     def _with_rest(self, columns: dict[str, np.ndarray]) -> Separation:
         return self.measure({s: np.concatenate([self.rest_acts(s), columns[s]], axis=1) for s in SPLITS})
 
-    def children_table(self, made: Made, separation: dict[str, Separation], adds: object) -> pd.DataFrame:
+    def children_table(self, made: Made, separation: dict[str, Separation]) -> pd.DataFrame:
         """One row a child, the largest share first; the index is the child's place in the dictionary."""
         y, documents = self.yardstick, self.yardstick.documents
         fires = {s: made.acts["on"][s] > 0 for s in ("select", "test")}
@@ -359,15 +382,15 @@ class Work:
         precision = np.divide(hits, firings, out=np.zeros_like(hits), where=firings > 0)
         leaks = leak(self._firings(made.acts, "test", made.context_of), np.zeros(len(made.theta)))
         rest = separation["rest"]
-        d_p = self.sae.W_dec[self.feature]
-        E = made.dictionary.E
-        to_rest = torch.nn.functional.normalize(self.sae.W_dec[self.rest], dim=1) @ E.T
+        W_dec, E = self.sae.W_dec.detach(), made.dictionary.E
+        d_p = W_dec[self.feature]
+        to_rest = torch.nn.functional.normalize(W_dec[self.rest], dim=1) @ E.T
         nearest = to_rest.max(0)
         rows = []
         for j in range(len(made.theta)):
             c = int(made.context_of[j])
             room = y.ceiling_draws[:, c] - rest.draws[1][:, c]
-            apart = y.reasons[c] or y.ceiling.select_mcc[c] - rest.select_mcc[1][c] < 0.2
+            apart = bool(y.reasons[c]) or y.ceiling.select_mcc[c] - rest.select_mcc[1][c] < LEAST_ROOM
             gain = np.divide(counts[:, j] - rest.draws[1][:, c], room, out=np.full(len(room), np.nan), where=room > 0)
             add = interval(np.full(len(room), np.nan) if apart else gain)
             mark, exact = interval(counts[:, j]), interval(precision[:, j])
@@ -375,7 +398,7 @@ class Work:
             act = made.acts["on"]["test"][:, j]
             rows.append(
                 {
-                    "feature": child_numbers(self.sae, self.feature, len(made.theta))[j],
+                    "feature": child_numbers(self.sae, len(made.theta))[j],
                     "name": named.name, "name_mcc": named.mcc,
                     "share": float(fires["test"][:, j].mean()), "theta": float(made.theta[j]),
                     "context": self.labels.contexts[c].name,
@@ -410,17 +433,17 @@ def _borrowed(separation: Separation, permuted: Yardstick, yardstick: Yardstick)
     """Separation under permuted labels, in units of the true labels' room: under permuted ones there is none to divide by."""
     among = yardstick.averaged
     room = (yardstick.ceiling_draws - yardstick.floor_draws)[:, among].sum(1)
-    S = {
-        k: interval(np.divide((d[:, among] - permuted.floor_draws[:, among]).sum(1), room, out=np.full(len(room), np.nan), where=room > 0))
-        for k, d in separation.draws.items()
-    }
+    S = {}
+    for k, draws in separation.draws.items():
+        gain = (draws - permuted.floor_draws)[:, among].sum(1)
+        S[k] = interval(np.divide(gain, room, out=np.full(len(room), np.nan), where=room > 0))
     return replace(separation, S=S)
 
 
 def _sibling_cosine(E: Tensor, d_p: Tensor) -> np.ndarray:
     unit = torch.nn.functional.normalize(d_p, dim=0)
     rest = torch.nn.functional.normalize(E - (E @ unit)[:, None] * unit, dim=1)
-    return (rest @ rest.T).detach().numpy()
+    return (rest @ rest.T).numpy()
 
 
-__all__ = ["K_GRID", "SplitConfig", "Work", "choose_K", "fvu_on", "sample_key", "split_feature"]
+__all__ = ["K_GRID", "SplitConfig", "Work", "choose_K", "fvu_on", "split_feature"]

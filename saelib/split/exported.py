@@ -1,7 +1,7 @@
 """The SAE with a parent replaced by its children: what is judged is what is exported.
 
 The new SAE is JumpReLU in the SAELens format: every feature of the rest keeps its number and its weights (threshold 0 where it
-had a plain ReLU), the first child takes the parent's number, the others follow at the end.
+had a plain ReLU), the parent's core keeps the parent's number, the children follow at the end.
 
 A TopK SAE has no place for features outside its competition. It is turned into JumpReLU first: each feature's threshold is the
 one at which it fires as often as it did under TopK.
@@ -63,30 +63,33 @@ def inner_target(sae: SAE, feature: int, x: Float[Tensor, "n d_in"]) -> Float[Te
 
 
 @torch.no_grad()
-def replace_parent(sae: SAE, feature: int, children: Dictionary, theta: Float[Tensor, " K"]) -> SAE:
-    """The JumpReLU SAE `sae` with `children` in the place of `feature`; child j fires above theta[j].
+def replace_parent(
+    sae: SAE, feature: int, children: Dictionary, theta: Float[Tensor, " K"], core: Float[Tensor, " d_in"]
+) -> SAE:
+    """The JumpReLU SAE `sae` with `children` beside the core of `feature`; child j fires above theta[j].
+
+    The core keeps the parent's number and encoder, and writes `core` for a unit of its old activation. Its row is scaled to
+    unit norm as the others are, its encoder by the inverse.
 
     Raises:
         UserError: there are no children, or the SAE is not JumpReLU (see `as_jumprelu`).
     """
     K = len(theta)
     if K < 1 or sae.cfg.architecture != "jumprelu":
-        raise UserError("a JumpReLU SAE and at least one child are needed", f"{sae.cfg.architecture}, {K}", "see as_jumprelu")
-    out = SAE(replace(sae.cfg, d_sae=sae.cfg.d_sae + K - 1))
-    for name, new, dim in (
-        ("W_enc", children.W, 1),
-        ("b_enc", children.b, 0),
-        ("W_dec", children.E, 0),
-        ("threshold", theta, 0),
-    ):
-        old = getattr(sae, name)
-        joined = torch.cat([old, new.narrow(dim, 1, K - 1)], dim)
-        joined.select(dim, feature).copy_(new.select(dim, 0))
+        got = f"{sae.cfg.architecture}, {K}"
+        raise UserError("a JumpReLU SAE and at least one child are needed", got, "see as_jumprelu")
+    out = SAE(replace(sae.cfg, d_sae=sae.cfg.d_sae + K))
+    length = core.norm().clamp_min(1e-6)
+    new = {"W_enc": (children.W, 1), "b_enc": (children.b, 0), "W_dec": (children.E, 0), "threshold": (theta, 0)}
+    for name, (tensor, dim) in new.items():
+        joined = torch.cat([getattr(sae, name), tensor], dim)
+        own = joined.select(dim, feature)
+        own.copy_(core / length if name == "W_dec" else own * length)
         getattr(out, name).copy_(joined)
     out.b_dec.copy_(sae.b_dec)
     return out
 
 
-def child_numbers(sae: SAE, feature: int, K: int) -> list[int]:
-    """The numbers that the K children of `feature` of the old SAE have in the new one."""
-    return [feature, *range(sae.cfg.d_sae, sae.cfg.d_sae + K - 1)]
+def child_numbers(sae: SAE, K: int) -> list[int]:
+    """The numbers that the K children have in the new SAE: after those of the old one."""
+    return list(range(sae.cfg.d_sae, sae.cfg.d_sae + K))

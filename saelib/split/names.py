@@ -28,9 +28,7 @@ class Name(NamedTuple):
     """On test: "the token beside it is one of the name's" against "the child fires", over P."""
 
 
-def name_child(
-    model: LanguageModel, tokens: dict[str, TokenSet], fires: dict[str, np.ndarray]
-) -> Name:
+def name_child(model: LanguageModel, tokens: dict[str, TokenSet], fires: dict[str, np.ndarray]) -> Name:
     """Name one child from its firings on P of select; the score is on test."""
     best: tuple[float, str, list[int]] = (0.0, "", [])
     for place in PLACES:
@@ -67,7 +65,9 @@ def _greedy(beside: np.ndarray, fires: np.ndarray) -> tuple[list[int], float]:
 
 
 def _mcc(a: np.ndarray, b: np.ndarray) -> float:
-    return float(mcc(*(np.array([float(v)]) for v in ((a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum())))[0])
+    return float(
+        mcc(*(np.array([float(v)]) for v in ((a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum())))[0]
+    )
 
 
 def _word(text: str) -> str:

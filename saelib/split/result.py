@@ -68,14 +68,16 @@ def describe_parent(acts: Activations, sae: SAE, tokens: ParentTokens, labels: L
         top = np.argsort(-counts)[:40]
         share = counts[top] / len(here)
         gain = np.argsort(-(share - elsewhere))[:MOST_OVER_REPRESENTED]
-        for g in gain:
-            rows.append(
-                {
-                    "position": place, "token": acts.model.vocabulary[int(ids[top[g]])],
-                    "share_in_P": float(share[g]), "share_elsewhere": float(elsewhere[g]),
-                    "lift": float(share[g] / max(elsewhere[g], 1 / max(len(there), 1))),
-                }
-            )  # fmt: skip
+        rows += [
+            {
+                "position": place,
+                "token": acts.model.vocabulary[int(ids[top[g]])],
+                "share_in_P": float(share[g]),
+                "share_elsewhere": float(elsewhere[g]),
+                "lift": float(share[g] / max(elsewhere[g], 1 / max(len(there), 1))),
+            }
+            for g in gain
+        ]
     return ParentSummary(
         feature=tokens.feature, tau=tokens.tau, largest=float(on.parent.max()), n_on=tokens.n_on,
         rate=tokens.n_on["test"] / tokens.n_tokens["test"], purity=purity, recall=recall,
@@ -155,14 +157,27 @@ class Split:
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON holds it."""
-        keep = ("feature", "name", "name_mcc", "share", "theta", "context", "mcc", "precision", "added", "leak", "missed")
+        keep = (
+            "feature",
+            "name",
+            "name_mcc",
+            "share",
+            "theta",
+            "context",
+            "mcc",
+            "precision",
+            "added",
+            "leak",
+            "missed",
+        )
         product = self.separation["rest + children"]
         judged = [c for c in product.contexts if c.judged and c.primary]
 
         def mean(values: list[float]) -> float | None:
             return float(np.mean(values)) if values else None
 
-        out = {
+        S = {name: {f"S_{k}": list(value) for k, value in part.S.items()} for name, part in self.separation.items()}
+        out: dict[str, Any] = {
             "verdict": str(self.verdict),
             "verdict_text": self.verdict_text,
             "parent": {
@@ -170,14 +185,13 @@ class Split:
                 "purity": self.parent.purity, "recall": self.parent.recall,
             },
             "children": self.children[[*keep]].to_dict("records"),
-            "separation": {
-                name: {f"S_{k}": list(value) for k, value in part.S.items()} for name, part in self.separation.items()
-            },
+            "separation": {f"S_{k}": value.value for k, value in product.S.items()} | S,
             "added": {str(k): list(value) for k, value in self.added.items()},
             "ceiling": mean([c.ceiling.value for c in judged]),
             "floor": mean([c.floor.value for c in judged]),
             "contexts": [
-                {"name": c.context, "kind": c.kind, "judged": c.judged, "reason": c.reason, "n_test": c.n_test} for c in product.contexts
+                {"name": c.context, "kind": c.kind, "judged": c.judged, "reason": str(c.reason), "n_test": c.n_test}
+                for c in product.contexts
             ],
             "controls": self.controls.to_dict("records"),
             "swap": self.swap.reset_index().to_dict("records"),
@@ -185,7 +199,6 @@ class Split:
             "K": len(self.children),
             **self.cost,
         }  # fmt: skip
-        out["separation"] = {**{k: v[0] for k, v in out["separation"]["rest + children"].items()}, **out["separation"]}
         cleaned: dict[str, Any] = _finite(out)
         return cleaned
 

@@ -1,6 +1,6 @@
 """Do children of different seeds fire on the same tokens? Matched one to one, by the overlap of where they fire.
 
-    IoU(i, j) = tokens on which both fire / tokens on which either fires
+IoU(i, j) = tokens on which both fire / tokens on which either fires
 """
 
 from __future__ import annotations

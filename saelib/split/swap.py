@@ -25,7 +25,9 @@ CONTEXTS = 96
 
 
 @torch.no_grad()
-def swap_table(acts: Activations, before: SAE, after: SAE, rows_on: np.ndarray, n_contexts: int = CONTEXTS) -> pd.DataFrame:
+def swap_table(
+    acts: Activations, before: SAE, after: SAE, rows_on: np.ndarray, n_contexts: int = CONTEXTS
+) -> pd.DataFrame:
     """Rows `on P` and `overall`; columns fvu, l0 and loss_recovered, each `_before` and `_after`, and tokens.
 
     Args:
