@@ -125,7 +125,7 @@ def split(
         raise UserError("device must be cpu or auto for a split", "cuda", "children are trained on the processor")
     with shown_progress(f"feature {feature}"):
         acts = saelib.activations(model, text, hook=sae.cfg.hook_name)
-        found = saelib.split(sae, feature, acts, **options)
+        found = saelib.split(sae, feature, acts, **options)  # type: ignore[operator]  # the room is callable
     click.echo(split_text(found))
     if out is not None:
         click.echo(f"open {write_split(found, out, prompts)}")
