@@ -61,8 +61,8 @@ def card_text(card: dict, training: dict, curve: pd.DataFrame, samples: list[str
     return f"""# {card["name"]}: the embedded language model
 
 A 1-layer GELU transformer of gelu-1l's architecture at a laptop's size: d_model {card["d_model"]}, {card["n_heads"]} heads,
-d_mlp {card["d_mlp"]}, context {card["n_ctx"]}, vocabulary {card["d_vocab"]:,} (byte-level BPE; every digit and every hyphen is a
-token), {card["parameters"]:,} parameters. Trained by `scripts/train_mini_lm.py` on {card["training_tokens"]:,} tokens (train split
+d_mlp {card["d_mlp"]}, context {card["n_ctx"]}, vocabulary {card["d_vocab"]:,} (byte-level BPE over GPT-2's way of
+cutting words, digits single), {card["parameters"]:,} parameters. Trained by `scripts/train_mini_lm.py` on {card["training_tokens"]:,} tokens (train split
 only; {sources}) in {card["training_seconds"] / 60:.0f} minutes of wall time, pauses included, on a shared 2-core machine, seed {training["seed"]}; AdamW, learning
 rate {training["learning_rate"]}, {training["steps"]:,} steps of {training["batch_contexts"]} contexts. Weights are stored in half
 precision.

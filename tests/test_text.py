@@ -167,10 +167,9 @@ def test_tokenizer_keeps_digits_and_hyphens_single() -> None:
     tokenizer = tokenizers.Tokenizer.from_file(str(TOKENIZER))
     assert tokenizer.get_vocab_size() == 8192
     tokens = tokenizer.encode("a 60-day, well-known 2024 plan--no").tokens
-    assert tokens.count("-") == 4 and all(
-        token in "0123456789" or not any(c.isdigit() for c in token) for token in tokens
-    )
-    assert all(token == "-" or "-" not in token for token in tokenizer.get_vocab())
+    assert tokens.count("-") == 2 and tokens.count("--") == 1, "a dash is not the sign that joins two words"
+    assert all(token.strip("Ġ") in "0123456789" or not any(c.isdigit() for c in token) for token in tokens)
+    assert not any("-" in token and any(c.isalnum() for c in token.strip("Ġ")) for token in tokenizer.get_vocab())
 
 
 def test_readme_lists_every_source(root: Path) -> None:
@@ -178,4 +177,4 @@ def test_readme_lists_every_source(root: Path) -> None:
     for source in sources.STUDY_SOURCES:
         row = f"| `{source.package}` {source.version} | {source.megabytes:g} MB |"
         assert row in readme and f"| {source.what} | {source.licence} |" in readme, row
-    assert sum(source.megabytes for source in sources.STUDY_SOURCES) < 150
+    assert sum(source.megabytes for source in sources.STUDY_SOURCES) < 250

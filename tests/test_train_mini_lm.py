@@ -53,10 +53,10 @@ def trained(
     monkeypatch.setattr(script, "EMBEDDED_FOLDER", package)
     rate = script.learning_rate
 
-    def learning_rate(step: int, n_steps: int) -> float:
+    def learning_rate(step: int, n_steps: int, peak: float) -> float:
         if step == kill_at:
             raise Killed
-        return float(rate(step, n_steps))
+        return float(rate(step, n_steps, peak))
 
     with monkeypatch.context() as patched:
         patched.setattr(script, "learning_rate", learning_rate)
