@@ -22,4 +22,7 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return all(mallopt(option, _KEEP) == 1 for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD)) and mallopt(_TOP_PAD, 1 << 26) == 1
+    return (
+        all(mallopt(option, _KEEP) == 1 for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
+        and mallopt(_TOP_PAD, 1 << 26) == 1
+    )

@@ -35,6 +35,7 @@ from saelib.base.cache import content_key, locked
 from saelib.base.checkpoints import Checkpoint, Checkpoints
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
+from saelib.base.memory import keep_freed_memory
 from saelib.sae.health import Health
 from saelib.sae.sae import PARAMETERS, SAE, kaiming_uniform, require_trainable, unit_rows
 from saelib.sae.step import Objective, Params, StepResult, choose_route, loss_and_grads, normalise_decoder
@@ -156,6 +157,7 @@ def train(
         UserError: batches do not fit the SAE; the checkpoints in `workdir` are damaged or of another run; or the run is
             no longer sound (see `saelib.sae.health`): the message names the step, the tensor and the last good checkpoint.
     """
+    keep_freed_memory()
     require_trainable(sae.cfg)
     _check_fit(sae, batches, cfg)
     with locked(Path(workdir)):

@@ -37,7 +37,7 @@ class ChildrenConfig:
 
     K: int = 64
     """Children."""
-    l1: float = 0.25
+    l1: float = 0.2
     """Price of a unit of activation on on-parent tokens."""
     l1_off: float = 1.1
     """Price of a unit of activation on off-parent tokens."""

@@ -99,15 +99,11 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
     work = Work(sae, feature, acts, tokens, cfg)
     K, curve = choose_K(work.targets, work.select_pools, cfg)
     train_cfg = replace(cfg.children, K=K)
-    timed, products = time.perf_counter(), []
+    products, seconds = [], []
     for i in range(cfg.seeds):
-        found = train_children(
-            work.targets, replace(train_cfg, seed=cfg.seed + i), work.told(f"children {i + 1}/{cfg.seeds}")
-        )
-        products.append(found)
-        if i == 0:
-            seconds_training = time.perf_counter() - timed
-    seconds_all = time.perf_counter() - timed
+        timed, told = time.perf_counter(), work.told(f"children {i + 1}/{cfg.seeds}")
+        products.append(train_children(work.targets, replace(train_cfg, seed=cfg.seed + i), told))
+        seconds.append(time.perf_counter() - timed)
     made = work.install(products[0])
     others = [work.install(found) for found in products[1:]]
     fires = made.acts["on"]["test"] > 0
