@@ -31,7 +31,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from saelib.report import report, run_views, views
-from saelib.study import study, verdicts
+from saelib.study import graded, study, verdicts
 from saelib.split.classes import CLASSES
 from saelib.study.eye_test import eye_test
 from saelib.study.profiles import get_profile
@@ -65,6 +65,25 @@ plt.show()
 # %%
 quality = study.quality_of(settings, trained.sae)
 pd.Series(quality._asdict(), name="on test text").to_frame()
+
+# %% [markdown]
+# ## Separation
+#
+# How far the features tell the hyphen's classes apart, on every hyphen that joins two words: the Matthews correlation (MCC)
+# on test text of the best one, two and four features a class, chosen on select text, between the floor (what the parent's
+# own size tells) and the ceiling (a linear probe of the activations). S is the sum over number and count of MCC less floor,
+# over the sum of ceiling less floor: 0 is the floor, 1 the probe.
+
+# %%
+separation = graded.separation(settings, parent, trained.sae)
+S = pd.DataFrame({f"S_{k}": [separation[f"S_{k}{end}"] for end in ("", "_low", "_high")] for k in (1, 2, 4)})
+display(S.set_axis(["value", "95% from", "to"]).T)
+pd.DataFrame(
+    {
+        name: {what: separation[f"{what}_{name}"] for what in ("floor", "mcc_1", "mcc_2", "mcc_4", "ceiling")}
+        for name in graded.GRADED_CLASSES
+    }
+).T
 
 # %% [markdown]
 # ## The eye test
@@ -128,13 +147,20 @@ for shown in run_views.child_views(trained.sae, model, study.activations(setting
 
 # %%
 passed = [row.context_class for row in test.classes if row.passed]
+apart = (
+    f"Two features a class tell hyphens apart {separation['S_2']:.0%} of the way from the parent's own size to a linear probe "
+    f"({separation['S_2_low']:.0%} to {separation['S_2_high']:.0%}). "
+    if pd.notna(separation["S_2"])
+    else "Too few hyphens for a separation. "
+)
 report.headline(
-    answer=f"Eye test: {test.verdict}; score: {score.verdict}. Classes with a feature of their own, by eye: "
+    answer=f"{apart}Eye test: {test.verdict}; score: {score.verdict}. Classes with a feature of their own, by eye: "
     f"{', '.join(passed) or 'none'}; by score: {', '.join(r.context_class for r in score.classes if r.passed) or 'none'}. "
     f"Published for this run: {spec.published or 'nothing, the study did not make it'}.",
     run=run,
     seed=spec.seed,
     d_sae=trained.sae.cfg.d_sae,
+    **separation,
     verdict=test.verdict,
     score=score.verdict,
     candidates=score.candidates,

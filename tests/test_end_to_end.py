@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from saelib.lm.model import load_embedded
+from saelib.report.children_csv import CHILDREN_COLUMNS
 from saelib.report.index_page import RESULT_COLUMNS
 from saelib.sae.sae import load_sae
 from saelib.study.runs import RUNS
@@ -48,11 +49,24 @@ def test_results_have_a_row_a_run_and_every_documented_column(reports: Path) -> 
     table = pd.read_csv(reports / "results.csv")
     assert table["run"].tolist() == [spec.run for spec in RUNS] == list(range(1, 16))
     assert list(table.columns[: len(RESULT_COLUMNS)]) == list(RESULT_COLUMNS)
+    assert table[["mcc_2_number", "mcc_2_count", "ceiling_count", "floor_count"]].notna().all().all()
     measured = table[["verdict", "tokens", "l0", "fvu", "loss_recovered", "dead_share", "seconds", "f1_count"]]
     assert measured.notna().all().all()
     assert (table["fvu"] > 0).all() and table["loss_recovered"].between(-1, 1).all()
     assert set(table["verdict"]) <= {"yes", "no", "1/3", "2/3", "undecided"}
     assert table["published"].isna().tolist() == [False] * 12 + [True] * 3
+    children = pd.read_csv(reports / "children.csv")
+    assert children["seed"].tolist() == [0, 1, 2] and list(children.columns) == list(CHILDREN_COLUMNS)
+
+
+def test_the_parent_says_at_the_top_whether_it_is_the_hyphens(reports: Path) -> None:
+    headline = json.loads((reports / "02_choose_parent.json").read_text())["headline"]
+    page = (reports / "02_choose_parent.html").read_text()
+    is_hyphens = min(headline["purity"], headline["recall"]) >= 0.8
+    assert headline["answer"].startswith(
+        f"Feature {headline['parent']} is" if is_hyphens else "There is no such parent."
+    )
+    assert page.index(headline["answer"].split(":")[0]) < page.index("Ranking, on the select split")
 
 
 def test_every_notebook_has_a_page_and_a_record_and_no_page_needs_a_network(reports: Path, root: Path) -> None:

@@ -240,9 +240,10 @@ def test_the_profile_runs_on_the_stand_ins(
     ranking = study.rank_parents(profile, narrow)
     assert "token" not in ranking and ranking["f1"].is_monotonic_decreasing
     store = study.activations(profile, "select")
-    fires, hyphen = narrow.encode(store.rows(slice(None))) > 0, store.token_ids == study.language_model(profile).hyphen
-    best = ranking.iloc[0]
-    hits = int((fires[:, int(best["feature"])].numpy() & hyphen).sum())
+    best, hyphen = ranking.iloc[0], study.joins(profile, "select")
+    fires = narrow.encode(store.rows(slice(None)))[:, int(best["feature"])].detach().numpy() > parent.tau
+    hits = int((fires & hyphen).sum())
+    assert parent.feature == best["feature"] and parent.tau < best["at_least"]
     assert best["precision"] * best["fires_on"] * store.n_tokens == pytest.approx(hits)
     assert best["recall"] * hyphen.sum() == pytest.approx(hits) and hits > 0
     assert best["f1"] == pytest.approx(2 / (1 / best["precision"] + 1 / best["recall"]))

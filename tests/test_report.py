@@ -403,6 +403,18 @@ def test_index_shows_every_run_and_links_it(results, tmp_path):
     assert json.loads((tmp_path / "index.json").read_text())["runs"][0]["verdict"] == "partial 2/3"
 
 
+def test_the_index_shows_separation_beside_the_published_verdict(results, tmp_path):
+    graded = {"S_2": 0.534, "S_2_low": 0.47, "S_2_high": 0.6, "mcc_2_number": 0.7, "ceiling_number": 0.9}
+    html = build_index(tmp_path, "mini", results.assign(**graded), PAGES).read_text()
+    row = next(row for row in html.split("<tr>") if 'href="run-03.html"' in row)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row, flags=re.DOTALL)
+    assert cells[8] == "0.53 (0.47 to 0.60)" and "no" in cells[7]
+    assert 'title="number 0.70 of 0.90, count  of "' in row  # what was not measured is left out
+    head = html.split('<table class="runs">')[1].split("</thead>")[0]
+    spans = [int(n) for n in re.findall(r'<th[^>]*colspan="(\d+)"', head)]
+    assert sum(spans) + 2 == len(re.findall(r"<th[ >]", head.split("</tr>")[1])) == len(cells)
+
+
 def test_a_missing_number_is_an_empty_cell(results, tmp_path):
     html = build_index(tmp_path, "mini", results, PAGES).read_text()
     row = next(row for row in html.split("<tr>") if 'href="run-03.html"' in row)

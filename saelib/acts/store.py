@@ -89,7 +89,7 @@ class ActivationStore:
         begins = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
         width = self.d_in * _BYTES
         with open(self.folder / "acts.bin", "rb", buffering=0) as file:
-            for begin, end in zip(begins, [*begins[1:], len(rows)], strict=True):
+            for begin, end in zip(begins, np.append(begins, len(rows))[1:], strict=True):  # none for no rows
                 if os.preadv(file.fileno(), [out[begin:end].data], int(rows[begin]) * width) != (end - begin) * width:
                     raise self._damaged("activation file must be whole", self.folder / "acts.bin")
         return torch.from_numpy(out).view(torch.bfloat16)

@@ -16,6 +16,30 @@ from saelib.base.provenance import provenance
 from saelib.base.stats import fisher_p
 from saelib.report.page import Page, as_page, is_missing, pairs, plain, show, show_count, write_page
 
+_WORDS = {1: "the best feature", 2: "the best two features", 4: "the best four features"}
+_HYPHENS = {"number": "“-” after a number", "count": "“-” after a count word"}
+_S = "how far {} of each class (number, count) tell it apart among held-out hyphens: 0 as the parent's own size, 1 as a probe"
+GRADED_COLUMNS: dict[str, str] = {
+    name: text
+    for k, words in _WORDS.items()
+    for name, text in {
+        f"S_{k}": f"separation, {_S.format(words)}",
+        f"S_{k}_low": f"lower end of the 95% interval of S_{k} (documents drawn anew)",
+        f"S_{k}_high": f"upper end of the 95% interval of S_{k}",
+    }.items()
+}
+GRADED_COLUMNS |= {
+    f"mcc_{k}_{name}": f"Matthews correlation of {words} with {text}"
+    for name, text in _HYPHENS.items()
+    for k, words in _WORDS.items()
+}
+GRADED_COLUMNS |= {
+    f"{what}_{name}": f"Matthews correlation of {words} with {text}"
+    for what, words in (("ceiling", "a linear probe of the activations"), ("floor", "the parent's own size"))
+    for name, text in _HYPHENS.items()
+}
+"""The graded outcome, measured on every hyphen that joins two words; choices on select, numbers from test."""
+
 RESULT_COLUMNS: dict[str, str] = {
     "run": "number in the study's table; runs 13 and up are the plain controls it lacks",
     "size": "wide or narrow (in the study 4096 and 512 features)",
@@ -26,6 +50,7 @@ RESULT_COLUMNS: dict[str, str] = {
     "filtered": "whether training sees only data on which the parent feature fires above its threshold",
     "loss": "standard, or with the parent feature's activation set to zero in the loss",
     "published": "whether the study saw the split (its own judgement, by eye); empty for the controls",
+    **GRADED_COLUMNS,
     "verdict": "whether it is seen here, by the same test made mechanical: a feature of its own for each class",
     "score": "the rigorous verdict: split, partial k/3, not split, or undecided (a class with too few test tokens)",
     "candidates": "candidate children: features that fire where the parent does and lower the error there",

@@ -27,13 +27,25 @@ if TYPE_CHECKING:
     from saelib.study.profiles import Profile
 
 PREPARE = "saelib.report.jobs:prepare_job"
+RESULTS = "05_results"
 _WITH_FIGURES = (
     "02_choose_parent",
-    "05_results",
+    RESULTS,
     "06_training_efficiency",
     *EVIDENCE,
 )  # whose figures the index shows, too
-_SAE_FACTS = ("parent", "tau", "max_activation", "l1_coeff", "meets_rule", "l0", "fvu", "loss_recovered")
+_SAE_FACTS = (
+    "parent",
+    "tau",
+    "purity",
+    "recall",
+    "max_activation",
+    "l1_coeff",
+    "meets_rule",
+    "l0",
+    "fvu",
+    "loss_recovered",
+)
 _MEMORY_PER_RUN = 2 * GIB  # what `jobs` allows for each training run
 
 
@@ -219,10 +231,14 @@ def render(page: Page, folder: Path, pages: Sequence[Page] = ()) -> Path:
 def finish_report(
     folder: Path, profile: str, results: pd.DataFrame, pages: Sequence[Page], record: dict[str, Any]
 ) -> Path:
-    """Write `results.csv` and `index.html`; `record` is what `run.json` holds."""
+    """Write `results.csv`, `children.csv` and `index.html`; `record` is what `run.json` holds."""
+    from saelib.report.children_csv import write_children_csv
     from saelib.report.report import build_index, write_results_csv
 
     write_results_csv(results, folder / "results.csv")
+    for page in pages:
+        if page.notebook == RESULTS and (children := read_json(folder / f"{page.stem}.json").get("children")):
+            write_children_csv(children, folder / "children.csv")
     return build_index(folder, profile, results, _links(pages), facts=_facts(folder, profile, results, pages, record))
 
 

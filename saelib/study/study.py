@@ -39,7 +39,7 @@ from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.hub import named_path
 from saelib.base.progress import report_progress
-from saelib.interpret.marking import marking, tokens_of_kind
+from saelib.interpret.marking import Cut, best_cut, best_marking, cut_at, marking, tokens_of_kind
 from saelib.lm.gelu_1l import load_gelu_1l
 from saelib.lm.hf_model import load_hf_folder, load_smollm2, smollm2_folder
 from saelib.lm.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
@@ -107,12 +107,26 @@ def prepare(profile: Profile) -> dict[str, float]:
 
 
 @functools.cache
-def hyphens(profile: Profile, split: str) -> HyphenSet:
-    """Every hyphen of a split that joins two words, with its class, next token and document."""
+def joining_hyphens(profile: Profile, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The hyphens of a split that join two words, from the text alone: their rows, ascending, and their classes."""
     store, model = activations(profile, split), language_model(profile)
     rows = hyphen_rows(store, model.hyphen)
     label = hyphen_labels(store, model, rows)
-    rows, label = rows[label >= 0], label[label >= 0]
+    return rows[label >= 0], label[label >= 0]
+
+
+def joins(profile: Profile, split: str) -> np.ndarray:
+    """For every token of a split, whether it is a hyphen that joins two words."""
+    out = np.zeros(activations(profile, split).n_tokens, dtype=bool)
+    out[joining_hyphens(profile, split)[0]] = True
+    return out
+
+
+@functools.cache
+def hyphens(profile: Profile, split: str) -> HyphenSet:
+    """Every hyphen of a split that joins two words, with its class, next token and document."""
+    store = activations(profile, split)
+    rows, label = joining_hyphens(profile, split)
     context, position = np.divmod(rows, POSITIONS)
     return HyphenSet(
         x=store.rows(rows),
@@ -354,9 +368,29 @@ def quality_of(profile: Profile, sae: SAE, split: str = "test") -> Quality:
 # --- the parent, its threshold, the filter -----------------------------------------------------------------------------
 
 
+LEAST_FIT = 0.8
+"""A parent of lower purity or recall on test is not the feature of the hyphens that join words."""
+
+
 def rank_parents(profile: Profile, sae: SAE) -> pd.DataFrame:
-    """Features of the narrow SAE ranked by how well their firing marks the token "-": `rank_marking` of `hyphen`."""
-    return rank_marking(profile, sae, "hyphen").drop(columns="token")
+    """Features of the narrow SAE ranked by how well they mark hyphens that join words, each at its threshold of best F1.
+
+    The columns of `saelib.interpret.marking.best_marking`, over all tokens of the select split; the best first.
+    """
+    store = activations(profile, "select")
+    key = content_key(
+        store=store.key,
+        sae=sae_key(sae),
+        marked="joining hyphens",
+        code=code_version("interpret.marking", "sae.sae", "split.classes"),
+    )
+
+    def columns() -> dict[str, Any]:
+        found = best_marking(store, sae, joins(profile, "select"))
+        return {str(name): values.tolist() for name, values in found.items()}
+
+    found = pd.DataFrame(kept_json("parents", key, columns))
+    return found.sort_values("f1", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def rank_marking(profile: Profile, sae: SAE, kind: str) -> pd.DataFrame:
@@ -413,24 +447,43 @@ class Parent(NamedTuple):
     feature: int
     tau: float
     max_activation: float
-    """The largest activation on the select split, from which tau follows."""
+    """The largest activation on the select split."""
 
 
 @functools.cache
 def parent(profile: Profile, feature: int | None = None, tau: float | None = None) -> Parent:
-    """The parent of the study: by default the feature that best marks "-", and tau at the study's share of its maximum.
+    """The parent of the study: the feature that best marks hyphens that join words, above its threshold of best F1.
 
-    The study's threshold, 2, is 0.217 of its parent's largest published activation, 9.23; the same share is used here.
+    Both are chosen on the select split, over all its tokens: for every feature the threshold of best F1, then the feature
+    whose F1 is best there. A profile that names its SAE's parent and tau is followed, where that SAE is at hand. A feature
+    that is named, or one chosen where no feature fires on such a hyphen, has the 2024 post's threshold: `tau_fraction` of
+    its largest activation (2 of 9.23).
     """
     sae = narrow_sae(profile).sae
-    if feature is None:
-        own = _given_narrow(profile) is not None
-        feature = profile.parent if own and profile.parent is not None else None
-        tau = profile.tau if own and tau is None else tau
+    if feature is None and _given_narrow(profile) is not None and profile.parent is not None:
+        feature, tau = profile.parent, profile.tau if tau is None else tau
+    ruled = feature is None
     if feature is None:
         feature = int(rank_parents(profile, sae)["feature"].iloc[0])
-    largest = float(parent_on(profile, "select", feature).max())
-    return Parent(feature, profile.tau_fraction * largest if tau is None else tau, largest)
+    values = parent_on(profile, "select", feature)
+    largest = float(values.max())
+    if tau is None:
+        best = best_cut(values, joins(profile, "select")) if ruled else None
+        tau = best.tau if best is not None and best.f1 > 0 else profile.tau_fraction * largest
+    return Parent(feature, tau, largest)
+
+
+def parent_fit(profile: Profile, chosen: Parent, split: str = "test") -> Cut:
+    """How well the parent, above tau, marks the hyphens of a split that join words: F1, purity and recall.
+
+    purity = share of the tokens above tau that are such hyphens,   recall = share of such hyphens that are above tau
+    """
+    return cut_at(parent_on(profile, split, chosen.feature), joins(profile, split), chosen.tau)
+
+
+def is_hyphens(fit: Cut) -> bool:
+    """Whether purity and recall are those of the feature of the hyphens that join words: at least `LEAST_FIT` each."""
+    return min(fit.purity, fit.recall) >= LEAST_FIT
 
 
 def parent_on(profile: Profile, split: str, feature: int) -> np.ndarray:
