@@ -12,8 +12,9 @@
 # %% [markdown]
 # # Does a parent of another kind split?
 #
-# The study split one feature, for "-". Here the same is asked of the narrow SAE's feature that best marks another kind of
-# token, chosen by F1 on the select split before anything is trained: filter on it, train wide SAEs, judge.
+# The 2024 post split one feature, for "-". Here the same is asked of the narrow SAE's feature that best marks another kind of
+# token, chosen by F1 on the select split before anything is trained: children in its place, judged by the tokens that often
+# stand before and after it.
 
 # %% tags=["parameters"]
 profile = "smollm2"
@@ -21,10 +22,11 @@ kind = "digit"
 seeds = 2
 
 # %%
+import saelib
 from saelib.report import report, views
-from saelib.study import study
+from saelib.report.children_page import children_page, verdict_sentence
+from saelib.study import study, texts
 from saelib.study.profiles import get_profile
-from saelib.report.split_any import SplitRequest, page_of, split_feature
 
 views.figure_style()
 settings = get_profile(profile)
@@ -41,57 +43,33 @@ parents
 
 # %%
 chosen = study.parent_of_kind(parents, kind)
-request = SplitRequest(
-    sae=str(study.narrow_folder(settings)),
-    feature=int(chosen["feature"]),
-    model=settings.model,
-    tokens=settings.wide_steps * settings.batch_size,
-    seeds=seeds,
-    width=max(1, settings.d_sae_wide // settings.d_in),
-    l1=study.coefficient(settings).l1_coeff * settings.batch_size,
-)
-outcome = split_feature(request, settings)
-
-# %% [markdown]
-# ## Every wide SAE that was trained
-#
-# With the profile's own coefficient, the same for all.
-
-# %%
-outcome.runs
+options = {"contexts": "automatic", "least": settings.context_least, "K": settings.children_K, "seeds": seeds}
+split = saelib.split(narrow, int(chosen["feature"]), texts.of_profile(settings), **options)
 
 # %% [markdown]
 # ## The split
-#
-# The classes are automatic: clusters of what stands before the token.
 
 # %%
-page_of(outcome)
+children_page(split)
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
-score = outcome.score
-best = ", ".join(f"{name} {f1:.2f}" for name, f1 in zip(outcome.chosen.labels.names, score.best_f1, strict=True))
+marks = f"The parent for {chosen['token']!r} (feature {split.parent.feature}, F1 {chosen['f1']:.2f})"
 report.headline(
-    answer=f"The parent for {chosen['token']!r} (feature {request.feature}, F1 {chosen['f1']:.2f}): {score.verdict}; "
-    f"{score.candidates} candidate children of {score.parent_tokens:,} test tokens; best F1 {best}.",
+    answer=f"{marks}: {verdict_sentence(split)}",
     kind=kind,
     token=chosen["token"],
-    parent=request.feature,
+    parent=split.parent.feature,
     parent_f1=chosen["f1"],
-    tau=outcome.chosen.tau,
-    score=score.verdict,
-    candidates=score.candidates,
-    coverage=score.coverage,
-    test_parent_tokens=score.parent_tokens,
-    classes=list(outcome.chosen.labels.names),
-    automatic_classes=outcome.chosen.labels.automatic,
-    tokens=int(outcome.runs["tokens"].iloc[0]),
+    tau=split.parent.tau,
+    verdict=str(split.verdict.value),
+    children=len(split.children),
+    S_2=split.separation["rest + children"].S[2].value,
+    test_parent_tokens=split.parent.n_on["test"],
+    contexts=[context.name for context in split.contexts],
 )
 
 # %%
-report.watermark(
-    seeds={"narrow": settings.seed, "wide": list(range(seeds))}, text_manifest=study.text_summary(settings)
-)
+report.watermark(seeds={"narrow": settings.seed, "children": seeds}, text_manifest=study.text_summary(settings))

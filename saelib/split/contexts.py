@@ -81,7 +81,11 @@ class Labels:
 
 
 def label(
-    model: LanguageModel, tokens: Mapping[str, TokenSet], contexts_of: Mapping[str, np.ndarray], how: str = "auto"
+    model: LanguageModel,
+    tokens: Mapping[str, TokenSet],
+    contexts_of: Mapping[str, np.ndarray],
+    how: str = "auto",
+    least: int = LEAST,
 ) -> Labels:
     """Label a parent's tokens.
 
@@ -90,6 +94,7 @@ def label(
         contexts_of: for each split, the token ids (n_contexts, 128) of the store that `TokenSet.rows` count in.
         how: `auto` (the hyphen's classes when most of P on select is "-", else automatic), `hyphen`, `automatic`, or the path
             of a JSON file of rules.
+        least: tokens that an automatic context must have on select and on test.
 
     Raises:
         UserError: an unknown way, a file without rules or with a bad one, no context with enough tokens.
@@ -100,7 +105,7 @@ def label(
     if how == "hyphen":
         return hyphen_contexts(model, tokens, contexts_of)
     if how == "automatic":
-        return automatic_contexts(model, tokens)
+        return automatic_contexts(model, tokens, least)
     if Path(how).suffix == ".json":
         return rule_contexts(model, tokens, contexts_of, read_rules(Path(how)))
     raise UserError("contexts must be auto, hyphen, automatic or a .json file of rules", repr(how), "pass one")

@@ -24,7 +24,7 @@ from saelib.base.progress import report_progress
 from saelib.sae.sae import SAE
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
-from saelib.split.contexts import label, member
+from saelib.split.contexts import LEAST, label, member
 from saelib.split.detectors import feature_mcc
 from saelib.split.exported import as_jumprelu, child_numbers, encoder_input, inner_target, replace_parent
 from saelib.split.leak import Firings, choose_theta, leak
@@ -53,6 +53,8 @@ class SplitConfig:
 
     contexts: str = "auto"
     """What children are to be told apart by: `auto`, `hyphen`, `automatic`, or a JSON file of rules."""
+    least: int = LEAST
+    """Tokens that an automatic context must have on select and on test."""
     tau: float | None = None
     """The parent is on above this; None: the 2024 post's share of its largest activation."""
     K: int | None = None
@@ -187,7 +189,7 @@ class Work:
     def __init__(self, sae: SAE, feature: int, acts: Activations, tokens: ParentTokens, cfg: SplitConfig) -> None:
         self.original, self.feature, self.acts, self.tokens, self.cfg = sae, feature, acts, tokens, cfg
         self.texts = {split: np.asarray(acts.stores[split].contexts) for split in SPLITS}
-        self.labels = label(acts.model, tokens.on, self.texts, cfg.contexts)
+        self.labels = label(acts.model, tokens.on, self.texts, cfg.contexts, cfg.least)
         self.yardstick: Yardstick = make_yardstick(tokens.on, self.labels)
         self.sae = as_jumprelu(sae, torch.cat([tokens.off["select"].x[:20_000], tokens.on["select"].x[:200]]))
         self.in_context_off = {
