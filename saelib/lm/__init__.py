@@ -1,1 +1,4 @@
-"""Language models behind one interface: the embedded one, gelu-1l, any Hugging Face model; hook points; the fast one-layer path; the embedded weights."""
+"""Language models behind one interface: the embedded one, gelu-1l, any Hugging Face model.
+
+Hook points, the fast one-layer path, and the embedded weights. Knows no SAEs.
+"""

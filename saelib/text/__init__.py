@@ -1,1 +1,4 @@
-"""From packages, files or a hub's token data set to contexts of tokens, split by document; one writer of token stores. Knows no models; imports base."""
+"""From packages, files or a hub's token data set to contexts of tokens, split by document.
+
+One writer of token stores. Knows no models; imports base.
+"""
