@@ -21,7 +21,7 @@ import saelib
 # The tree of DESIGN: the parts of the study, then what any repository needs.
 LAYOUT = {"saelib", "notebooks", "tests", "reports", "environment.yml", "pyproject.toml"} | {
     ".ci", ".gitattributes", ".gitignore", ".pre-commit-config.yaml", "benchmarks", "CHANGELOG.md", "CONTRIBUTING.md",
-    "LICENSE", "Makefile", "README.md", "requirements.lock", "scripts",
+    "docs", "LICENSE", "Makefile", "README.md", "requirements.lock", "scripts",
 }  # fmt: skip
 REGISTRY_HOST = re.compile(
     r"(?<![\w.-])(?:[\w-]+\.)*(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org)"
