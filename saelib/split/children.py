@@ -147,7 +147,7 @@ def train_children(pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, i
     off = _Served((inputs(pools.x_off),), cfg.batch_off, generator)
     E = _start(on.tensors[1], cfg, generator)
     W = E.T.clone() if M is None else torch.linalg.lstsq(M, E.T).solution.contiguous()
-    W = W / W.norm(dim=0)
+    W = W / W.norm(dim=0).clamp_min(1e-12)  # a target of zeros gives a child of zeros: dead, and revived
     b = torch.zeros(cfg.K)
     fired = torch.zeros(cfg.K)
     parameters = (W, b, E)
@@ -170,7 +170,7 @@ def train_children(pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, i
             v1.lerp_(g * g, 0.01)
             denominator = (v1 / (1 - 0.99 ** (step + 1))).sqrt_().add_(1e-8)
             p.addcdiv_(m1, denominator, value=-lr / (1 - 0.9 ** (step + 1)))
-        E.div_(E.norm(dim=1, keepdim=True))
+        E.div_(E.norm(dim=1, keepdim=True).clamp_min(1e-12))
         fired += (c[: on.size] > 0).sum(0)
         if cfg.revive_every and (step + 1) % cfg.revive_every == 0:
             if step + 1 <= 0.75 * cfg.n_steps and not cfg.frozen_decoder:
