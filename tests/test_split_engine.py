@@ -277,6 +277,14 @@ def test_a_price_on_off_parent_tokens_lowers_firing_there() -> None:
     assert rates[1] < 0.6 * rates[0], rates
 
 
+def test_the_error_on_off_parent_tokens_alone_lowers_what_is_written_there() -> None:
+    pools = made_pools()
+    cfg = ChildrenConfig(K=6, l1=0.02, l1_off=0.0, n_steps=300)
+    free, weighed = (train_children(pools, dataclasses.replace(cfg, off_weight=w)) for w in (0.0, 3.0))
+    written = [float((d.encode(pools.x_off) @ d.E).square().sum()) for d in (free, weighed)]
+    assert written[1] < 0.6 * written[0], written
+
+
 def test_beyond_the_core_nothing_of_the_parent_is_left() -> None:
     hand = Pools(
         torch.zeros(2, 2), torch.tensor([[2.0, 0.0], [2.0, 5.0]]), torch.tensor([1.0, 2.0]),
