@@ -114,7 +114,9 @@ def checked(path: Path) -> tuple[Balance, dict]:
 def test_the_readme_makes_a_feature_page_in_three_lines(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide: SAE
 ) -> None:
-    block = re.search(r"```python\n(from saelib import tools\n.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    block = re.search(
+        r"```python\n(from saelib\.report import tools\n.*?)```", (root / "README.md").read_text(), re.DOTALL
+    )
     assert block is not None
     lines = [line for line in block.group(1).splitlines() if line]
     assert len(lines) == 4, "an import and three lines"

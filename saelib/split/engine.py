@@ -23,7 +23,7 @@ from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.sae.sae import SAE
 from saelib.split import controls
-from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
+from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children, train_several
 from saelib.split.contexts import LEAST, label, member
 from saelib.split.detectors import feature_mcc
 from saelib.split.exported import as_jumprelu, child_numbers, encoder_input, inner_target, replace_parent
@@ -101,17 +101,17 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
     work = Work(sae, feature, acts, tokens, cfg)
     K, curve = choose_K(work.targets, work.select_pools, cfg)
     train_cfg = replace(cfg.children, K=K)
-    products, seconds = [], []
-    for i in range(cfg.seeds):
-        timed, told = time.perf_counter(), work.told(f"children {i + 1}/{cfg.seeds}")
-        products.append(train_children(work.targets, replace(train_cfg, seed=cfg.seed + i), told))
-        seconds.append(time.perf_counter() - timed)
+    timed = time.perf_counter()
+    products = [train_children(work.targets, replace(train_cfg, seed=cfg.seed), work.told("children"))]
+    seconds = [time.perf_counter() - timed]
+    others = [replace(train_cfg, seed=cfg.seed + i) for i in range(1, cfg.seeds)]
+    if others:
+        products += train_several(work.targets, others, work.told("children of other seeds"))
+        seconds.append(time.perf_counter() - timed - seconds[0])
     made = work.install(products[0])
-    others = [work.install(found) for found in products[1:]]
+    again = [work.install(found) for found in products[1:]]
     fires = made.acts["on"]["test"] > 0
-    stability = (
-        float(np.mean([matched_iou(fires, other.acts["on"]["test"] > 0) for other in others])) if others else None
-    )
+    stability = float(np.mean([matched_iou(fires, other.acts["on"]["test"] > 0) for other in again])) if again else None
     report_progress("judging", 0, 1)
     separation, adds = work.separate(made)
     by_context = leak(work.firings(made, "test", work.context_children(separation["children"])), work.zeros(made))
@@ -167,10 +167,9 @@ def choose_K(pools: Pools, select: Pools, cfg: SplitConfig) -> tuple[int, pd.Dat
     """K by the rule, from short trainings on train measured on select; the curve has columns K, fvu, chosen."""
     if cfg.K is not None:
         return cfg.K, pd.DataFrame({"K": [cfg.K], "fvu": [np.nan], "chosen": [True]})
-    fvu: list[float] = []
-    for i, K in enumerate(K_GRID):
-        report_progress("how many children", i, len(K_GRID))
-        fvu.append(fvu_on(train_children(pools, replace(cfg.children, K=K, n_steps=K_STEPS, seed=cfg.seed)), select))
+    tries = [replace(cfg.children, K=K, n_steps=K_STEPS, seed=cfg.seed) for K in reversed(K_GRID)]  # the longest first
+    found = train_several(pools, tries, lambda done, total: report_progress("how many children", done, total))
+    fvu = [fvu_on(children, select) for children in reversed(found)]
     falls = [a - b for a, b in itertools.pairwise(fvu)]
     chosen = next((i for i, fall in enumerate(falls) if all(f < K_GAIN for f in falls[i:])), len(K_GRID) - 1)
     return K_GRID[chosen], pd.DataFrame({"K": K_GRID, "fvu": fvu, "chosen": [i == chosen for i in range(len(K_GRID))]})
