@@ -209,7 +209,9 @@ def test_too_little_text_gives_no_separation_and_no_children(made_up: Profile) -
     chosen = study.Parent(0, 0.1, 1.0)
     assert all(np.isnan(value) for value in graded.separation(profile, chosen, study.narrow_sae(made_up).sae).values())
     rows = children_rows.children_rows(profile, chosen)
-    assert rows["seed"].tolist() == [0, 1, 2] and rows["S_2"].isna().all() and rows["reason"].str.contains("; got ").all()
+    assert (
+        rows["seed"].tolist() == [0, 1, 2] and rows["S_2"].isna().all() and rows["reason"].str.contains("; got ").all()
+    )
 
 
 def test_children_rows_and_their_csv(made_up: Profile, tmp_path: Path) -> None:
