@@ -23,6 +23,7 @@ from saelib.report.page import file_references, outside_references
 from saelib.report.split_report import example_text, split_text, write_split
 from saelib.split.result import Split
 from saelib.split.verdict import Verdict
+from saelib.split.yardstick import Interval
 
 SECTIONS = [
     "What the parent is", "What it is made of", "What it is told apart by", "The children, a card each",
@@ -227,3 +228,9 @@ def test_in_brief_it_carries_its_own_style_and_no_script(split: Split) -> None:
 def test_charts_of_nothing_are_nothing() -> None:
     assert contexts_svg([]) == "" and strip(float("nan"), 0.0, 1.0) == ""
     assert k_curve_svg(pd.DataFrame({"K": [16], "fvu": [0.2], "chosen": [True]})) == ""
+
+
+def test_children_that_help_only_together_are_not_called_nothing(split: Split) -> None:
+    one = replace(split, judgement=replace(split.judgement, verdict=Verdict.NOT_SPLIT))
+    for low, expected in ((0.1, "but together they help"), (-0.1, "Nothing to split here")):
+        assert expected in verdict_sentence(replace(one, added={2: Interval(0.2, low, 0.3)}))

@@ -41,6 +41,7 @@ VERDICTS = {
     "SPLIT": "It splits: children mark contexts of their own that the rest of the SAE did not tell apart.",
     "PARTIAL": "It splits in part: some contexts have a child of their own, others have none.",
     "NOT_SPLIT": "Nothing to split here: no child marks a context well enough to count as a feature of its own.",
+    "TOGETHER": "No child marks a context well enough to count as a feature of its own, but together they help.",
     "UNDECIDED": "Undecided: there are too few tokens to tell.",
     "NO_SUCH_PARENT": "No such parent: most tokens on which this feature fires are not in the contexts asked about.",
     "ALREADY_TOLD_APART": "Nothing to add: the rest of the SAE tells these contexts apart already.",
@@ -134,7 +135,8 @@ def _context(split: Split, prompts: Sequence[str]) -> dict[str, Any]:
 
 def verdict_sentence(split: Split) -> str:
     """The verdict in one sentence, with the engine's own count where it gives one."""
-    sentence = VERDICTS.get(split.verdict.name, str(split.verdict.value))
+    together = split.verdict.name == "NOT_SPLIT" and len(split.children) > 0 and split.added[2].low > 0
+    sentence = VERDICTS.get("TOGETHER" if together else split.verdict.name, str(split.verdict.value))
     said = str(split.verdict_text).strip()
     plain = split.verdict.name.lower().replace("_", " ")
     return sentence if not said or said.lower().replace("_", " ") == plain else f"{sentence[:-1]} ({said})."
