@@ -147,7 +147,7 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
         added=adds.ratio,
         judgement=judgement,
         stability=stability,
-        swap=swap_table(acts, work.original, made.sae, np.flatnonzero(work.on_rows())),
+        swap=swap_table(acts, work.original, made.sae, tokens.on["test"].rows),
         relations={
             "iou": iou(fires, fires)[np.ix_(order, order)],
             "cosine": _sibling_cosine(made.dictionary.E, d_p)[np.ix_(order, order)],
@@ -334,12 +334,6 @@ class Work:
         """sum |x_hat - x|^2 / sum |x - mean|^2 of the exported SAE on P of test."""
         x = self.tokens.on["test"].x
         return float((made.sae(x).x_hat - x).square().sum() / (x - x.mean(0)).square().sum())
-
-    def on_rows(self) -> np.ndarray:
-        """A mask over the test store of the tokens of P that are held."""
-        mask = np.zeros(self.tokens.n_tokens["test"], dtype=bool)
-        mask[self.tokens.on["test"].rows] = True
-        return mask
 
     def control_rows(self, cfg: ChildrenConfig, made: Made) -> list[dict[str, float | str]]:
         """The rows to beat, each with the rest beside it, as the children have it."""

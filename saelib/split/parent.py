@@ -17,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelib.acts.activations import Activations
+from saelib.acts.filter import feature_activations
 from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
-from saelib.sae.sae import SAE, require_fits
+from saelib.sae.sae import SAE
 from saelib.sae.stream import sample_key
 from saelib.split.tokens import ParentTokens, TokenSet
 
@@ -56,13 +57,6 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
     """
     if not 0 <= feature < sae.cfg.d_sae:
         raise UserError(f"feature must be in [0, d_sae={sae.cfg.d_sae})", feature, "pass a feature of the SAE")
-    manifest = acts.stores["select"].manifest
-    require_fits(
-        sae.cfg,
-        d_in=acts.stores["select"].d_in,
-        hook_name=manifest.get("hook_name"),
-        center_writing_weights=manifest.get("center_writing_weights"),
-    )
     values = {"select": _values(acts.stores["select"], sae, feature, "select")}
     largest = float(values["select"].max(initial=0.0))
     if largest <= 0:
@@ -95,10 +89,8 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
 @torch.no_grad()
 def _values(store: ActivationStore, sae: SAE, feature: int, split: str) -> Float[np.ndarray, " n"]:
     """The parent's activation on every token of a store."""
-    out = np.empty(store.n_tokens, dtype=np.float32)
-    for rows, x in store.blocks(32_768):
-        out[rows] = sae.encode_feature(x, feature).numpy()
-        report_progress(f"parent on {split}", rows.stop, store.n_tokens)
+    report_progress(f"parent on {split}", 0, store.n_tokens)
+    out = feature_activations(store, sae, feature)
     if not np.isfinite(out).all():
         raise UserError("activations must be finite", f"NaN or infinity on {split}", "harvest them again")
     return out
