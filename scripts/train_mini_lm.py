@@ -2,23 +2,28 @@
 
     python scripts/train_mini_lm.py --tokenizer      # first: train the tokenizer on the train split, into the package
     python scripts/train_mini_lm.py --sweep          # 5M tokens at each of SWEEP's learning rates: sweep.csv
-    python scripts/train_mini_lm.py                  # train, or go on where it stopped: two hours on 2 cores
+    python scripts/train_mini_lm.py                  # train the first stage, or go on where it stopped; then export
+    python scripts/train_mini_lm.py --stage 2        # the second stage, from the exported weights of the first
     python scripts/train_mini_lm.py --export         # write the last checkpoint's weights into the package
     python scripts/write_model_card.py               # then measure the card's numbers
 
-Reproducible: the text is pinned by hash, the order of contexts and the initial weights by `--seed`. AdamW, bf16 autocast,
-gradient norm clipped to 1. The learning rate rises linearly for 200 steps, stays, and falls linearly to zero over the last
-fifth of the steps. The schedule is fixed by `--tokens`, so a resumed run ends where an uninterrupted one does.
+Reproducible: the text is pinned by hash, the order of contexts and the initial weights by `--seed`. AdamW, gradient norm
+clipped to 1, bf16 autocast where the processor multiplies bf16 and fp32 elsewhere. In each of `STAGES` the learning rate rises
+linearly for 200 steps, stays, and falls linearly to zero over the last fifth of the steps; the second stage begins with the
+first one's exported weights and new moments. The schedule is fixed by `--tokens`, so a resumed run ends where an uninterrupted
+one does.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,16 +32,37 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from saelib.base.cache import atomic_path, cache_dir, content_key, write_json
+from saelib.base.cache import atomic_path, cache_dir, content_key, ensure_dir, read_json, write_json
 from saelib.base.checkpoints import Checkpoints
-from saelib.lm.mini_lm import ChunkedCrossEntropy, MiniLM, MiniLMConfig
+from saelib.base.memory import keep_freed_memory
+from saelib.lm.mini_lm import MiniLM, MiniLMConfig
 from saelib.lm.model import EMBEDDED_FOLDER
 from saelib.text.corpus import build_token_store, read_corpus, split_of
 from saelib.text.sources import STUDY_SOURCES
 from saelib.text.tokens import TokenStore
 
-LEARNING_RATE = 4e-3
-"""Best of the sweep (see `sweep.csv` beside the weights)."""
+
+class Stage(NamedTuple):
+    """A part of the training with a schedule of its own."""
+
+    number: int
+    tokens: float
+    """Training tokens."""
+    peak: float
+    """Learning rate between its rise and its fall."""
+
+
+class Trained(NamedTuple):
+    """What `train` returns."""
+
+    steps: int
+    curve: list[dict[str, float]]
+    seconds: float
+
+
+STAGES = (Stage(1, 41e6, 4e-3), Stage(2, 60e6, 2e-3))
+"""First the best learning rate of the sweep (`sweep.csv` beside the weights), then half of it."""
+PRODUCTS = torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
 SWEEP = (1e-3, 2e-3, 4e-3)
 SWEEP_TOKENS = 5e6
 DECAY_SHARE = 0.2
@@ -84,7 +110,7 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int, path: Path) -> None:
 def validation_loss(model: MiniLM, contexts: np.ndarray) -> float:
     """Mean next-token loss over contexts of the select split (bf16 autocast, as in training)."""
     total, count = 0.0, 0
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=PRODUCTS is torch.bfloat16):
         for begin in range(0, len(contexts), 32):
             tokens = torch.from_numpy(contexts[begin : begin + 32].astype(np.int64))
             logits = (model.residual(tokens)[:, :-1] @ model["unembed.W_U"]).float()
@@ -95,16 +121,61 @@ def validation_loss(model: MiniLM, contexts: np.ndarray) -> float:
     return total / count
 
 
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean next-token cross-entropy of `x @ W_U`, with logits made and differentiated a chunk of rows at a time.
+
+    The full logit matrix (4,096 x 8,192 in fp32: 134 MB, read and written several times) would otherwise cost more
+    than the matrix products themselves. Products in `PRODUCTS`, softmax in fp32.
+    """
+
+    CHUNK = 256
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, W_U: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Loss; the gradients are computed on the way and kept for `backward`."""
+        n = x.shape[0]
+        x, weight = x.to(PRODUCTS), W_U.to(PRODUCTS)
+        grad_x = torch.empty_like(x)
+        grad_w = torch.zeros(W_U.shape)
+        total = torch.zeros(())
+        for begin in range(0, n, ChunkedCrossEntropy.CHUNK):
+            rows = slice(begin, begin + ChunkedCrossEntropy.CHUNK)
+            probabilities = torch.softmax(x[rows] @ weight, -1, dtype=torch.float32)
+            target = targets[rows, None]
+            total -= probabilities.gather(1, target).clamp_min(1e-30).log().sum()
+            probabilities.scatter_add_(1, target, torch.full(target.shape, -1.0))
+            grad_logits = probabilities.to(PRODUCTS)
+            grad_x[rows] = grad_logits @ weight.T
+            if PRODUCTS is torch.float32:
+                grad_w.addmm_(x[rows].T, grad_logits)
+            else:
+                grad_w += x[rows].T @ grad_logits
+        ctx.save_for_backward(grad_x / n, grad_w / n)
+        return total / n
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """Scale the kept gradients."""
+        grad_x, grad_w = ctx.saved_tensors
+        return grad_x.float() * grads[0], grad_w * grads[0], None
+
+
 def main() -> None:
     """Make the tokenizer, sweep, train, resume or export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=float, default=100e6, help="training tokens in all; fixes the schedule")
+    parser.add_argument("--stage", type=int, choices=[stage.number for stage in STAGES], default=1)
+    parser.add_argument("--tokens", type=float, help="training tokens of the stage; fixes the schedule")
     parser.add_argument("--d-model", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", action="store_true", help="only train the tokenizer")
     parser.add_argument("--sweep", action="store_true", help="only compare learning rates")
     parser.add_argument("--export", action="store_true", help="only write the last checkpoint into the package")
     args = parser.parse_args()
+
+    keep_freed_memory()
+
+    def first_weights() -> torch.Generator:
+        return torch.Generator().manual_seed(args.seed)
 
     cfg, tokenizer_file = MiniLMConfig(d_model=args.d_model), EMBEDDED_FOLDER / "tokenizer.json"
     if args.tokenizer:
@@ -113,33 +184,49 @@ def main() -> None:
         return
     store = build_token_store(STUDY_SOURCES, tokenizer_file, name="study")
     if args.sweep:
-        losses = [train(store, cfg, SWEEP_TOKENS, rate, args.seed)[2][-1]["validation_loss"] for rate in SWEEP]
+        stages = [Stage(0, SWEEP_TOKENS, rate) for rate in SWEEP]
+        losses = [
+            train(store, MiniLM(cfg, first_weights()), stage, args.seed).curve[-1]["validation_loss"]
+            for stage in stages
+        ]
         table = pd.DataFrame({"learning_rate": SWEEP, "tokens": int(SWEEP_TOKENS), "select_loss": losses}).round(4)
         with atomic_path(EMBEDDED_FOLDER / "sweep.csv") as temporary:
             table.to_csv(temporary, index=False)
         print(table.to_string(index=False))
         return
-    model, step, curve, seconds = train(store, cfg, args.tokens, LEARNING_RATE, args.seed, only_load=args.export)
-    export(model, cfg, store.manifest, curve, step, int(args.tokens), seconds, args.seed)
+    stage = STAGES[args.stage - 1]
+    stage = stage if args.tokens is None else stage._replace(tokens=args.tokens)
+    model = MiniLM(cfg, first_weights())
+    if stage.number > 1:
+        # The weights that this stage starts from are kept: exporting its own does not change what it starts from.
+        start = cache_dir() / "mini_lm" / f"start-of-stage-{stage.number}-seed-{args.seed}.safetensors"
+        if not start.exists():
+            ensure_dir(start.parent)
+            with atomic_path(start) as temporary:
+                temporary.write_bytes((EMBEDDED_FOLDER / "model.safetensors").read_bytes())
+        for name, tensor in safetensors.torch.load_file(start).items():
+            model[name].data.copy_(tensor)
+    export(model, store.manifest, stage, args.seed, train(store, model, stage, args.seed, only_load=args.export))
 
 
-def train(
-    store: TokenStore, cfg: MiniLMConfig, n_tokens: float, peak: float, seed: int, only_load: bool = False
-) -> tuple[MiniLM, int, list[dict[str, float]], float]:
-    """Train (or resume, or with `only_load` only bring back the last checkpoint): model, step, loss curve, seconds."""
+def train(store: TokenStore, model: MiniLM, stage: Stage, seed: int, only_load: bool = False) -> Trained:
+    """Train (or resume, or with `only_load` only bring back the last checkpoint): steps, loss curve, seconds."""
+    cfg, peak = model.cfg, stage.peak
     contexts = store.contexts("train")
     validation = np.array(store.contexts("select")[:512])
-    n_steps = int(n_tokens) // (BATCH_CONTEXTS * (contexts.shape[1] - 1))
-    key = content_key(cfg=asdict(cfg), text=store.key, seed=seed, n_steps=n_steps, peak=peak, decay=DECAY_SHARE)
+    n_steps = int(stage.tokens) // (BATCH_CONTEXTS * (contexts.shape[1] - 1))
+    begins = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in model.tensors().values())).hexdigest()
+    key = content_key(
+        cfg=asdict(cfg), text=store.key, seed=seed, n_steps=n_steps, peak=peak, decay=DECAY_SHARE, begins=begins
+    )
     checkpoints = Checkpoints(cache_dir() / "mini_lm" / key, key, "language model")
 
-    model = MiniLM(cfg, torch.Generator().manual_seed(seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
     step, curve, seconds, running = restore(checkpoints, model, optimizer)
     if step:
         print(f"resumed at step {step} of {n_steps}", flush=True)
     if only_load:
-        return model, step, curve, seconds
+        return Trained(step, curve, seconds)
     per_epoch = len(contexts) // BATCH_CONTEXTS
     print(
         f"{n_steps} steps, {per_epoch} an epoch, {store.manifest['splits']['train']['tokens']:,} train tokens",
@@ -149,13 +236,13 @@ def train(
     while step < n_steps:
         epoch, within = divmod(step, per_epoch)
         if epoch != epoch_of_order:
-            order, epoch_of_order = np.random.default_rng([seed, epoch]).permutation(len(contexts)), epoch
+            order, epoch_of_order = np.random.default_rng([seed, epoch, stage.number]).permutation(len(contexts)), epoch
         assert order is not None
         rows = np.sort(order[within * BATCH_CONTEXTS : (within + 1) * BATCH_CONTEXTS])
         tokens = torch.from_numpy(contexts[rows].astype(np.int64))  # (b, t)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, n_steps, peak)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=PRODUCTS is torch.bfloat16):
             residual = model.residual(tokens)
         loss = ChunkedCrossEntropy.apply(
             residual[:, :-1].reshape(-1, cfg.d_model), model["unembed.W_U"], tokens[:, 1:].reshape(-1)
@@ -180,7 +267,7 @@ def train(
         if step % CHECKPOINT_EVERY == 0 or step == n_steps:
             scalars = {"step": step, "curve": curve, "seconds": time.perf_counter() - began, "running": running}
             checkpoints.write(step, state_tensors(model, optimizer), scalars)
-    return model, step, curve, time.perf_counter() - began
+    return Trained(step, curve, time.perf_counter() - began)
 
 
 def state_tensors(model: MiniLM, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -210,31 +297,35 @@ def restore(
     return step, curve, seconds, running
 
 
-def export(
-    model: MiniLM,
-    cfg: MiniLMConfig,
-    manifest: dict[str, object],
-    curve: list[dict[str, float]],
-    step: int,
-    planned_tokens: int,
-    seconds: float,
-    seed: int,
-) -> None:
-    """Half-precision weights, config, loss curve and text manifest into the package folder."""
+def export(model: MiniLM, manifest: dict[str, object], stage: Stage, seed: int, trained: Trained) -> None:
+    """Half-precision weights, config, loss curve and text manifest into the package folder; earlier stages stay on record."""
+    cfg = model.cfg
     with atomic_path(EMBEDDED_FOLDER / "model.safetensors") as temporary:
         weights = {name: tensor.half().contiguous() for name, tensor in model.tensors().items()}
         temporary.write_bytes(safetensors.torch.save(weights))
+    record, curve = EMBEDDED_FOLDER / "training.json", EMBEDDED_FOLDER / "loss_curve.csv"
+    before = read_json(record)["stages"][: stage.number - 1] if stage.number > 1 else []
+    this = {
+        "stage": stage.number, "steps": trained.steps, "planned_tokens": int(stage.tokens),
+        "tokens": trained.steps * BATCH_CONTEXTS * (cfg.n_ctx - 1), "learning_rate": stage.peak,
+        "products": str(PRODUCTS).removeprefix("torch."), "seconds": round(trained.seconds),
+    }  # fmt: skip
+    stages = [*before, this]
     training = {
-        "seed": seed, "steps": step, "planned_tokens": planned_tokens, "tokens": step * BATCH_CONTEXTS * (cfg.n_ctx - 1),
-        "learning_rate": LEARNING_RATE, "betas": BETAS, "weight_decay": WEIGHT_DECAY, "warm_up_steps": WARM_UP_STEPS,
-        "decay_share": DECAY_SHARE,
-        "batch_contexts": BATCH_CONTEXTS, "clip": 1.0, "seconds": round(seconds), "torch": torch.__version__,
+        "seed": seed, "tokens": sum(s["tokens"] for s in stages), "seconds": sum(s["seconds"] for s in stages),
+        "stages": stages, "betas": BETAS, "weight_decay": WEIGHT_DECAY, "warm_up_steps": WARM_UP_STEPS,
+        "decay_share": DECAY_SHARE, "batch_contexts": BATCH_CONTEXTS, "clip": 1.0, "torch": torch.__version__,
         "text": manifest,
     }  # fmt: skip
     write_json(EMBEDDED_FOLDER / "config.json", {**asdict(cfg), "d_mlp": cfg.d_mlp, "d_head": cfg.d_head})
-    write_json(EMBEDDED_FOLDER / "training.json", training)
-    with atomic_path(EMBEDDED_FOLDER / "loss_curve.csv") as temporary:
-        pd.DataFrame(curve).round(4).to_csv(temporary, index=False)
+    write_json(record, training)
+    table = pd.DataFrame(trained.curve).round(4)
+    table.insert(0, "stage", stage.number)
+    if before:
+        earlier = pd.read_csv(curve)
+        table = pd.concat([earlier[earlier["stage"] < stage.number], table])
+    with atomic_path(curve) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 if __name__ == "__main__":

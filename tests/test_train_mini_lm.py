@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -81,3 +82,35 @@ def test_killed_twice_and_damaged_it_ends_with_the_same_bits(
     assert curve["step"].tolist() == [5, 10, 12]
     columns = ["step", "tokens", "train_loss", "validation_loss"]
     assert curve[columns].equals(curve_again[columns])
+
+
+@pytest.mark.parametrize(("products", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_chunked_cross_entropy_equals_autograd(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, products: torch.dtype, error: float
+) -> None:
+    monkeypatch.setattr(script, "PRODUCTS", products)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1100, 16, generator=generator, requires_grad=True)
+    weight = torch.randn(16, 50, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 50, (1100,), generator=generator)
+    expected = torch.nn.functional.cross_entropy(x @ weight, targets)
+    expected_grads = torch.autograd.grad(expected, [x, weight])
+    loss = script.ChunkedCrossEntropy.apply(x, weight, targets)
+    grads = torch.autograd.grad(loss, [x, weight])
+    assert loss.item() == pytest.approx(expected.item(), rel=error)
+    for got, wanted in zip(grads, expected_grads, strict=True):
+        assert (got - wanted).norm() / wanted.norm() < error
+
+
+def test_a_second_stage_goes_on_from_the_first(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = trained(script, tmp_path, monkeypatch)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--stage", "2"])
+    second, curve = trained(script, tmp_path, monkeypatch)
+    again, _ = trained(script, tmp_path, monkeypatch)  # its own export does not change what it starts from
+    assert not torch.equal(first["unembed.W_U"], second["unembed.W_U"])
+    assert all(torch.equal(second[name], again[name]) for name in second)
+    assert curve["stage"].tolist() == [1, 1, 1, 2, 2, 2]
+    record = json.loads((tmp_path / "package" / "training.json").read_text())
+    assert record["tokens"] == 2 * 12 * 127 and [stage["learning_rate"] for stage in record["stages"]] == [4e-3, 2e-3]

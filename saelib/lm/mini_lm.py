@@ -184,38 +184,3 @@ class PlainBlock:
         mid = self.attention_out(z.transpose(1, 2).reshape(b * t, -1)).add_(x)
         out = self.mlp_down(self.mlp_in(self._normed(mid, 1)))
         return out.float().view(b, t, d)
-
-
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean next-token cross-entropy of `x @ W_U`, with logits made and differentiated a chunk of rows at a time.
-
-    The full logit matrix (4,096 x 8,192 in fp32: 134 MB, read and written several times) would otherwise cost more
-    than the matrix products themselves. Products in bf16, softmax in fp32.
-    """
-
-    CHUNK = 128
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W_U: Tensor, targets: Tensor) -> Tensor:
-        """Loss; the gradients are computed on the way and kept for `backward`."""
-        n = x.shape[0]
-        x16, w16 = x.bfloat16(), W_U.bfloat16()
-        grad_logits = torch.empty(n, W_U.shape[1], dtype=torch.bfloat16)
-        total = torch.zeros(())
-        for begin in range(0, n, ChunkedCrossEntropy.CHUNK):
-            rows = slice(begin, begin + ChunkedCrossEntropy.CHUNK)
-            probabilities = torch.softmax(x16[rows] @ w16, -1, dtype=torch.float32)
-            target = targets[rows, None]
-            total -= probabilities.gather(1, target).clamp_min(1e-30).log().sum()
-            probabilities.scatter_add_(1, target, torch.full(target.shape, -1.0))
-            grad_logits[rows] = probabilities
-        grad_x = grad_logits @ w16.T / n
-        grad_w = (x16.T @ grad_logits).float() / n
-        ctx.save_for_backward(grad_x, grad_w)
-        return total / n
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Scale the kept gradients."""
-        grad_x, grad_w = ctx.saved_tensors
-        return grad_x.float() * grads[0], grad_w * grads[0], None
