@@ -35,7 +35,7 @@ from saelib.split.exported import as_jumprelu, child_numbers, inner_target, repl
 from saelib.split.names import name_child
 from saelib.split.parent import gather, parent_target
 from saelib.split.result import Split
-from saelib.split.stability import iou, matched_iou
+from saelib.split.stability import iou, matched_iou, overall, stability
 from saelib.split.swap import swap_table
 from saelib.split.tokens import SPLITS, TokenSet
 from saelib.split.verdict import Verdict
@@ -197,11 +197,11 @@ def test_controls_do_worse_and_permuted_labels_give_nothing(split: Split) -> Non
 
 
 def test_random_directions_find_no_children(split: Split, acts: Activations, sae: SAE) -> None:
-    work = Work(sae, PARENT, acts, split.tokens, SplitConfig(contexts="automatic"))
+    work = Work.of(acts, split.tokens, sae, "automatic")
     g = torch.Generator().manual_seed(0)
     W, E = torch.randn(D, 6, generator=g), torch.nn.functional.normalize(torch.randn(6, D, generator=g), dim=1)
     made = work.install(Dictionary(W, -(work.pools.x_on.mean(0) @ W), E))
-    assert work.measure(made.acts["on"]).S[1].value < split.separation["children"].S[1].value - 0.3
+    assert work.alone(made.acts["on"]).S[1].value < split.separation["children"].S[1].value - 0.3
 
 
 def test_the_swap_lowers_the_error_on_the_parent_and_leaves_the_rest(split: Split) -> None:
@@ -537,11 +537,16 @@ def test_overlap_of_firings_by_hand() -> None:
     a = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [0, 0]], dtype=bool)
     b = np.array([[0, 1], [0, 1], [1, 1], [1, 0], [0, 0], [0, 0]], dtype=bool)
     np.testing.assert_allclose(iou(a, b), [[0, 2 / 3], [2 / 3, 1 / 5]])
-    assert matched_iou(a, b) == pytest.approx(2 / 3)
-    assert matched_iou(a, a[:, ::-1]) == 1.0
-    # The first fires on 2 tokens and is matched whole, the second on 3 and is not matched at all.
-    assert matched_iou(a, np.stack([a[:, 0], np.zeros(6, bool)], axis=1)) == pytest.approx(2 / 5)
-    assert matched_iou(np.zeros((6, 2), bool), b) == 0.0
+    np.testing.assert_allclose(matched_iou(a, b), [2 / 3, 2 / 3])
+    assert matched_iou(a, a[:, ::-1]).tolist() == [1, 1]
+    first = np.stack([a[:, 0], np.zeros(6, bool)], axis=1)
+    assert matched_iou(a, first).tolist() == [1, 0]
+    assert matched_iou(a, a[:, :1]).tolist() == [1, 0]  # the second has no partner
+    each = stability(a, [a, first])
+    assert each is not None and each.tolist() == [1, 0.5] and stability(a, []) is None
+    # The first fires on 2 tokens, the second on 3.
+    assert overall(each, a) == pytest.approx((2 * 1 + 3 * 0.5) / 5)
+    assert overall(None, a) is None and overall(np.zeros(2), np.zeros((6, 2), bool)) == 0.0
 
 
 def test_quantiles_by_hand() -> None:
@@ -615,7 +620,7 @@ def test_a_split_as_json(split: Split) -> None:
         assert record["separation"][f"S_{k}"] == pytest.approx(split.separation["rest + children"].S[k].value)
         assert record["added"][str(k)][0] == pytest.approx(split.added[k].value)
     assert record["floor"] < 0.3 < record["ceiling"] <= 1
-    assert 0 < record["seconds_training"] < record["seconds_training_all"] < record["seconds"]
+    assert 0 < record["seconds_training"] < record["seconds"]
     permuted = next(row for row in record["controls"] if row["name"] == "permuted labels")
     assert permuted["fvu_on_p"] is None  # not a number there
 

@@ -125,11 +125,14 @@ def test_already_told_apart_and_nothing_to_tell() -> None:
 
 
 def test_graded() -> None:
-    found = judge([evidence("a", 1), evidence("b", 2)], False, 0.0, stability=0.31)
+    found = judge([evidence("a", 1), evidence("b", 2)], False, 0.0, stability=np.array([0.9, 0.31, 0.31]))
     assert found.verdict is Verdict.GRADED
-    assert found.text == "graded: 2 of 2 contexts, but children of different seeds agree only to IoU 0.31"
-    assert judge([evidence("a", 1), evidence("b", 2)], False, 0.0, stability=0.5).verdict is Verdict.SPLIT
-    assert judge([evidence("a", **FAIL)], True, 0.9, stability=0.1).verdict is Verdict.NOT_SPLIT
+    assert found.text == "graded: 2 of 2 contexts, but their children agree between seeds only to IoU 0.31"
+    assert (
+        judge([evidence("a", 1), evidence("b", 2)], False, 0.0, stability=np.array([0.0, 0.5, 0.5])).verdict
+        is Verdict.SPLIT
+    )
+    assert judge([evidence("a", **FAIL)], True, 0.9, stability=np.array([0.1, 0.1, 0.1])).verdict is Verdict.NOT_SPLIT
 
 
 def test_frame_and_no_contexts() -> None:

@@ -653,7 +653,6 @@ def _cost(split: Split) -> list[tuple[str, str]]:
     shown = [
         ("everything, once activations are there", show_seconds(cost.get("seconds"))),
         ("of it training", show_seconds(cost.get("seconds_training"))),
-        ("training of every seed", show_seconds(cost.get("seconds_training_all"))),
         ("tokens children were trained on", show_count(cost.get("tokens_sae"))),
         ("tokens the language model read", show_count(cost.get("tokens_lm"))),
     ]

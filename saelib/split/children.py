@@ -58,12 +58,18 @@ class ChildrenConfig:
     whiten: float = 0.0
     """Exponent of the metric: errors are measured along y's principal axes divided by their variance to this power / 2."""
     start: str = "rows"
-    """Where decoder rows begin: `rows` of y at random, `kmeans++` (rows far from those chosen before), or `random`."""
+    """Where decoder rows begin: `rows` of y at random, `kmeans++` (rows far from those chosen before), `clusters` (centres of
+    spherical k-means, each child silent on the tokens of the others), or `random`."""
     frozen_decoder: bool = False
     """Leave the decoder where it begins (a control)."""
     revive_every: int = 400
     """Steps between revivals of children that did not fire on P since the last one; none in the last quarter."""
     seed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that training sees."""
+        return self.n_steps * (self.batch_on + self.batch_weak + self.batch_off)
 
     def __post_init__(self) -> None:
         for name in ("K", "n_steps", "batch_on"):
@@ -72,8 +78,8 @@ class ChildrenConfig:
         for name in ("l1", "l1_off", "off_weight", "lr", "whiten"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UserError(f"{name} of children must be finite and not negative", getattr(self, name), "mend it")
-        if self.start not in ("rows", "kmeans++", "random"):
-            raise UserError("start must be rows, kmeans++ or random", repr(self.start), "pass one")
+        if self.start not in ("rows", "kmeans++", "clusters", "random"):
+            raise UserError("start must be rows, kmeans++, clusters or random", repr(self.start), "pass one")
 
 
 class Pools(NamedTuple):
@@ -178,6 +184,8 @@ def _train(pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, int], Non
     W = E.T.clone() if M is None else torch.linalg.lstsq(M, E.T).solution.contiguous()
     W = W / W.norm(dim=0).clamp_min(1e-12)  # a target of zeros gives a child of zeros: dead, and revived
     b = torch.zeros(cfg.K)
+    if cfg.start == "clusters":
+        W, b = _apart(on.tensors, W, E)
     fired = torch.zeros(cfg.K)
     parameters = (W, b, E)
     m, v = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
@@ -255,9 +263,32 @@ def _start(y: Float[Tensor, "n d"], cfg: ChildrenConfig, generator: torch.Genera
             chosen.append(j)
             far = torch.minimum(far, 1 - unit @ unit[j])
         E = unit[chosen]
+        if cfg.start == "clusters":
+            for _ in range(10):
+                own = (unit @ E.T).argmax(1)
+                E = torch.nn.functional.normalize(torch.zeros_like(E).index_add_(0, own, unit), dim=1)
     if len(E) < cfg.K:
         E = torch.cat([E, torch.randn(cfg.K - len(E), y.shape[1], generator=generator)])
     return torch.nn.functional.normalize(E, dim=1).clone()
+
+
+def _apart(on: tuple[Tensor, ...], W: Tensor, E: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and bias with which child j is silent on most tokens nearer to another row, and on its own writes what they hold."""
+    x, t = (part[:8192] for part in on)
+    along = t @ E.T  # (n, K)
+    own = along.argmax(1)
+    p = x @ W
+    W, b = W.clone(), torch.zeros(W.shape[1])
+    for j in range(W.shape[1]):
+        mine = own == j
+        if mine.sum() < 2 or mine.all():
+            continue
+        inside, outside = p[mine, j].mean(), p[~mine, j].mean()
+        cut = 0.5 * (inside + outside)
+        gain = (along[mine, j].mean() / (inside - cut).clamp_min(1e-6)).clamp(0.2, 5.0)
+        W[:, j] *= gain
+        b[j] = -cut * gain
+    return W, b
 
 
 def _revive(

@@ -12,14 +12,20 @@ Each is a function from the training pools to a `Dictionary` of K features that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
+from saelib.split.separation import Separation
+from saelib.split.tokens import SPLITS
+from saelib.split.work import Made, Work
+from saelib.split.yardstick import Yardstick, interval, make_yardstick
 
 PRICES = (1.0, 0.3, 0.1, 0.03)
 """Shares of the children's prices that are tried for the random decoder."""
@@ -74,3 +80,53 @@ def quantiles(parent: Float[np.ndarray, " n"], edges: Float[np.ndarray, " K1"]) 
     """The parent's activation cut into bands: feature j is 1 where it lies between edges j and j + 1."""
     band = np.clip(np.searchsorted(edges, parent, side="right") - 1, 0, len(edges) - 2)
     return torch.nn.functional.one_hot(torch.from_numpy(band), len(edges) - 1).float()
+
+
+def control_rows(
+    work: Work, made: Made, separation: Mapping[str, Separation], dictionaries: Mapping[str, Dictionary], seed: int
+) -> pd.DataFrame:
+    """The children, the rest alone and the rows to beat; every dictionary has the rest beside it unless its name says so.
+
+    Columns: name, S_1, S_2, S_4 with `_low` and `_high`, fvu_on_p, leak (foreign), l0_on_p.
+
+    Args:
+        separation: as `Work.separate` returns it.
+        dictionaries: name to what takes the children's place.
+        seed: of the permuted labels.
+    """
+    rows = [_row("rest + children", separation["rest + children"], work, made)]
+    rows += [_row(f"{name} alone", separation[name]) for name in ("children", "rest")]
+    for name, found in dictionaries.items():
+        other = work.install(found, prune=False)
+        rows.append(_row(name, work.with_rest(other.acts["on"]), work, other))
+    edges = np.quantile(work.tokens.on["train"].parent, np.linspace(0, 1, len(made.theta) + 1))
+    bands = {s: quantiles(work.tokens.on[s].parent, edges).numpy() for s in SPLITS}
+    rows.append(_row("quantiles of the parent", work.with_rest(bands)))
+    permuted = make_yardstick(work.tokens.on, work.labels.permuted(seed))
+    shuffled = _borrowed(work.with_rest(made.acts["on"], permuted), permuted, work.yardstick)
+    rows.append(_row("permuted labels", shuffled))
+    return pd.DataFrame(rows)
+
+
+def _row(
+    name: str, separation: Separation, work: Work | None = None, made: Made | None = None
+) -> dict[str, float | str]:
+    row: dict[str, float | str] = {"name": name}
+    for k, value in separation.S.items():
+        row |= {f"S_{k}": value.value, f"S_{k}_low": value.low, f"S_{k}_high": value.high}
+    nan = float("nan")
+    if work is None or made is None:
+        return row | {"fvu_on_p": nan, "leak": nan, "l0_on_p": nan}
+    l0 = float(work.fires(made).sum(1).mean())
+    return row | {"fvu_on_p": work.fvu(made), "leak": work.foreign(made), "l0_on_p": l0}
+
+
+def _borrowed(separation: Separation, permuted: Yardstick, yardstick: Yardstick) -> Separation:
+    """Separation under permuted labels, in units of the true labels' room: under permuted ones there is none to divide by."""
+    among = yardstick.averaged
+    room = (yardstick.ceiling_draws - yardstick.floor_draws)[:, among].sum(1)
+    S = {}
+    for k, draws in separation.draws.items():
+        gain = (draws - permuted.floor_draws)[:, among].sum(1)
+        S[k] = interval(np.divide(gain, room, out=np.full(len(room), np.nan), where=room > 0))
+    return replace(separation, S=S)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Integer
 from scipy.sparse import csr_array
 
 from saelib.base.errors import UserError
+from saelib.split.detectors import mcc
 from saelib.split.tokens import ParentTokens
 from saelib.split.yardstick import DRAWS, Documents, Interval
 
@@ -104,24 +105,41 @@ def leak(firings: Firings, theta: Float[np.ndarray, " K"], draws: int = DRAWS, s
     )
 
 
-def choose_theta(firings: Firings, most: float = MOST_FOREIGN) -> Float[np.ndarray, " K"]:
-    """Each child's threshold on select: the lowest candidate at which its foreign leak is at most `most`, else the candidate
-    with the least leak. A child that fires nowhere on P gets 0."""
+def choose_theta(
+    firings: Firings, inside: Integer[np.ndarray, "n_on K"] | None = None, most: float = MOST_FOREIGN
+) -> Float[np.ndarray, " K"]:
+    """Each child's threshold on select, of the candidates at which its foreign leak is at most `most`: the one with the highest
+    MCC for the child's context (the lowest, without `inside`). Where there is none, the candidate with the least leak.
+    A child that fires nowhere on P gets 0.
+
+    Args:
+        inside: whether each token of P is in each child's context: 1, 0, or -1 where it takes no part.
+    """
     out = np.zeros(firings.in_context.shape[1])
     for j in range(len(out)):
         column = {name: np.ascontiguousarray(firings.acts[name][:, j]) for name in SAMPLES}
         positive = {name: np.sort(column[name][column[name] > 0]) for name in SAMPLES}
         if not len(positive["on"]):
             continue
-        inside = firings.in_context[:, j]
-        positive["foreign"] = np.sort(column["off"][(column["off"] > 0) & ~inside])
+        foreign = ~firings.in_context[:, j]
+        positive["foreign"] = np.sort(column["off"][(column["off"] > 0) & foreign])
         theta = np.append(0, np.quantile(positive["on"], QUANTILES[1:]).astype(column["on"].dtype))
-        above = {name: len(values) - np.searchsorted(values, theta, side="right") for name, values in positive.items()}
+        above = {name: _above(values, theta) for name, values in positive.items()}
         total = sum(firings.weight[name] * above[name] for name in SAMPLES)
         share = np.divide(firings.weight["off"] * above["foreign"], total, out=np.ones(len(theta)), where=total > 0)
         allowed = share <= most
-        out[j] = theta[allowed.argmax() if allowed.any() else share.argmin()]
+        if inside is None or not allowed.any():
+            out[j] = theta[allowed.argmax() if allowed.any() else share.argmin()]
+            continue
+        tp, fp = (_above(np.sort(column["on"][inside[:, j] == kind]), theta) for kind in (1, 0))
+        n_in, n_out = ((inside[:, j] == kind).sum() for kind in (1, 0))
+        marks = mcc(tp, fp, n_in - tp, n_out - fp)
+        out[j] = theta[np.where(allowed, marks, -np.inf).argmax()]
     return out
+
+
+def _above(ordered: Float[np.ndarray, " n"], theta: Float[np.ndarray, " t"]) -> Integer[np.ndarray, " t"]:
+    return len(ordered) - np.searchsorted(ordered, theta, side="right")
 
 
 def wilson(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:

@@ -114,7 +114,7 @@ class Split:
     controls: pd.DataFrame
     """One row a dictionary: name, S_1, S_2, S_4 with intervals, fvu_on_p, leak."""
     cost: dict[str, float]
-    """seconds, seconds_training (the product's), seconds_training_all (all seeds), tokens_sae, tokens_lm."""
+    """seconds, seconds_training (the product's), tokens_sae, tokens_lm."""
     acts: Activations = field(repr=False)
     tokens: ParentTokens = field(repr=False)
     labels: Labels = field(repr=False)
@@ -169,6 +169,7 @@ class Split:
             "added",
             "leak",
             "missed",
+            "stability",
         )
         product = self.separation["rest + children"]
         judged = [c for c in product.contexts if c.judged and c.primary]

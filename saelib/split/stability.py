@@ -5,6 +5,8 @@ IoU(i, j) = tokens on which both fire / tokens on which either fires
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
@@ -17,9 +19,25 @@ def iou(a: Bool[np.ndarray, "n j"], b: Bool[np.ndarray, "n k"]) -> Float[np.ndar
     return np.divide(both, either, out=np.zeros_like(both), where=either > 0)
 
 
-def matched_iou(a: Bool[np.ndarray, "n j"], b: Bool[np.ndarray, "n k"]) -> float:
-    """Mean IoU of features matched one to one (Hungarian), each pair weighted by how often the first fires."""
+def matched_iou(a: Bool[np.ndarray, "n j"], b: Bool[np.ndarray, "n k"]) -> Float[np.ndarray, " j"]:
+    """For each feature of `a`, its IoU with the feature of `b` that it is matched to, one to one (Hungarian); 0 without one."""
     overlap = iou(a, b)
     rows, columns = linear_sum_assignment(-overlap)
-    weight = a[:, rows].sum(0).astype(np.float64)
-    return float((overlap[rows, columns] * weight).sum() / weight.sum()) if weight.sum() else 0.0
+    out = np.zeros(a.shape[1])
+    out[rows] = overlap[rows, columns]
+    return out
+
+
+def stability(
+    fires: Bool[np.ndarray, "n j"], others: Sequence[Bool[np.ndarray, "n _"]]
+) -> Float[np.ndarray, " j"] | None:
+    """Each child's matched IoU, mean over the other seeds; None where there is no other."""
+    return np.mean([matched_iou(fires, other) for other in others], axis=0) if others else None
+
+
+def overall(each: Float[np.ndarray, " j"] | None, fires: Bool[np.ndarray, "n j"]) -> float | None:
+    """The mean over children, each weighted by how often it fires."""
+    if each is None:
+        return None
+    weight = fires.sum(0).astype(np.float64)
+    return float(each @ weight / weight.sum()) if weight.sum() else 0.0

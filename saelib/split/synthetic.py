@@ -1,25 +1,34 @@
-"""Activations with a known feature tree, and dictionaries that have split the parent or only look as if they had.
+"""Parents whose true children are known, and impostors: tokens and an SAE for `saelib.split.work.Work`, made from a seed.
 
-    x = on * s * (u + alpha * v_class) + sum_k f_k w_k + noise
+    x = on * s * (u + alpha v(token)) + sum_k f_k w_k + noise
 
-`u` is the parent's direction, `v_c` that of its child for class c (orthonormal; a child is there only where the parent is,
-and exactly one is: the children are mutually exclusive), `w_k` four times as many background features as dimensions, each
-on a few tokens. The effect size is how far the child's component stands out along its own direction:
-`effect = alpha * s0 / sd`, `sd` the standard deviation of everything else along `v_c`. Documents differ in which classes
-they hold, so that a bootstrap over documents has something to find.
+`u` is the parent's direction, `w_k` four times as many background features as dimensions, each on a few tokens; the SAE knows
+u and every w_k, not v. What v is makes the case:
+
+* `tree`: one of three orthonormal directions, that of the token's class (shares 5, 20 and 75%);
+* `seven clusters`: (cos phi, sin phi) in a plane, phi one of seven angles: seven true children that share two dimensions;
+* impostors, which hold no split: see `IMPOSTORS`.
+
+The effect size is how far a child's component stands out along its own direction: effect = alpha s0 / sd, sd the standard
+deviation of everything else along it; on the circle, how far it stands out from its neighbours' there. Documents differ in which classes they hold, so that a bootstrap over documents has
+something to find.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelib.base.errors import UserError
 from saelib.sae.sae import SAE, SAEConfig, unit_rows
-from saelib.split.evidence import Tokens
+from saelib.split.contexts import Context, Labels
+from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
+from saelib.split.work import Work
 
 D_IN = 64
 N_BACKGROUND = 4 * D_IN
@@ -31,142 +40,147 @@ PARENT_STRENGTH = 8.0
 SPREAD = 0.3
 """The parent's strength is uniform on s0 (1 +- SPREAD)."""
 TOKENS_A_DOCUMENT = 6
+RATE = 0.02
+"""Natural rate of the parent: the tokens on which it is silent stand for 49 times as many as those of P."""
 SHARES = (0.05, 0.2, 0.75)
-"""Shares of the three classes among the parent's tokens: as uneven as the hyphen's."""
+"""Shares of the three classes of a tree: as uneven as the hyphen's."""
+ARCS = 7
 
+TRUE = ("tree", "seven clusters")
+IMPOSTORS = (
+    "permuted labels",
+    "no children",
+    "dense direction",
+    "generic direction",
+    "known to the rest",
+    "circle",
+)
+"""What holds no split.
 
-@dataclass(frozen=True)
-class Hidden:
-    """A direction that is no child of the parent, on tokens of its own choosing: what an impostor reads."""
-
-    in_class: float
-    """Share of the class's tokens on which it is on ..."""
-    in_others: float
-    """... of the other classes' tokens ..."""
-    in_rest: float
-    """... and of the tokens on which the parent is off."""
-
-
-IMPOSTORS: dict[str, Hidden | None] = {
-    "permuted labels": None,
-    "childless parent": None,
-    "near-copies": None,
-    "shadowed child": None,
-    "wrong-way decoder": None,
-    "leaky child": Hidden(0.97, 0.015, 0.0),
-    "fragment": Hidden(0.4, 0.0, 0.0),
-    "dense child": Hidden(0.97, 0.09, 0.0),
-    "generic feature": Hidden(0.97, 0.0, 0.01),
-}
-"""What only looks like a split. Each of the last seven lies just beyond one bound: `cosine`, `win_rate`, the candidate's
-removal test, `precision`, `recall` (with `win_rate`, which it cannot exceed), `fires_elsewhere`, `candidate_precision`."""
+`permuted labels`: a tree whose labels are in random order. `no children`: alpha is 0. `dense direction`: the rare class's
+direction is there on 12% of the other classes' tokens too, so most of its firings are theirs. `generic direction`: it is there
+on 2% of all tokens of the text, where the parent is silent. `known to the rest`: the rest of the SAE has the rare class's
+direction. `circle`: phi is uniform and the classes are seven arcs of it, a continuum that any dictionary cuts somewhere.
+"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Two splits of tokens, a dictionary, and which of its classes are truly split."""
+    """A parent, and which of its contexts are truly children."""
 
-    sae: SAE
-    select: Tokens
-    test: Tokens
-    tau: float
+    work: Work
     truly_split: tuple[bool, ...]
-    impostor: str | None = field(default=None)
+    """One entry a context."""
 
 
-def make_case(
-    effect: float, seed: int, *, impostor: str | None = None, n_parent: int = 1500, shares: tuple[float, ...] = SHARES
-) -> Case:
-    """A parent with one child a class at the effect size given, or an impostor in the place of one or all of them.
+def make_case(name: str, effect: float, seed: int, n_parent: int = 1500) -> Case:
+    """A case by name, from its seed.
 
     Args:
-        effect: standard deviations by which a child stands out (see the module).
-        seed: everything random follows from it.
-        impostor: one of `IMPOSTORS`; None is a true split.
-        n_parent: tokens of each split on which the parent is on; twice as many have it off.
-        shares: shares of the classes among them.
+        name: one of `TRUE` or `IMPOSTORS`.
+        effect: standard deviations by which a child stands out.
+        n_parent: tokens of P on select and on test; train has twice as many.
+
+    Raises:
+        UserError: there is no such case.
     """
-    if impostor is not None and impostor not in IMPOSTORS:
-        raise ValueError(f"impostor must be one of {', '.join(IMPOSTORS)}; got {impostor!r}")
+    if name not in TRUE + IMPOSTORS:
+        raise UserError(f"case must be one of {', '.join(TRUE + IMPOSTORS)}", repr(name), "pass one of these")
     rng = np.random.default_rng(seed)
-    m = len(shares)
-    basis = torch.from_numpy(np.linalg.qr(rng.normal(size=(D_IN, m + 2)))[0].T).float()
-    u, v, q = basis[0], basis[1 : m + 1], basis[m + 1]
-    w = unit_rows(torch.from_numpy(rng.normal(size=(N_BACKGROUND, D_IN))).float())
-    sd = float(np.sqrt(N_BACKGROUND * BACKGROUND_RATE / D_IN + NOISE**2))
-    s0 = PARENT_STRENGTH * sd
-    alpha = 0.0 if impostor == "childless parent" else effect / PARENT_STRENGTH
-    hidden = IMPOSTORS[impostor] if impostor else None
-    target = int(np.argmax(shares)) if impostor == "dense child" else int(np.argmin(shares))
-
-    def tokens() -> Tokens:
-        return _tokens(rng, u, alpha * v, w, q, s0, n_parent, shares, hidden, target)
-
-    select, test = tokens(), tokens()
-    if impostor == "permuted labels":
-        select, test = select.permuted(rng), test.permuted(rng)
-    sae = _dictionary(u, v, w, q, s0, effect / PARENT_STRENGTH, impostor, target)
-    everything = impostor in ("permuted labels", "childless parent", "near-copies")
-    true = tuple(impostor is None or not (everything or c == target) for c in range(m))
-    return Case(sae, select, test, 0.2 * s0, true, impostor)
-
-
-def _tokens(
-    rng: np.random.Generator,
-    u: Tensor,
-    children: Float[Tensor, "m d_in"],
-    w: Tensor,
-    q: Tensor,
-    s0: float,
-    n_parent: int,
-    shares: tuple[float, ...],
-    hidden: Hidden | None,
-    target: int,
-) -> Tokens:
-    n = 3 * n_parent
-    on = np.arange(n) < n_parent
-    document = np.where(on, np.arange(n), np.arange(n) - n_parent) // TOKENS_A_DOCUMENT
-    mixture = rng.dirichlet(20 * np.array(shares), size=int(document.max()) + 1)  # each document's own shares
-    label = (rng.random(n)[:, None] > mixture[document].cumsum(1)).sum(1).clip(max=len(shares) - 1)
-    label = np.where(on, label, -1)
-    strength = torch.from_numpy(on * s0 * rng.uniform(1 - SPREAD, 1 + SPREAD, size=n)).float()
-    background = torch.from_numpy((rng.random((n, len(w))) < BACKGROUND_RATE).astype(np.float32))
-    x = strength[:, None] * (u + children[np.maximum(label, 0)]) + background @ w
-    x += NOISE * torch.from_numpy(rng.normal(size=(n, D_IN))).float()
-    if hidden is not None:
-        rate = np.where(label == target, hidden.in_class, np.where(on, hidden.in_others, hidden.in_rest))
-        x += torch.from_numpy((rng.random(n) < rate) * s0).float()[:, None] * q
-    return Tokens(x, torch.relu(x @ u - s0 / 4), label, document)
+    world = _World(name, effect, rng)
+    sizes = {"train": 2 * n_parent, "select": n_parent, "test": n_parent}
+    on, off, member = {}, {}, {}
+    for split in SPLITS:
+        on[split], member[split] = world.parent_tokens(sizes[split], rng)
+        off[split] = world.silent_tokens((4 if split == "train" else 20) * n_parent, rng)
+    none = {split: part.where(np.zeros(0, dtype=np.int64)) for split, part in off.items()}
+    silent = {split: round(n * (1 / RATE - 1)) for split, n in sizes.items()}
+    tokens = ParentTokens(
+        feature=0, tau=world.tau, on=on, weak=none, off=off, n_tokens={s: sizes[s] + silent[s] for s in SPLITS},
+        n_on=sizes, n_weak=dict.fromkeys(SPLITS, 0), n_off=silent,
+    )  # fmt: skip
+    m = member["test"].shape[1]
+    contexts = tuple(Context(f"class {c}", "class", world.shares[c] <= 0.5, f"class {c}") for c in range(m))
+    labels = Labels(contexts, member, {split: np.ones(n, dtype=bool) for split, n in sizes.items()})
+    if name == "permuted labels":
+        labels = labels.permuted(seed)
+    off_member = {split: np.zeros((len(off[split]), m), dtype=bool) for split in ("select", "test")}
+    return Case(Work(world.sae(), tokens, labels, off_member), tuple(world.true(c) for c in range(m)))
 
 
-def _dictionary(
-    u: Tensor, v: Tensor, w: Tensor, q: Tensor, s0: float, alpha: float, impostor: str | None, target: int
-) -> SAE:
-    """Children first (feature c for class c), then the background, then what an impostor adds."""
-    m, length = len(v), (1 + alpha**2) ** 0.5
-    gain = 2 * length / alpha
-    encoder, bias = gain * v, torch.full((m,), -gain * alpha * s0 / 2)
-    decoder = (u + alpha * v) / length
-    if impostor is not None and IMPOSTORS[impostor] is not None:
-        encoder[target], bias[target], decoder[target] = 3 * q, torch.tensor(-1.5 * s0), q
-    if impostor == "near-copies":
-        decoder = unit_rows(u + 0.27 * v)
-    if impostor == "wrong-way decoder":
-        decoder[target] *= -1
-    extra = torch.zeros(0, len(u)), torch.zeros(0), torch.zeros(0, len(u))  # encoder, bias and decoder of what stays
-    if impostor == "childless parent":
-        extra = 1.2 * u[None], torch.tensor([-0.1 * s0]), u[None]
-    if impostor == "shadowed child":  # a blunter feature carries more of the child's load, and fires half of the time
-        extra = 0.35 * encoder[target, None], 0.035 * bias[target, None], decoder[target, None].clone()
-        encoder[target] *= 0.3
-        bias[target] *= 0.3
-    tree = torch.cat([u[None], v, q[None]])
-    reads = 2.5 * (w - w @ tree.T @ tree)  # as training would have it, blind to what the children already carry
-    background_bias = torch.full((len(w),), 2.5 * -0.6)
-    d_sae = m + len(w) + len(extra[1])
-    sae = SAE(SAEConfig(d_in=len(u), d_sae=d_sae, hook_name="synthetic", model_name="synthetic"))
-    with torch.no_grad():
-        sae.W_enc.copy_(torch.cat([encoder, reads, extra[0]]).T)
-        sae.b_enc.copy_(torch.cat([bias, background_bias, extra[1]]))
-        sae.W_dec.copy_(torch.cat([decoder, w, extra[2]]))
-    return sae
+class _World:
+    """Directions, and tokens drawn from them."""
+
+    def __init__(self, name: str, effect: float, rng: np.random.Generator) -> None:
+        self.name = name
+        basis = torch.from_numpy(np.linalg.qr(rng.normal(size=(D_IN, 5)))[0].T).float()
+        self.u, self.v, self.q = basis[0], basis[1:4], basis[4]
+        self.w = unit_rows(torch.from_numpy(rng.normal(size=(N_BACKGROUND, D_IN))).float())
+        sd = float(np.sqrt(N_BACKGROUND * BACKGROUND_RATE / D_IN + NOISE**2))
+        self.s0, self.tau = PARENT_STRENGTH * sd, 0.2 * PARENT_STRENGTH * sd
+        self.alpha = 0.0 if name == "no children" else effect / PARENT_STRENGTH
+        if name in ("circle", "seven clusters"):
+            self.alpha /= 1 - np.cos(2 * np.pi / ARCS)
+        self.shares = (1 / ARCS,) * ARCS if name in ("circle", "seven clusters") else SHARES
+
+    def true(self, c: int) -> bool:
+        """Whether context c is a true child."""
+        return self.name in TRUE or (self.name in ("dense direction", "generic direction") and c > 0)
+
+    def sae(self) -> SAE:
+        """Feature 0 is the parent, then the background, then what an impostor adds."""
+        tree = torch.cat([self.u[None], self.v, self.q[None]])
+        encoder = [
+            2.0 * self.u[None],
+            2.5 * (self.w - self.w @ tree.T @ tree),
+        ]  # the background is blind to the children
+        bias = [torch.tensor([-0.5 * self.s0]), torch.full((len(self.w),), -1.5)]
+        decoder = [self.u[None], self.w]
+        if self.name == "known to the rest":
+            encoder.append(2.0 * self.v[0, None])
+            bias.append(torch.tensor([-self.alpha * self.s0]))
+            decoder.append(self.v[0, None])
+        W = torch.cat(encoder)
+        sae = SAE(SAEConfig(d_in=D_IN, d_sae=len(W), hook_name="synthetic", model_name="synthetic"))
+        with torch.no_grad():
+            sae.W_enc.copy_(W.T)
+            sae.b_enc.copy_(torch.cat(bias))
+            sae.W_dec.copy_(torch.cat(decoder))
+        return sae
+
+    def parent_tokens(self, n: int, rng: np.random.Generator) -> tuple[TokenSet, np.ndarray]:
+        """Tokens of P and their contexts."""
+        document = np.arange(n) // TOKENS_A_DOCUMENT
+        mixture = rng.dirichlet(20 * np.array(self.shares), size=int(document.max()) + 1)  # each document's own shares
+        kind = (rng.random(n)[:, None] > mixture[document].cumsum(1)).sum(1).clip(max=len(self.shares) - 1)
+        strength = torch.from_numpy(self.s0 * rng.uniform(1 - SPREAD, 1 + SPREAD, size=n)).float()[:, None]
+        x = self._background(n, rng) + strength * (self.u + self.alpha * self._children(kind, rng))
+        return self._tokens(x, document), kind[:, None] == np.arange(len(self.shares))
+
+    def _children(self, kind: np.ndarray, rng: np.random.Generator) -> Float[Tensor, "n d"]:
+        if len(self.shares) == ARCS:
+            within = rng.uniform(-0.5, 0.5, size=len(kind)) if self.name == "circle" else 0.0
+            phi = torch.from_numpy(2 * np.pi * (kind + within) / ARCS).float()[:, None]
+            return phi.cos() * self.v[0] + phi.sin() * self.v[1]
+        out = self.v[torch.from_numpy(kind)]
+        if self.name == "dense direction":
+            also = torch.from_numpy((kind > 0) & (rng.random(len(kind)) < 0.12)).float()[:, None]
+            out = out + also * self.v[0]
+        return out
+
+    def silent_tokens(self, n: int, rng: np.random.Generator) -> TokenSet:
+        """Tokens on which the parent is silent."""
+        x = self._background(n, rng)
+        if self.name == "generic direction":
+            size = (rng.random(n) < 0.02) * rng.uniform(1 - SPREAD, 1 + SPREAD, size=n)
+            x += torch.from_numpy(size * self.alpha * self.s0).float()[:, None] * self.v[0]
+        return self._tokens(x, np.arange(n) // TOKENS_A_DOCUMENT)
+
+    def _background(self, n: int, rng: np.random.Generator) -> Float[Tensor, "n d"]:
+        on = torch.from_numpy((rng.random((n, len(self.w))) < BACKGROUND_RATE).astype(np.float32))
+        return on @ self.w + NOISE * torch.from_numpy(rng.normal(size=(n, D_IN))).float()
+
+    def _tokens(self, x: Tensor, document: np.ndarray) -> TokenSet:
+        nothing: dict[str, Any] = dict.fromkeys(("previous", "current", "next"), np.zeros(len(x), dtype=np.int64))
+        parent = torch.relu(2.0 * (x @ self.u) - 0.5 * self.s0).numpy()
+        return TokenSet(rows=np.arange(len(x)), x=x, parent=parent, document=document, **nothing)

@@ -49,7 +49,7 @@ class Bounds:
     purity: float = 0.5
     """A parent with a smaller share of P in the contexts asked about is none of theirs."""
     stability: float = 0.5
-    """Children that agree less than this between seeds (IoU on P, matched) cut a continuum."""
+    """Children of passing contexts that agree less than this between seeds (matched IoU on P) cut a continuum."""
     level: float = 0.05
     """Chance, over all contexts together, that an interval misses its value."""
 
@@ -183,7 +183,7 @@ def judge(
     evidence: Sequence[ContextEvidence],
     named: bool,
     purity: float,
-    stability: float | None = None,
+    stability: Float[np.ndarray, " K"] | None = None,
     bounds: Bounds = BOUNDS,
 ) -> Judgement:
     """The verdict.
@@ -192,7 +192,7 @@ def judge(
         named: whether the contexts were asked about (classes or rules); all of them must pass for `split`. Of automatic
             contexts half must, with two distinct children.
         purity: share of P in the contexts asked about; for automatic contexts it is not looked at.
-        stability: IoU on P of children matched between seeds, at equal FVU; None where one seed was run.
+        stability: each child's IoU on P with the child of another seed it is matched to; None where one seed was run.
 
     Raises:
         UserError: no contexts.
@@ -218,8 +218,9 @@ def judge(
     distinct = len({row.child for row in passing})
     enough = k == m if named else 2 * k >= m and distinct >= 2
     verdict = Verdict.SPLIT if enough else Verdict.PARTIAL if k else Verdict.NOT_SPLIT
-    if k and stability is not None and stability < bounds.stability:
-        text = f"graded: {k} of {m} contexts, but children of different seeds agree only to IoU {stability:.2f}"
+    agree = 1.0 if stability is None or not k else float(np.mean([stability[row.child] for row in passing]))
+    if agree < bounds.stability:
+        text = f"graded: {k} of {m} contexts, but their children agree between seeds only to IoU {agree:.2f}"
         return Judgement(Verdict.GRADED, text, rows)
     text = {
         Verdict.SPLIT: f"split: {k} of {m} contexts",

@@ -1,0 +1,238 @@
+"""One parent at work: its tokens, its yardstick, and what every dictionary in its place is made from and measured by.
+
+`Work` needs tokens and labels, not a model or a text: so real parents, implants and synthetic ones go through the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Integer
+from scipy.sparse import csc_array, hstack, vstack
+from torch import Tensor
+
+from saelib.acts.activations import Activations
+from saelib.base.errors import UserError
+from saelib.sae.sae import SAE
+from saelib.split.children import Dictionary, Pools
+from saelib.split.contexts import LEAST, Labels, label, member
+from saelib.split.detectors import feature_mcc
+from saelib.split.exported import as_jumprelu, child_numbers, encoder_input, inner_target, replace_parent
+from saelib.split.leak import Firings, Leak, choose_theta, leak
+from saelib.split.separation import Added, Separation, added, measure
+from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
+from saelib.split.verdict import Judgement, gather_evidence, judge
+from saelib.split.yardstick import DRAWS, Yardstick, make_yardstick
+
+LEAST_SHARE = 0.002
+"""A child that fires on a smaller share of P on select carries nothing and is dropped."""
+
+
+class Made(NamedTuple):
+    """Children in the parent's place, with their activations on the tokens that are judged."""
+
+    dictionary: Dictionary
+    theta: Float[Tensor, " K"]
+    core: Float[Tensor, " d"]
+    """What the parent's core writes for a unit of its old activation."""
+    sae: SAE
+    acts: dict[str, dict[str, np.ndarray]]
+    """For `on` (three splits), `weak` and `off` (select and test), the children's activations, below theta 0."""
+    context_of: np.ndarray
+    """The context that each child marks best on select."""
+
+
+class Work:
+    """One parent's tokens with what every dictionary in its place is made from and measured by."""
+
+    def __init__(
+        self, sae: SAE, tokens: ParentTokens, labels: Labels, off_member: Mapping[str, Bool[np.ndarray, "n m"]]
+    ) -> None:
+        """Take an SAE, its parent's tokens and their contexts.
+
+        Args:
+            off_member: for select and test, the contexts of the tokens on which the parent is silent.
+        """
+        self.original, self.tokens, self.labels, self.off_member = sae, tokens, labels, off_member
+        self.feature = tokens.feature
+        self.yardstick: Yardstick = make_yardstick(tokens.on, labels)
+        self.sae = as_jumprelu(sae, torch.cat([tokens.off["select"].x[:20_000], tokens.on["select"].x[:200]]))
+        self.rest = [j for j in range(sae.cfg.d_sae) if j != tokens.feature]
+        self.pools, self.select_pools = self._pools("train"), self._pools("select")
+        self.targets = self.pools.beyond_core()
+        self._rest_acts: dict[str, csc_array] = {}
+
+    @staticmethod
+    def of(acts: Activations, tokens: ParentTokens, sae: SAE, how: str = "auto", least: int = LEAST) -> Work:
+        """The work on a parent of a text: contexts `how` (see `label`), automatic ones with at least `least` tokens."""
+        texts = {split: np.asarray(acts.stores[split].contexts) for split in SPLITS}
+        labels = label(acts.model, tokens.on, texts, how, least)
+        off = {s: member(acts.model, labels.contexts, tokens.off[s], texts[s]) for s in ("select", "test")}
+        return Work(sae, tokens, labels, off)
+
+    @torch.no_grad()
+    def _pools(self, split: str) -> Pools:
+        on, weak, off = (getattr(self.tokens, name)[split] for name in ("on", "weak", "off"))
+
+        def x(part: TokenSet) -> Tensor:
+            return encoder_input(self.sae, part.x)
+
+        def y(part: TokenSet) -> Tensor:
+            return inner_target(self.sae, self.feature, part.x)
+
+        def a(part: TokenSet) -> Tensor:
+            return torch.from_numpy(part.parent)
+
+        return Pools(x(on), y(on), a(on), x(weak), y(weak), a(weak), x(off))
+
+    @torch.no_grad()
+    def install(self, found: Dictionary, prune: bool = True) -> Made:
+        """Put children beside the parent's core: a context each, thresholds on select, the rows refitted, exported, encoded.
+
+        With `prune` children that carry nothing are dropped: they fire on too little of P, or P is no worse without them.
+        """
+        c = self._encode(lambda x: found.encode(encoder_input(self.sae, x)))
+        share = (c["on"]["select"] > 0).float().mean(0)
+        found, c, _ = self._kept(found, c, share >= LEAST_SHARE if prune else share >= 0)
+        context_of = self._contexts_of(c["on"]["select"].numpy())
+        inside = self._inside()[:, context_of]
+        theta = torch.from_numpy(choose_theta(self._firings(c, "select", context_of), inside)).float()
+        refitted, _ = self._refit(found, theta)
+        keep = torch.ones(len(theta), dtype=torch.bool)
+        if prune:
+            share = (c["on"]["select"] > theta).float().mean(0)
+            keep = (share >= LEAST_SHARE) & self._useful(refitted, theta)
+            keep[share.argmax()] = True
+        found, theta = Dictionary(found.W[:, keep], found.b[keep], found.E[keep]), theta[keep]
+        found, core = self._refit(found, theta)
+        scale = found.E.norm(dim=1).clamp_min(1e-6)
+        found = Dictionary(found.W * scale, found.b * scale, found.E / scale[:, None])
+        theta = theta * scale
+        new = replace_parent(self.sae, self.feature, found, theta, core)
+        numbers = torch.tensor(child_numbers(self.sae, len(theta)))
+        encoded = self._encode(lambda x: new.encode_features(x, numbers))
+        acts = {name: {split: value.numpy() for split, value in each.items()} for name, each in encoded.items()}
+        return Made(found, theta, core, new, acts, context_of[keep.numpy()])
+
+    def _encode(self, encode: Callable[[Tensor], Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Activations on P of every split, and on the weak and off tokens of select and test."""
+        return {
+            name: {s: encode(part.x) for s, part in getattr(self.tokens, name).items() if name == "on" or s != "train"}
+            for name in ("on", "weak", "off")
+        }
+
+    @staticmethod
+    def _kept(
+        found: Dictionary, c: dict[str, dict[str, Tensor]], keep: Tensor
+    ) -> tuple[Dictionary, dict[str, dict[str, Tensor]], Tensor]:
+        if not bool(keep.any()):
+            raise UserError("at least one child must fire on the parent's tokens", 0, "lower the price of activation")
+        chosen = Dictionary(found.W[:, keep], found.b[keep], found.E[keep])
+        return chosen, {name: {s: v[:, keep] for s, v in each.items()} for name, each in c.items()}, keep
+
+    def _inside(self) -> Integer[np.ndarray, "n m"]:
+        """Whether each token of P of select is in each context: 1, 0, or -1 where it takes no part."""
+        takes_part = self.labels.counts["select"][:, None]
+        return np.where(takes_part, self.labels.member["select"], -1).astype(np.int8)
+
+    def _contexts_of(self, c: np.ndarray) -> np.ndarray:
+        used = self.yardstick.used["select"]
+        return feature_mcc(csc_array(c[used]), self.yardstick.member["select"]).argmax(1)
+
+    def _firings(self, c: Mapping[str, Mapping[str, Any]], split: str, context_of: np.ndarray) -> Firings:
+        acts = {name: np.asarray(c[name][split]) for name in ("on", "weak", "off")}
+        return Firings.of(self.tokens, split, acts, self.off_member[split][:, context_of])
+
+    @torch.no_grad()
+    def _useful(self, found: Dictionary, theta: Tensor) -> Tensor:
+        """Children whose removal raises the squared error on P of select."""
+        pools = self.select_pools.beyond_core()
+        c = found.encode(pools.x_on)
+        c = c * (c > theta)
+        r = pools.y_on - c @ found.E
+        # |r + c_j e_j|^2 - |r|^2 = 2 c_j r.e_j + c_j^2 |e_j|^2
+        return (2 * c * (r @ found.E.T) + c.square() * found.E.square().sum(1)).sum(0) > 0
+
+    @torch.no_grad()
+    def _refit(self, found: Dictionary, theta: Tensor) -> tuple[Dictionary, Tensor]:
+        """Decoder rows and core by least squares on thresholded activations: L1 shrinks them, thresholds cut weak ones."""
+        pools = self.pools
+        a = torch.cat([pools.a_on, pools.a_weak])[:, None]
+        y = torch.cat([pools.y_on, pools.y_weak])
+        c = found.encode(torch.cat([pools.x_on, pools.x_weak]))
+        c = torch.cat([a, c * (c > theta)], 1)
+        begin = torch.cat([pools.core()[None], found.E])
+        gram = c.T @ c
+        ridge = 1e-2 * gram.diagonal()[1:].mean() * torch.eye(len(gram))
+        rows = torch.linalg.solve(gram + ridge, c.T @ y + ridge @ begin)
+        return Dictionary(found.W, found.b, rows[1:]), rows[0]
+
+    @torch.no_grad()
+    def rest_acts(self, split: str) -> csc_array:
+        """The rest's activations on the tokens of P that the yardstick uses."""
+        if split not in self._rest_acts:
+            x = self.tokens.on[split].x[torch.from_numpy(self.yardstick.used[split])]
+            parts = [columns(self.sae.encode(rows)[:, self.rest]) for rows in x.split(4096)]
+            self._rest_acts[split] = csc_array(vstack(parts))
+        return self._rest_acts[split]
+
+    def alone(self, acts: Mapping[str, np.ndarray]) -> Separation:
+        """Separation of some activations on P, (n, K) for each split."""
+        return measure(self.yardstick, {s: columns(acts[s][self.yardstick.used[s]]) for s in SPLITS})
+
+    def with_rest(self, acts: Mapping[str, np.ndarray], yardstick: Yardstick | None = None) -> Separation:
+        """The same with the rest of the SAE beside them."""
+        used = self.yardstick.used
+        both = {s: csc_array(hstack([self.rest_acts(s), columns(acts[s][used[s]])])) for s in SPLITS}
+        return measure(yardstick or self.yardstick, both)
+
+    def separate(self, made: Made) -> tuple[dict[str, Separation], Added]:
+        """The product, the children alone and the rest alone, and what the children add."""
+        rest = measure(self.yardstick, {s: self.rest_acts(s) for s in SPLITS})
+        both = self.with_rest(made.acts["on"])
+        found = {"rest + children": both, "children": self.alone(made.acts["on"]), "rest": rest}
+        return found, added(rest, both, self.yardstick)
+
+    def fires(self, made: Made) -> Bool[np.ndarray, "n K"]:
+        """Where each child fires on P of test."""
+        return made.acts["on"]["test"] > 0
+
+    def judge(
+        self, made: Made, separation: Mapping[str, Separation], stability: Float[np.ndarray, " K"] | None
+    ) -> Judgement:
+        """The verdict on installed children; `stability` is each one's agreement between seeds."""
+        children = separation["children"]
+        best = np.array([c.features[0] if c.features else 0 for c in children.contexts])  # one a context
+        acts = {name: made.acts[name]["test"][:, best] for name in ("on", "weak", "off")}
+        by_context = leak(Firings.of(self.tokens, "test", acts, self.off_member["test"]), np.zeros(len(best)))
+        fires = self.fires(made)[self.yardstick.used["test"]]
+        evidence = gather_evidence(self.yardstick, separation["rest"], children, fires, by_context)
+        purity = self.labels.purity() if self.labels.named else 1.0
+        return judge(evidence, self.labels.named, purity, stability)
+
+    def leak(self, made: Made, draws: int = DRAWS) -> Leak:
+        """The leak of every child on test, each with its own context."""
+        return leak(self._firings(made.acts, "test", made.context_of), np.zeros(len(made.theta)), draws)
+
+    def foreign(self, made: Made) -> float:
+        """Foreign share of all firings of all children together, on test."""
+        found = self.leak(made, draws=2)
+        total = found.firings.sum()
+        return float((np.array([f.value for f in found.foreign]) * found.firings).sum() / total) if total else 0.0
+
+    @torch.no_grad()
+    def fvu(self, made: Made) -> float:
+        """sum |x_hat - x|^2 / sum |x - mean|^2 of the exported SAE on P of test."""
+        x = self.tokens.on["test"].x
+        return float((made.sae(x).x_hat - x).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def columns(acts: Tensor | np.ndarray) -> csc_array:
+    """Dense activations in compressed columns."""
+    across = torch.as_tensor(acts).T.contiguous().numpy()
+    feature, token = np.nonzero(across)
+    begins = np.concatenate([[0], np.cumsum(np.bincount(feature, minlength=len(across)))])
+    return csc_array((across[feature, token], token, begins), shape=across.T.shape)
