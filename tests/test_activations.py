@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from saelib.acts.filter import feature_activations, filter_view
+from saelib.acts.filter import filter_view
 from saelib.acts.store import GROUP_BATCHES, POSITIONS, ActivationStore, ShuffledBatches, View, harvest
 from saelib.base.errors import UserError
 from saelib.lm.mini_lm import PlainBlock
 from saelib.lm.model import HOOK_NAME, OneLayerModel, load_embedded
 from saelib.sae.sae import SAE, SAEConfig, init_random
+from saelib.sae.stream import feature_activations
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 
 import saelib.report.tools as tools
-from saelib.acts.filter import feature_activations
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.errors import UserError
 from saelib.interpret.marking import marking
@@ -25,7 +24,7 @@ from saelib.report.feature_page import Member, summarise
 from saelib.sae.evaluate import sae_quality
 from saelib.sae.sae import SAE, init_random, load_sae
 from saelib.sae.scaled import scaled_acts
-from saelib.sae.stream import Counts, Encoder, stream
+from saelib.sae.stream import Counts, Encoder, feature_activations, stream
 from saelib.split.evidence import HeldOutEvidence, SelectEvidence, Tokens
 from saelib.split.score import ClassScore, Interval, Score
 from saelib.text.tokens import CONTEXT_LENGTH

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from saelib.acts.activations import text_store
 from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
 from saelib.interpret import features
@@ -28,7 +29,6 @@ from saelib.report.views import VIEW_MIME
 from saelib.sae.sae import SAE, SAEConfig, save_sae
 from saelib.split.classes import CLASSES, PROMPTS
 from saelib.split.score import BOUNDS, ClassScore, Interval, Score
-from saelib.text.own_text import text_store
 
 TEXT = "A well-known <b>three-point</b> landing & a multi-millionaire's long-standing </script> 2-day plan. " * 40
 VOID = {"meta", "link", "br", "img", "input", "hr", "rect", "circle", "line"}

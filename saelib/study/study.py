@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from saelib.acts.filter import feature_activations, filter_view
+from saelib.acts.filter import filter_view
 from saelib.acts.store import POSITIONS, ActivationStore, ShuffledBatches, View, harvest
 from saelib.base.cache import (
     atomic_path,
@@ -46,6 +46,7 @@ from saelib.lm.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
 from saelib.sae.evaluate import LossEnds, Quality, loss_ends, sae_quality
 from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, require_fits, save_sae
 from saelib.sae.scaled import scaled_acts
+from saelib.sae.stream import feature_activations
 from saelib.sae.train import TRAINING_CODE, TrainConfig, TrainResult, train
 from saelib.split.classes import hyphen_labels, hyphen_rows
 from saelib.study.eye_test import HyphenSet
@@ -494,7 +495,7 @@ def parent_on(profile: Profile, split: str, feature: int) -> np.ndarray:
 def feature_on(profile: Profile, split: str, sae: SAE, feature: int) -> np.ndarray:
     """One feature's activation on every row of a split; kept in the cache, since every run asks for the parent's."""
     store = activations(profile, split)
-    key = content_key(store=store.key, sae=sae_key(sae), feature=feature, code=code_version("acts.filter", "sae.sae"))
+    key = content_key(store=store.key, sae=sae_key(sae), feature=feature, code=code_version("sae.stream", "sae.sae"))
 
     def make(folder: Path) -> None:
         file = io.BytesIO()  # numpy's error on a full disk would not say that it is full

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import tokenizers
@@ -19,6 +19,31 @@ from saelib.text.tokens import CONTEXT_LENGTH
 
 _BATCH = 512
 """Documents tokenised at once."""
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What cutting a text needs to know of a language model."""
+
+    @property
+    def key(self) -> str:
+        """Hash of the weights and the tokenizer."""
+
+    @property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """Turns text into tokens."""
+
+    @property
+    def bos(self) -> int:
+        """The token at the head of every context."""
+
+    @property
+    def eos(self) -> int:
+        """The token after every document."""
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of tokens."""
 
 
 class Contexts(NamedTuple):

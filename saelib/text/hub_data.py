@@ -19,8 +19,7 @@ import numpy as np
 from saelib.base.cache import cache_dir, content_key, disk_errors, ensure_dir, fsync_path, locked, read_json, write_json
 from saelib.base.errors import UserError
 from saelib.base.hub import cached_snapshot, hub_reachable, missing, named_folder
-from saelib.lm.model import LanguageModel
-from saelib.text.cut import token_dtype
+from saelib.text.cut import Vocabulary, token_dtype
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
 PRETOKENISED = "NeelNanda/c4-code-tokenized-2b"
@@ -128,7 +127,7 @@ def rows_of(repo: str, variable: str, column: str, skip: int) -> Iterator[Any]:
 
 
 def pretokenised_store(
-    model: LanguageModel,
+    model: Vocabulary,
     n_contexts: Mapping[str, int],
     *,
     progress: Callable[[str, int, int], None] | None = None,
@@ -154,7 +153,7 @@ def pretokenised_store(
 def _build(
     folder: Path,
     key: str,
-    model: LanguageModel,
+    model: Vocabulary,
     n_contexts: Mapping[str, int],
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
@@ -192,7 +191,7 @@ def _append(
     chunk: list[Any],
     state: dict[str, Any],
     n_contexts: Mapping[str, int],
-    model: LanguageModel,
+    model: Vocabulary,
     dtype: np.dtype[Any],
 ) -> None:
     documents = state.setdefault("documents", dict.fromkeys(n_contexts, 0))
@@ -231,9 +230,7 @@ def _append(
     state["contexts"] = counts
 
 
-def _manifest(
-    folder: Path, key: str, model: LanguageModel, state: dict[str, Any], dtype: np.dtype[Any]
-) -> dict[str, Any]:
+def _manifest(folder: Path, key: str, model: Vocabulary, state: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
     splits = {}
     for split, count in state["contexts"].items():
         ids = np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r")
