@@ -4,7 +4,7 @@ A store holds the activations at one site for the first `n_contexts` contexts of
 position is left out: its activation is one constant vector). Row `r` is context `r // 127`, position `r % 127 + 1`.
 
 The rows are kept in chunks of 256 contexts, each with its SHA-256 in the manifest. The size of the file is checked
-whenever a store is opened, each chunk the first time a process reads from it (half a second a GB on the machine of the README).
+whenever a store is opened, each chunk the first time a process reads from it (about half a second a GB).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tools in one import: `from saelib import tools`. The README lists them."""
+"""The tools in one import: `from saelib.report import tools`. docs/using.md lists them."""
 
 from saelib.acts.activations import text_store
 from saelib.interpret.compare import co_firing, compare_features, lineage, match_saes, nearest_features
