@@ -67,12 +67,12 @@ def hub_cache() -> Path:
 
 
 def cached_snapshot(repo: str, kind: str = "models") -> Path | None:
-    """The snapshot of a repository in the hub cache: the one that `main` points at, else the newest; None without one."""
+    """The snapshot of a repository in the hub cache: the one that `main` points at, else the last by name; None without one."""
     folder = hub_cache() / f"{kind}--{repo.replace('/', '--')}"
     main = folder / "refs" / "main"
     if main.is_file() and (snapshot := folder / "snapshots" / main.read_text().strip()).is_dir():
         return snapshot
-    snapshots = sorted((folder / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+    snapshots = sorted((folder / "snapshots").glob("*"))
     return snapshots[-1] if snapshots else None
 
 

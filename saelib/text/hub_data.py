@@ -141,7 +141,7 @@ def pretokenised_store(
     """
     key = content_key(
         data=PRETOKENISED, n_contexts=dict(n_contexts), bos=model.bos, vocabulary=model.d_vocab, version=DATA_VERSION,
-        source=[path.name for path in local_files(PRETOKENISED, PRETOKENISED_VARIABLE)],
+        source=[(path.name, path.stat().st_size) for path in local_files(PRETOKENISED, PRETOKENISED_VARIABLE)],
     )  # fmt: skip
     folder = cache_dir() / "tokens" / f"c4-code-{key}"
     with locked(folder):
