@@ -1,4 +1,4 @@
-"""Filter the training data by a parent feature: whole contexts (the study's reading) or single tokens; views, not copies."""
+"""Filter the training data by a parent feature: whole contexts (as the 2024 post did) or single tokens; views, not copies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def filter_view(store: ActivationStore, activations: Float[np.ndarray, " n_token
 
     Args:
         activations: the parent's activation on every row, from `saelib.sae.stream.feature_activations`.
-        tau: a row counts as parent-active when its activation exceeds this (the study: 2.0).
+        tau: a row counts as parent-active when its activation exceeds this (the post: 2.0).
         by: `none` keeps all, `context` keeps every row of a context with an active row, `token` keeps the active rows.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One training step of the study's SAE, with the backward pass written out.
+"""One training step of an L1 SAE, with the backward pass written out.
 
     feature_acts = relu((x - b_dec) @ W_enc + b_enc)             x_hat = feature_acts @ W_dec + b_dec
     loss = mean over the batch of |x_hat - x|^2  +  sum over features and over the BATCH of penalty * feature_acts
@@ -16,8 +16,8 @@ With g = 2 (x_hat - x) / batch and dpre = (g @ W_dec.T + penalty) where a featur
 
 and for "decoder_norm" dW_dec[j] has l1_coeff / batch * (sum of feature j's activations) * W_dec[j] / |W_dec[j]| besides.
 
-Two routes compute this. *dense*: five matrix products. *sparse*: one, to find who is active; everything else touches
-active entries only. They agree within float rounding; which is faster depends on how many features are active
+Two routes compute this. *dense*: five matrix products. *sparse*: one, to find the active entries; everything else touches
+these only. They agree within float rounding; which is faster depends on how many features are active
 (`SPARSE_BELOW`). On a CPU and in fp32 the sparse route is compiled (`saelib.base.kernels`), and its one product is a rough one
 with a bound on its error (`saelib.sae.screen`); elsewhere it is made of torch's own operations.
 
@@ -105,7 +105,7 @@ class StepResult(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """l2 + l1, the study's loss."""
+        """l2 + l1."""
         return self.totals[3].item()
 
 
@@ -318,7 +318,7 @@ def _trial(forward: Callable[[screen.Format], _Forward]) -> screen.Format:
 
 
 class _Forward(NamedTuple):
-    """What the kernels found out about a batch, row by row."""
+    """What the forward kernels return for a batch, row by row."""
 
     g: Tensor
     squares: Tensor
@@ -466,8 +466,8 @@ def _result(
 def normalise_decoder(W_dec: Float[Tensor, "d_sae d_in"], dW_dec: Float[Tensor, "d_sae d_in"]) -> None:
     """Scale the decoder rows to unit norm and remove the gradient along them, in place.
 
-    The study does this between the backward pass and the optimiser's step, so after that step the rows are off unit
-    norm by the length of one step.
+    The 2024 post does this between the backward pass and the optimiser's step, so after that step the rows differ from unit
+    norm by up to one step.
     """
     if COMPILED and W_dec.device.type == "cpu" and W_dec.dtype == torch.float32 and W_dec.is_contiguous():
         tiny = np.float32(torch.finfo(torch.float32).tiny)

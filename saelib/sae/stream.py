@@ -110,7 +110,7 @@ def stream(
 
     Args:
         features: feature numbers; None is all of the SAE's.
-        raw: the study's published ranking score `W_enc . (x - b_dec)`, without bias and ReLU, in place of the activation.
+        raw: in place of the activation the 2024 post's ranking score, `W_enc . (x - b_dec)`, without bias and ReLU.
         block: tokens at a time (default: what `block_rows` says).
 
     Raises:

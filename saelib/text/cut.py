@@ -1,8 +1,7 @@
-"""Documents to contexts of tokens, in one way for every text: the study's packages and a user's own files.
+"""Documents to contexts of tokens, in one way for every text: downloaded packages and a user's own files.
 
 The documents' tokens, each document's followed by EOS, make one stream; the stream is cut into pieces of 127 tokens, and BOS
-heads every piece. What is left at the end of the stream is dropped. Nothing else is put in, whatever a tokenizer's
-post-processor would add.
+is put before every piece. The incomplete piece at the end of the stream is dropped. A tokenizer's post-processor adds nothing.
 """
 
 from __future__ import annotations

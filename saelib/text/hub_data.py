@@ -1,6 +1,6 @@
-"""The study's data: a data set that comes as tokens, and one of text to interpret features on; local or streamed.
+"""The data of the 2024 post: a data set of tokens, and one of text to interpret features on; local or streamed.
 
-`NeelNanda/c4-code-tokenized-2b` has a column `tokens` of rows of 1024 tokens of gelu-1l's tokenizer. As in the study each row
+`NeelNanda/c4-code-tokenized-2b` has a column `tokens` of rows of 1024 tokens of gelu-1l's tokenizer. As in the post each row
 is cut into contexts of 128 whose first token is overwritten with BOS. Rows go to splits by their number: of every ten,
 one to select, one to test, eight to train. Only as many rows are read as the profile needs; they are kept as 2 bytes a
 token, and an interrupted build goes on at the row it had reached.
@@ -252,6 +252,6 @@ def _manifest(folder: Path, key: str, model: Vocabulary, state: dict[str, Any], 
 
 
 def interpretation_texts(n: int) -> list[str]:
-    """The first texts of `c4-code-20k`, on which the study reads features (column `text`); none when it is not at hand."""
+    """The first texts of `c4-code-20k`, on which the post reads features (column `text`); none when it is not at hand."""
     files = local_files(INTERPRETATION, INTERPRETATION_VARIABLE)
     return [str(text) for text in itertools.islice(read_column(files, "text"), n)]
