@@ -36,12 +36,12 @@ from saelib.base.checkpoints import Checkpoint, Checkpoints
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.memory import keep_freed_memory
-from saelib.sae.health import Health
+from saelib.sae.divergence import DivergenceCheck
 from saelib.sae.sae import PARAMETERS, SAE, kaiming_uniform, require_trainable, unit_rows
 from saelib.sae.step import Objective, Params, StepResult, choose_route, loss_and_grads, normalise_decoder
 
 TRAINING_CODE = (
-    "acts.filter", "acts.store", "base.kernels", "sae.sae", "sae.screen", "sae.step", "sae.train",
+    "acts.filter", "acts.store", "base.kernels", "sae.sae", "sae.low_precision", "sae.step", "sae.train",
 )  # fmt: skip
 """The modules that determine a training: its initial weights, its batches and its steps. Their code is part of its key."""
 
@@ -158,7 +158,7 @@ def train(
 
     Raises:
         UserError: batches do not fit the SAE; the checkpoints in `workdir` are damaged or of another run; or the run is
-            no longer sound (see `saelib.sae.health`): the message names the step, the tensor and the last good checkpoint.
+            no longer sound (see `saelib.sae.divergence`): the message names the step, the tensor and the last good checkpoint.
     """
     keep_freed_memory()
     require_trainable(sae.cfg)
@@ -169,7 +169,9 @@ def train(
         found = checkpoints.newest(state.tensors(), state.scalars())
         if found is not None:
             state.restore(found)
-        health = Health(name, state.device, lambda: next((str(path) for path in checkpoints.paths()), "none yet"))
+        check = DivergenceCheck(
+            name, state.device, lambda: next((str(path) for path in checkpoints.paths()), "none yet")
+        )
         # Batches are copied into memory of our own: a matrix product may round differently at another alignment.
         x = torch.empty(cfg.batch_size, sae.cfg.d_in, device=state.device)
         started = time.perf_counter() - state.seconds
@@ -178,14 +180,14 @@ def train(
                 x.copy_(served)
             route = choose_route(state.active_share, state.device)
             result = loss_and_grads(state.params, x, cfg.l1_coeff, cfg.zero_parent, route, cfg.objective)
-            health.observe(state.step, result.totals[-1])
+            check.observe(state.step, result.totals[-1])
             state.count(result, cfg.batch_size)
             state.seconds = time.perf_counter() - started
             if state.step % cfg.log_every == 0 or state.step == cfg.n_steps - 1:
-                health.require_finite(state.step, state.params._asdict(), batches.batch)
+                check.require_finite(state.step, state.params._asdict(), batches.batch)
                 state.log(result, cfg, probe)
                 limit = max(state.rows[0]["loss"], x.square().sum(1).mean().item())
-                health.require_progress(state.step, result.loss, limit, state.rows[-1]["dead_share"])
+                check.require_progress(state.step, result.loss, limit, state.rows[-1]["dead_share"])
             if cfg.objective == "study":
                 normalise_decoder(state.params.W_dec, result.grads.W_dec)
             state.update(result.grads)
@@ -195,7 +197,7 @@ def train(
             if snapshots and state.step in snapshots:
                 snapshots[state.step](state.sae)
             if state.step % cfg.checkpoint_every == 0 or state.step == cfg.n_steps:
-                health.require_finite(state.step, state.tensors(), batches.batch)
+                check.require_finite(state.step, state.tensors(), batches.batch)
                 checkpoints.write(state.step, state.tensors(), state.scalars())
             if on_step is not None:
                 on_step(state.step, cfg.n_steps)
