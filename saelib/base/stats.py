@@ -1,4 +1,4 @@
-"""The statistics that reports quote: intervals for rates, a test between two, tokens to a goal with censoring."""
+"""The few statistics the reports quote: intervals for rates, a test between two, tokens to a goal with censoring."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Any Hugging Face causal language model, hooked at the output of an MLP or at the residual stream of a layer.
 
-The model runs as transformers implements it; nothing is folded or centred. Harvesting ends the forward pass at the hook, so
-an early layer costs only the layers before it.
+The model runs as transformers wrote it. Harvesting leaves the forward pass at the hook, so an early layer costs what the
+layers before it cost. Nothing is folded or centred.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class HFModel(LanguageModel):
 
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Switch off transformers' progress bars: they would stand in every page."""
+    """Transformers' bars for what takes a second would stand in every page."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
