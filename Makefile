@@ -10,7 +10,7 @@ export VENV
 # Study options, e.g. `make reproduce RUN="4 10" JOBS=2 PROFILE=smoke`.
 STUDY := --profile $(PROFILE) $(foreach run,$(RUN),--run $(run)) $(if $(JOBS),--jobs $(JOBS))
 
-.PHONY: help venv install test test-fast test-saelens test-tl4 test-gelu-1l faults lint types reproduce claims smoke reports notebooks format lock clean distclean
+.PHONY: help venv install test test-fast test-saelens test-tl4 test-gelu-1l faults lint types reproduce claims smoke reports notebooks docs format lock clean distclean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,11 @@ format: venv ## Let ruff fix and format what it can.
 
 notebooks: venv ## Write each notebooks/*.ipynb again from its .py, which is the source.
 	@$(BIN)/python scripts/pair_notebooks.py
+
+docs: venv ## Draw the pictures of README and docs again, and write their numbers from reports/.
+	@$(BIN)/python scripts/draw_rooms.py
+	@$(BIN)/python scripts/readme_picture.py
+	@$(BIN)/python scripts/update_numbers.py
 
 venv: ## Make .venv and install into it (silent when up to date). PYTHON= names the interpreter.
 	@scripts/install.sh

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from reference_trainer import ReferenceTrainer
 
 from saelib.base.provenance import device
-from saelib.sae import screen
+from saelib.sae import low_precision
 from saelib.sae.sae import PARAMETERS, SAE, SAEConfig, init_random
 from saelib.sae.step import Objective, choose_route, loss_and_grads, normalise_decoder
 from saelib.sae.train import TrainConfig, _State
@@ -115,9 +115,10 @@ def roofline_ms(x: torch.Tensor, d_sae: int, l0: float) -> tuple[float, dict[str
     batch, d_in = x.shape
     w = torch.randn(d_sae, d_in)
     out = torch.empty(batch, d_sae)  # not part of the work: the step keeps its memory
-    formats = [(screen.rounded(x, kind), screen.rounded(w, kind)) for kind in screen.FORMATS]
+    formats = [(low_precision.rounded(x, kind), low_precision.rounded(w, kind)) for kind in low_precision.FORMATS]
     product = min(
-        min(timed(lambda c=c, v=v: screen.rough_product(c.values, v.values, out)) for _ in range(5)) for c, v in formats
+        min(timed(lambda c=c, v=v: low_precision.rough_product(c.values, v.values, out)) for _ in range(5))
+        for c, v in formats
     )
     reading = min(timed(w.sum) for _ in range(20)) / w.numel()
     large, target = torch.ones(32 * 2**20), torch.ones(32 * 2**20)

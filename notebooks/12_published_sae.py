@@ -26,7 +26,7 @@ from saelib.report import report, run_views, views
 from saelib.study import study, verdicts
 from saelib.split.classes import CLASSES
 from saelib.study.eye_test import eye_test
-from saelib.text.own_text import text_store
+from saelib.acts.activations import text_store
 from saelib.study.profiles import get_profile
 
 views.figure_style()

@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from saelib.base.display import show_with
+
 __version__ = "0.1.0"
 __all__ = ["activations", "feature_page", "load_sae", "split"]
 
@@ -27,6 +29,15 @@ _HOMES = {
     "activations": "saelib.study.texts",
     "feature_page": "saelib.report.feature_page",
 }
+
+
+def _show_split(split: Any) -> str:
+    from saelib.report.children_page import split_html
+
+    return str(split_html(split))
+
+
+show_with("Split", _show_split)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,11 +11,11 @@ import pytest
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from saelib.acts.activations import stores_of_text
 from saelib.base.cache import file_sha256
 from saelib.lm.model import EMBEDDED_FOLDER, load_embedded
 from saelib.text import corpus
 from saelib.text.cut import cut, tokenised, write_split
-from saelib.text.own_text import stores_of_text
 from saelib.text.sources import Source
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 

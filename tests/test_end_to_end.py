@@ -15,12 +15,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from saelib.acts.activations import text_store
 from saelib.lm.model import load_embedded
 from saelib.report.children_csv import CHILDREN_COLUMNS
 from saelib.report.index_page import RESULT_COLUMNS
 from saelib.sae.sae import load_sae
 from saelib.study.runs import RUNS
-from saelib.text.own_text import text_store
 
 SAELIB = Path(sys.executable).parent / "saelib"
 OUTSIDE = re.compile(

@@ -15,17 +15,16 @@ import torch
 import torch.nn.functional as F
 
 import saelib.report.tools as tools
-from saelib.acts.filter import feature_activations
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.errors import UserError
-from saelib.interpret.marking import marking
+from saelib.interpret.feature_f1 import feature_f1
 from saelib.lm.mini_lm import MiniLMConfig
 from saelib.lm.model import HOOK_NAME, OneLayerModel, load_embedded
 from saelib.report.feature_page import Member, summarise
 from saelib.sae.evaluate import sae_quality
 from saelib.sae.sae import SAE, init_random, load_sae
 from saelib.sae.scaled import scaled_acts
-from saelib.sae.stream import Counts, Encoder, stream
+from saelib.sae.stream import Counts, Encoder, feature_activations, stream
 from saelib.split.evidence import HeldOutEvidence, SelectEvidence, Tokens
 from saelib.split.score import ClassScore, Interval, Score
 from saelib.text.tokens import CONTEXT_LENGTH
@@ -141,7 +140,7 @@ def test_densities_histograms_and_marking(
             inside = ((column > 0) & (column >= low + 1e-5) & (column < high - 1e-5)).sum()
             assert inside <= tokens <= ((column > 0) & (column >= low - 1e-5) & (column < high + 1e-5)).sum()
     token = int(store.token_ids[0])
-    marked, ranks = store.token_ids == token, marking(store, sae, [token])
+    marked, ranks = store.token_ids == token, feature_f1(store, sae, [token])
     hits = (dense > 0)[marked].sum(0)
     np.testing.assert_allclose(ranks["f1"], 2 * hits / ((dense > 0).sum(0) + marked.sum()), **CLOSE)
     np.testing.assert_allclose(ranks["max_activation"], dense.max(0), **CLOSE)

@@ -18,10 +18,10 @@ from packaging.utils import canonicalize_name
 
 import saelib
 
-# The tree of DESIGN: the parts of the study, then what any repository needs.
+# The top of the tree: the parts of the study, then what any repository needs.
 LAYOUT = {"saelib", "notebooks", "tests", "reports", "environment.yml", "pyproject.toml"} | {
-    ".ci", ".gitattributes", ".gitignore", ".pre-commit-config.yaml", "benchmarks", "CHANGELOG.md", "CONTRIBUTING.md",
-    "docs", "LICENSE", "Makefile", "README.md", "requirements.lock", "scripts",
+    ".ci", ".gitattributes", ".gitignore", ".pre-commit-config.yaml", "benchmarks", "CHANGELOG.md", "CITATION.cff",
+    "CONTRIBUTING.md", "docs", "LICENSE", "Makefile", "README.md", "requirements.lock", "scripts",
 }  # fmt: skip
 REGISTRY_HOST = re.compile(
     r"(?<![\w.-])(?:[\w-]+\.)*(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org)"
@@ -111,8 +111,8 @@ def test_version_has_one_source(root: Path, pin: ModuleType) -> None:
 
 def test_commands_in_the_docs_exist(root: Path) -> None:
     targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (root / "Makefile").read_text(), re.MULTILINE))
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        text = (root / name).read_text()
+    for page in [*root.glob("*.md"), *(root / "docs").glob("*.md")]:
+        name, text = page.name, page.read_text()
         shown = "\n".join(re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]+)`", text))
         used = set(re.findall(r"(?:^|[ /])make ([a-z][a-z0-9-]*)", shown, re.MULTILINE))
         assert used <= targets, f"{name} names make targets that are not there: {sorted(used - targets)}"
@@ -120,11 +120,11 @@ def test_commands_in_the_docs_exist(root: Path) -> None:
 
 def test_commands_of_saelib_in_the_docs_exist(root: Path) -> None:
     cli = pytest.importorskip("saelib.cli", reason="the command line is not here yet")
-    text = (root / "README.md").read_text()
+    text = "\n".join((root / name).read_text() for name in ("README.md", "docs/using.md", "docs/profiles.md"))
     shown = "\n".join(re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]+)`", text))
     used = set(re.findall(r"(?:^|[ /])saelib ([a-z]+)", shown, re.MULTILINE))
     commands = getattr(cli.main, "commands", None) or cli.cli.commands
-    assert used and used <= set(commands), f"README names commands that are not there: {sorted(used - set(commands))}"
+    assert used and used <= set(commands), f"the docs name commands that are not there: {sorted(used - set(commands))}"
 
 
 def test_make_help_lists_every_target(root: Path) -> None:

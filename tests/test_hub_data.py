@@ -16,6 +16,7 @@ import pytest
 import torch
 from snapshot import WORDS, digits_tokenizer, snapshot_folder, write_gelu_1l, write_tokenizer
 
+from saelib.acts.activations import text_store
 from saelib.base.errors import UserError
 from saelib.lm.gelu_1l import load_gelu_folder
 from saelib.lm.model import OneLayerModel
@@ -24,7 +25,6 @@ from saelib.study.profiles import get_profile
 from saelib.study.runs import get_run
 from saelib.text import hub_data
 from saelib.text.hub_data import PRETOKENISED, interpretation_texts, pretokenised_store, split_of_row
-from saelib.text.own_text import text_store
 from saelib.text.tokens import CONTEXT_LENGTH
 
 SMALL = {"d_model": 32, "d_mlp": 128, "n_heads": 4, "d_head": 8, "n_ctx": 128, "d_vocab": 96}

@@ -1,4 +1,4 @@
-"""The pages: whole, offline, true to their inputs, readable; and the README's three lines."""
+"""The pages: whole, offline, true to their inputs, readable; and the three lines of docs/using.md."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from saelib.acts.activations import text_store
 from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
 from saelib.interpret import features
@@ -28,7 +29,6 @@ from saelib.report.views import VIEW_MIME
 from saelib.sae.sae import SAE, SAEConfig, save_sae
 from saelib.split.classes import CLASSES, PROMPTS
 from saelib.split.score import BOUNDS, ClassScore, Interval, Score
-from saelib.text.own_text import text_store
 
 TEXT = "A well-known <b>three-point</b> landing & a multi-millionaire's long-standing </script> 2-day plan. " * 40
 VOID = {"meta", "link", "br", "img", "input", "hr", "rect", "circle", "line"}
@@ -111,11 +111,11 @@ def checked(path: Path) -> tuple[Balance, dict]:
 # --- the feature page --------------------------------------------------------------------------------------------------
 
 
-def test_the_readme_makes_a_feature_page_in_three_lines(
+def test_the_docs_make_a_feature_page_in_three_lines(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide: SAE
 ) -> None:
     block = re.search(
-        r"```python\n(from saelib\.report import tools\n.*?)```", (root / "README.md").read_text(), re.DOTALL
+        r"```python\n(from saelib\.report import tools\n.*?)```", (root / "docs" / "using.md").read_text(), re.DOTALL
     )
     assert block is not None
     lines = [line for line in block.group(1).splitlines() if line]
@@ -130,11 +130,11 @@ def test_the_readme_makes_a_feature_page_in_three_lines(
     assert record["feature"] == feature and f"Feature {feature}" in page.text
 
 
-def test_every_tool_is_in_the_readme(root: Path) -> None:
-    readme = (root / "README.md").read_text()
+def test_every_tool_is_in_the_docs(root: Path) -> None:
+    page = (root / "docs" / "using.md").read_text()
     for name in tools.__all__:
         assert hasattr(tools, name)
-        assert f"`{name}" in readme, f"{name} is not in the README's table"
+        assert f"`{name}" in page, f"{name} is not in the table of docs/using.md"
 
 
 def test_a_feature_page_says_what_the_tools_say(

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import saelib.sae.step as step_module
 from saelib.base.errors import UserError
-from saelib.sae.health import Health
+from saelib.sae.divergence import DivergenceCheck
 from saelib.sae.sae import SAE, SAEConfig, init_random
 from saelib.sae.step import SPARSE_BELOW, Objective, Params, choose_route, loss_and_grads, normalise_decoder
 from saelib.sae.train import TrainConfig, _State
@@ -235,11 +235,11 @@ def test_a_step_as_on_cuda_reads_nothing_back(objective, monkeypatch):
     sae = SAE(SAEConfig(d_in=5, d_sae=9, hook_name="none", model_name="none"))
     state = _State(sae, TrainConfig(l1_coeff=0.1, n_steps=1, objective=objective))
     state.device = torch.device("meta")  # anything but a CPU
-    health = Health("run", torch.device("cpu"), lambda: "none")
+    check = DivergenceCheck("run", torch.device("cpu"), lambda: "none")
     assert choose_route(state.active_share, torch.device("cuda")) == "dense"
     with NothingReadBack():
         result = loss_and_grads(params, x, 0.1, 3, "dense", objective)
-        health.observe(0, result.totals[-1])
+        check.observe(0, result.totals[-1])
         state.count(result, len(x))
         normalise_decoder(params.W_dec, result.grads.W_dec)
         state.update(result.grads)

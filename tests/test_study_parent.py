@@ -15,7 +15,7 @@ import tiny_study
 import torch
 
 from saelib.acts.store import POSITIONS, ActivationStore
-from saelib.interpret.marking import best_cut, best_marking, cut_at
+from saelib.interpret.feature_f1 import best_cut, best_feature_f1, cut_at
 from saelib.report.children_csv import CHILDREN_COLUMNS, write_children_csv
 from saelib.report.index_page import GRADED_COLUMNS
 from saelib.sae.sae import SAEConfig, init_random
@@ -79,7 +79,7 @@ def test_every_feature_at_its_best_threshold(
     dense = sae.encode(store.rows(slice(None))).numpy()
     marked[np.argsort(-dense[:, 5])[: 2 * n_marked : 2]] = True  # half of the tokens on which feature 5 is strongest
     monkeypatch.setattr("saelib.sae.stream._BLOCK_ENTRIES", 64 * 24)  # several blocks
-    found = best_marking(store, sae, marked)
+    found = best_feature_f1(store, sae, marked)
     assert found["feature"].tolist() == list(range(24))
     for j in range(24):
         best = best_cut(dense[:, j], marked)

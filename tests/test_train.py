@@ -208,7 +208,7 @@ def test_reinitialising_forgets_the_moments():
     state.count(result, BATCH)
     state.update(result.grads)
     assert state.adam.state[state.leaves["W_dec"]]["exp_avg"].any()
-    state.reinitialise_silent(cfg)
+    state.resample_dead(cfg)
     for name in ("W_enc", "b_enc", "W_dec"):
         moments = state.adam.state[state.leaves[name]]
         assert not moments["exp_avg"].any()

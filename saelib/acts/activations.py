@@ -17,6 +17,7 @@ from jaxtyping import Integer
 from saelib.acts.store import POSITIONS, ActivationStore, harvest
 from saelib.base.progress import report_progress
 from saelib.lm.model import LanguageModel
+from saelib.text.own_text import SPLIT, own_tokens, read_documents, split_documents
 from saelib.text.tokens import TokenStore
 
 SPLITS = ("train", "select", "test")
@@ -55,12 +56,35 @@ def harvest_splits(model: LanguageModel, tokens: TokenStore, n_contexts: Mapping
     return Activations(model, stores, {split: (tokens, split) for split in SPLITS})
 
 
+def text_store(
+    model: LanguageModel, text: str | Path | Sequence[str], *, max_contexts: int | None = None
+) -> ActivationStore:
+    """The model's activations on a text, harvested when first asked for and kept in the cache.
+
+    Args:
+        text: a text file (one document), a folder of `.txt` files (a document each), or a list of documents.
+        max_contexts: harvest no more than this many contexts of 127 tokens.
+
+    Raises:
+        UserError: the file is not there or is no text, or holds fewer tokens than one context.
+    """
+    return stores_of_text(model, text, max_contexts=max_contexts)[0]
+
+
+def stores_of_text(
+    model: LanguageModel, text: str | Path | Sequence[str], *, max_contexts: int | None = None
+) -> tuple[ActivationStore, TokenStore]:
+    """As `text_store`, with the tokens: which document each came from."""
+    tokens = own_tokens(model, read_documents(text))
+    available = len(tokens.contexts(SPLIT))
+    n_contexts = min(max_contexts or available, available)
+    return harvest(model, tokens, SPLIT, n_contexts, progress=report_progress), tokens
+
+
 def harvest_documents(model: LanguageModel, text: str | Path | Sequence[str]) -> Activations:
     """Harvest (or open) the activations of a text of one's own, split by document (see `saelib.text.own_text`)."""
-    from saelib.text.own_text import split_documents, stores_of_text
-
     stores, texts = {}, {}
     for split, documents in split_documents(text).items():
         stores[split], tokens = stores_of_text(model, documents)
-        texts[split] = (tokens, "text")
+        texts[split] = (tokens, SPLIT)
     return Activations(model, stores, texts)

@@ -4,7 +4,7 @@ A store holds the activations at one site for the first `n_contexts` contexts of
 position is left out: its activation is one constant vector). Row `r` is context `r // 127`, position `r % 127 + 1`.
 
 The rows are kept in chunks of 256 contexts, each with its SHA-256 in the manifest. The size of the file is checked
-whenever a store is opened, each chunk the first time a process reads from it (half a second a GB on the machine of the README).
+whenever a store is opened, each chunk the first time a process reads from it (about half a second a GB).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BYTES = 2
 GROUP_BATCHES = 64
 """Batches that are held in memory and shuffled together: 134 MB at d_in 256 and batch 4096."""
 HARVEST_VERSION = 1
-"""Changes when a harvest's values change by more than the 1e-5 to which every harvest is held."""
+"""Part of the key: raise it when a harvest's values change by more than 1e-5, the bound that every harvest is checked against."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _digest_file(part: Path) -> Path:
 
 
 def _whole_chunks(descriptor: int, digest_file: TextIO, n_contexts: int, context_bytes: int) -> list[str]:
-    """The checksums of the leading chunks that are on disk as they were written."""
+    """Checksums of the chunks on disk that are intact, up to the first that is not."""
     digest_file.seek(0)
     found: list[str] = []
     for line in digest_file.read().splitlines():

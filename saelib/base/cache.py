@@ -1,7 +1,7 @@
-"""The cache folder: where it is, how things are named in it, and how they are written so that nothing is ever half there.
+"""The cache folder: where it is, how things are named in it, and how they are written: whole or not at all.
 
-What is written here can be checked when it is read: a folder has its `SHA256SUMS` (`sha256sum -c` reads it, too), a JSON
-file that is *sealed* holds the hash of its own content. Nothing depends on the clock or on a file's dates.
+What is written here can be checked when it is read: a folder has a file `SHA256SUMS`, which `sha256sum -c` reads too, and a
+*sealed* JSON file holds the hash of its own content. Nothing depends on the clock or on a file's date.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def fsync_path(path: Path) -> None:
 def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """A new file (or folder) beside `path`, removed at the end if it is still there.
 
-    Its maker holds a lock on it. One that nobody holds was left by a process that was killed, and is removed by whoever
-    next writes `path`.
+    The process that makes it holds a lock on it. One without a lock was left behind by a process that was killed; it is
+    removed the next time `path` is written.
     """
     ensure_dir(path.parent)
     with disk_errors(path):
@@ -126,11 +126,11 @@ def _held_temporary(path: Path, folder: bool) -> tuple[Path, int]:
             temporary = Path(name)
         held = _hold(temporary, mine=True)
         if held is not None:
-            return temporary, held  # else another process took it for abandoned before it was held
+            return temporary, held  # else another process removed it before it was locked
 
 
 def _hold(path: Path, mine: bool = False) -> int | None:
-    """A descriptor with a lock on `path`, or None when somebody else has it or the path is gone."""
+    """A descriptor with a lock on `path`, or None when another process has the lock or the path is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, PermissionError):
@@ -140,7 +140,9 @@ def _hold(path: Path, mine: bool = False) -> int | None:
         held = os.path.samestat(os.fstat(descriptor), path.stat())
     except (BlockingIOError, FileNotFoundError):
         held = False
-    except OSError:  # some network file systems cannot lock a folder: what nobody can hold, nobody takes for abandoned
+    except (
+        OSError
+    ):  # some network file systems cannot lock a folder: then our own counts as locked, and others are left alone
         held = mine
     if held:
         return descriptor
@@ -196,7 +198,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Let two paths change places in one step, where the system can (Linux); whether it did."""
+    """Exchange two paths in one step where the system can (Linux). Returns whether it did."""
     with contextlib.suppress(AttributeError, OSError):
         at_cwd, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
         return ctypes.CDLL(None).renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), swap) == 0
@@ -204,7 +206,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def damage_in(folder: Path) -> str | None:
-    """The first file that is not as the folder's `SHA256SUMS` says, or None; without that file nothing is known."""
+    """The first file that differs from what the folder's `SHA256SUMS` says, or None; None too if there is no such file."""
     sums = folder / SUMS_FILE
     if not sums.exists():
         return None
@@ -225,7 +227,7 @@ def damage_in(folder: Path) -> str | None:
 
 
 def require_intact(folder: Path, what: str, remedy: str) -> None:
-    """Raise a `UserError` that names the file when `damage_in` finds one."""
+    """Raise a `UserError` that names the damaged file, if `damage_in` finds one."""
     damage = damage_in(folder)
     if damage is not None:
         raise UserError(f"{what} must be as it was written ({SUMS_FILE})", damage, remedy)
@@ -274,7 +276,7 @@ def read_json(path: Path, remedy: str = "delete it; it will be made again") -> A
 
 
 def kept_json(kind: str, key: str, compute: Callable[[], Any]) -> Any:
-    """What `compute` returns, as JSON gives it back: computed once for a key, then read from `<cache>/<kind>/<key>.json`.
+    """The value of `compute()` after a round trip through JSON: computed once a key, then read from `<cache>/<kind>/<key>.json`.
 
     A damaged file is computed again, with a warning.
     """
@@ -298,7 +300,7 @@ def _kept_value(path: Path) -> tuple[Any] | None:
 
 
 def kept_folder(path: Path, make: Callable[[Path], None]) -> Path:
-    """`path`, a folder that `make` filled: made once, and made again, with a warning, when a file in it is damaged."""
+    """The folder `path`, filled by `make(folder)` once; filled again, with a warning, when a file in it is damaged."""
     with locked(path):
         damage = damage_in(path) if path.exists() else None
         if damage is not None:

@@ -1,7 +1,7 @@
-"""The last two states of a training run on disk, each with its hash: what a killed run goes on from.
+"""The last two states of a training run on disk, each with its hash: a killed run continues from them.
 
-A checkpoint is `step-N.safetensors` and then `step-N.json`, which holds the hash of both: without the second there is no
-checkpoint. When the newest is damaged, the one before takes its place, and a warning says so in one line.
+A checkpoint is `step-N.safetensors` and then `step-N.json`, which holds the hash of both. It counts only once the JSON is
+there. When the newest is damaged, the one before takes its place, and a warning says so in one line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Checkpoint(NamedTuple):
 
     tensors: dict[str, Tensor]
     scalars: dict[str, Any]
-    """The rest of it, as JSON gives it back."""
+    """Everything that is no tensor; read back from JSON."""
 
 
 class Checkpoints:

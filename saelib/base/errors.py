@@ -1,4 +1,4 @@
-"""The one error a user is meant to read: rule, value, remedy, on one line."""
+"""The error for a user's mistake: rule, value and remedy on one line."""
 
 
 class UserError(ValueError):

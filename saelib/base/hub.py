@@ -1,7 +1,7 @@
-"""Finding things of the Hugging Face hub: a folder the user names, an existing hub cache, or the hub itself, in this order.
+"""Find files of the Hugging Face hub: in a folder the user names, in an existing hub cache, or on the hub, in this order.
 
-Asking an unreachable hub costs libraries some 20 s of retries before they say something long. Here the caches are looked
-through first, a connection is tried for at most a second, and what is missing is told in one line.
+Libraries that ask an unreachable hub retry for some 20 s. Here the caches are searched first, a connection is tried for at
+most a second, and what is missing is said in one line.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _address(url: str) -> Address | None:
 
 
 def _first_hop() -> Address:
-    """What a connection to the hub is made with: the proxy of the environment when there is one, else the hub."""
+    """Where a connection to the hub goes first: the proxy that the environment names, else the hub itself."""
     hub = hub_address()
     proxies = {} if proxy_bypass(hub.host) else getproxies()
     proxy = proxies.get(hub.scheme) or proxies.get("all") or ""
@@ -67,12 +67,12 @@ def hub_cache() -> Path:
 
 
 def cached_snapshot(repo: str, kind: str = "models") -> Path | None:
-    """The snapshot of a repository in the hub cache: the one that `main` points at, else the newest; None without one."""
+    """The snapshot of a repository in the hub cache: the one that `main` points at, else the last by name; None without one."""
     folder = hub_cache() / f"{kind}--{repo.replace('/', '--')}"
     main = folder / "refs" / "main"
     if main.is_file() and (snapshot := folder / "snapshots" / main.read_text().strip()).is_dir():
         return snapshot
-    snapshots = sorted((folder / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+    snapshots = sorted((folder / "snapshots").glob("*"))
     return snapshots[-1] if snapshots else None
 
 

@@ -2,7 +2,7 @@
 
 A kernel works on a range of rows or of features and releases the interpreter's lock; `spread` runs it on as many threads
 as torch may use. Every output row is made by one thread in one fixed order, so the bits do not depend on the number of
-threads. Nothing here assumes finite values: a NaN goes where it would go in the plain formula.
+threads. Values need not be finite: a NaN ends up where it would in the plain formula.
 """
 
 from __future__ import annotations

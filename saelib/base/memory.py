@@ -1,4 +1,4 @@
-"""Memory that is used again: large arrays freed at the end of a step are kept by the process instead of given back.
+"""Let the process keep large arrays that it frees at the end of a step, instead of giving the memory back.
 
 glibc hands arrays above a threshold back to the system when they are freed; the next step asks for them anew, and the system
 clears each page again. In a training loop whose temporaries are tens of megabytes that costs about a third of the time.
@@ -16,7 +16,7 @@ _KEEP = 1 << 30
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let this process keep up to 1 GiB of what it frees; True where the C library knows how (glibc), else nothing happens."""
+    """Let this process keep up to 1 GiB of what it frees. Returns whether the C library can do that (glibc can)."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,8 +1,8 @@
 """Progress across processes: long work reports it to a small file, the command that waits for the work draws it.
 
-A notebook runs in a kernel, two processes away from the terminal. `report_progress` is called inside that work and
-replaces the file named by `SAELIB_PROGRESS`; `Display` shows what such files say in one plain line. `shown_progress` does
-both for work of this process.
+A notebook runs in a kernel, two processes away from the terminal. `report_progress` is called inside the work and
+replaces the file named by `SAELIB_PROGRESS`; `Display` shows the content of such files in one line. `shown_progress` does
+both for work in this process.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _last: dict[str, Any] = {}
 def report_progress(label: str, done: int, total: int) -> None:
     """Say that `done` of `total` units of `label` are finished; free to call at every step.
 
-    Nothing happens unless `SAELIB_PROGRESS` names a file, and the file is replaced at most five times a second. A
-    progress line is never worth a failed run, so a disk error is ignored here.
+    Nothing happens unless `SAELIB_PROGRESS` names a file, and the file is replaced at most five times a second. Disk errors
+    are ignored: a missing progress line must not end a run.
     """
     name = os.environ.get(PROGRESS_ENV)
     if not name:
@@ -61,7 +61,7 @@ def read_progress(path: Path) -> dict[str, Any] | None:
 
 
 def describe(state: dict[str, Any]) -> str:
-    """`steps 300/1200 (25%), 1:30 left`: time left from the pace since this process began, so a resumed run is not flattered."""
+    """`steps 300/1200 (25%), 1:30 left`. The time left is from the pace of this process; steps of an earlier one do not count."""
     done, total = state["done"], state["total"]
     text = f"{state['label']} {done}/{total}"
     if total > 0:

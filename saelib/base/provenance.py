@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import saelib
+from saelib import __version__
 
 PACKAGES = (
     "torch",
@@ -28,7 +28,7 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python, saelib and the packages that numbers and pages depend on (those that are installed)."""
-    found = {"python": platform.python_version(), "saelib": saelib.__version__}
+    found = {"python": platform.python_version(), "saelib": __version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

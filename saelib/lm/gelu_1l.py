@@ -1,8 +1,8 @@
-"""The study's own model, gelu-1l: from a local folder, an existing hub cache, or the hub.
+"""The model of the 2024 post, gelu-1l: from a local folder, an existing hub cache, or the hub.
 
 A folder holds `config.json`, one file whose name ends in `final.pth`, and `tokenizer.json`, as the hub's repositories do (there
 the tokenizer has a repository of its own, named in the configuration). Neither major version of transformer_lens loads
-such a folder by its path, and both ask the hub for a list of files even when all are in the cache; so it is read here.
+such a folder by its path, and both ask the hub for a list of files even when all are in the cache. So it is read here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VARIABLE = "SAELIB_GELU_1L"
 _NEEDS = "config.json, *final.pth, tokenizer.json"
 _SPECIAL = ("<|BOS|>", "<|bos|>", "<|endoftext|>", "<s>")
 _KIND = {"n_layers": 1, "act_fn": "gelu", "attn_only": False, "normalization": "LN", "shortformer_pos": False}
-"""What this package computes plainly; a configuration that says otherwise is of another model."""
+"""The architecture that this package computes; a configuration with other values is of another model."""
 
 
 def at_hand() -> bool:
@@ -72,11 +72,11 @@ def _if_whole(folder: Path | None, tokenizer: bool = True) -> Path | None:
 
 
 def load_gelu_1l(center_writing_weights: bool = True) -> OneLayerModel:
-    """gelu-1l, with its weights processed as the study's trainer had them: centred, and the last LayerNorm folded.
+    """gelu-1l, with its weights processed as the post's trainer had them: centred, and the last LayerNorm folded.
 
     Args:
         center_writing_weights: take the mean over d_model out of the weights that write to the residual stream
-            (transformer_lens 3's default, and the study's). Recorded with every store and SAE.
+            (transformer_lens 3's default, and the post's). Recorded with every store and SAE.
     """
     return load_gelu_folder(*find_gelu_1l(), center_writing_weights)
 
@@ -110,7 +110,7 @@ def load_gelu_folder(folder: Path, tokenizer_folder: Path, center_writing_weight
 def fold_final_layer_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The last LayerNorm's scale and shift folded into the unembedding, whose directions are then centred both ways.
 
-    That leaves log-probabilities as they were and makes `direction @ W_U` the effect that the study's figures show.
+    That leaves log-probabilities as they were and makes `direction @ W_U` the effect that the post's figures show.
     """
     W_U, bias = weights["unembed.W_U"], weights.get("unembed.b_U", torch.zeros(weights["unembed.W_U"].shape[1]))
     bias = bias + weights["ln_final.b"] @ W_U

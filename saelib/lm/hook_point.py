@@ -35,7 +35,7 @@ def canonical_hook(name: str) -> str:
 def parse_hook(name: str, n_layers: int) -> HookPoint:
     """Layer and site of a hook name.
 
-    A misspelt name is refused here because the libraries underneath take it in silence.
+    A misspelt name is refused here, because the libraries underneath ignore it silently.
 
     Raises:
         UserError: not `blocks.<layer>.<site>`, an unknown site, or a layer the model does not have.

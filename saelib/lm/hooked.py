@@ -1,4 +1,4 @@
-"""transformer_lens, either side of its version 4: the one place that knows which is installed.
+"""transformer_lens before and after its version 4: the only module that knows which is installed.
 
 Up to 3.9 a model with our own weights is a `HookedTransformer`; 4.0 removed that class, and there it is a
 `TransformerBridge` whose checkpoint has other names. Both run with hooks by the names of version 3.
@@ -62,7 +62,7 @@ def hooked_model(weights: Mapping[str, Tensor], *, n_ctx: int, act_fn: str, name
 
 
 class _Reached(Exception):
-    """Carries the value of a hook out of a forward pass, which need not go on."""
+    """Carries the value of a hook out of a forward pass, which ends there."""
 
     def __init__(self, value: Tensor) -> None:
         self.value = value

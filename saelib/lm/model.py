@@ -1,8 +1,8 @@
-"""The language model as the study sees it: activations at one hook, and next-token logits when they are replaced.
+"""A language model as the rest of the package uses it: activations at one hook, and next-token logits when they are replaced.
 
-`LanguageModel` is what everything else asks for. `OneLayerModel` is the embedded model and gelu-1l: bulk work runs the single
-block's arithmetic written plainly (`saelib.lm.mini_lm`), several times faster than transformer_lens, and every harvest checks its
-first batch against transformer_lens. `saelib.lm.hf_model` is any Hugging Face causal model.
+`LanguageModel` is the interface. `OneLayerModel` is the embedded model and gelu-1l: bulk work runs the block's formulas
+directly (`saelib.lm.mini_lm`), faster than transformer_lens, and every harvest checks its first batch against
+transformer_lens. `saelib.lm.hf_model` is any Hugging Face causal model.
 """
 
 from __future__ import annotations

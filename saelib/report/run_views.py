@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from saelib.acts.filter import feature_activations
 from saelib.acts.store import ActivationStore
 from saelib.interpret import features
 from saelib.lm.model import LanguageModel
 from saelib.report import views
 from saelib.report.html_view import View
 from saelib.sae.sae import SAE
+from saelib.sae.stream import feature_activations
 from saelib.split.classes import PROMPTS
 
 PUBLISHED = (

@@ -11,6 +11,7 @@ second command finds what is finished and starts with what is not.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -192,7 +193,7 @@ def _model_fingerprint(model: str) -> str | None:
 
 @cache
 def _outside_inputs(settings: Profile) -> dict[str, str]:
-    """Files outside the package that a profile reads, by name, size and time; what is missing is told before anything runs."""
+    """Files outside the package that a profile reads, by name and content; what is missing is told before anything runs."""
     from saelib.lm import gelu_1l
     from saelib.text import hub_data
 
@@ -217,9 +218,16 @@ def _named_key(variable: str | None) -> str | None:
 
 
 def _files_key(paths: Iterable[Path]) -> str:
-    return content_key(
-        files=sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file())
-    )
+    """Hash of the names and contents of files, 0.6 s a GB."""
+    return content_key(files=sorted((path.name, _digest(path)) for path in paths if path.is_file()))
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file's content. A hub cache names its large files by it, so those are not read."""
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.name
+    return file_sha256(path)
 
 
 def _run_numbers() -> list[int]:

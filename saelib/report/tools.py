@@ -1,5 +1,6 @@
-"""The tools in one import: `from saelib import tools`. The README lists them."""
+"""The tools in one import: `from saelib.report import tools`. docs/using.md lists them."""
 
+from saelib.acts.activations import text_store
 from saelib.interpret.compare import co_firing, compare_features, lineage, match_saes, nearest_features
 from saelib.interpret.features import (
     activation_density,
@@ -15,7 +16,6 @@ from saelib.report.feature_page import Member, feature_page
 from saelib.report.html_view import examples
 from saelib.report.split_page import split_page
 from saelib.sae.sae import load_sae
-from saelib.text.own_text import text_store
 
 __all__ = [
     "Member",

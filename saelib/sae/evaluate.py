@@ -48,7 +48,7 @@ def loss_of_logits(logits: Float[Tensor, "b t d_vocab"], tokens: Int[Tensor, "b 
 
 
 class LossEnds(NamedTuple):
-    """What loss recovered is measured between: the same for every SAE at a site."""
+    """The two losses that `loss_recovered` lies between: the same for every SAE at a site."""
 
     clean: float
     zero: float

@@ -1,4 +1,4 @@
-"""The sparse autoencoder: what it computes, and how it begins. `saelib.sae.format` says how it lies on disk.
+"""The sparse autoencoder: what it computes and how it is initialised. `saelib.sae.format` reads and writes it.
 
 Every weight has one orientation, here and everywhere in the package: `W_enc` is (d_in, d_sae), `W_dec` is
 (d_sae, d_in).
@@ -243,7 +243,7 @@ class SAE(nn.Module):
 def kaiming_uniform(shape: tuple[int, int], generator: torch.Generator | None) -> Float[Tensor, "fan_out fan_in"]:
     """Uniform on ±sqrt(6 / fan_in), with fan_in the *second* dimension.
 
-    That is what torch's initialiser does to a matrix stored as the study stores them, so `W_enc` begins with bound
+    That is what torch's initialiser does to a matrix stored as the 2024 post stores them, so `W_enc` begins with bound
     sqrt(6 / d_sae) although its true fan-in is d_in. Kept, because it sets the scale everything else starts from.
     """
     bound = math.sqrt(6 / shape[1])
@@ -257,7 +257,7 @@ def unit_rows(W: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]
 
 @torch.no_grad()
 def init_random(cfg: SAEConfig, generator: torch.Generator) -> SAE:
-    """The study's standard initialisation: Kaiming-uniform weights, unit decoder rows, zero biases."""
+    """The standard initialisation of the 2024 post: Kaiming-uniform weights, unit decoder rows, zero biases."""
     sae = SAE(cfg)
     sae.W_enc.copy_(kaiming_uniform((cfg.d_in, cfg.d_sae), generator))
     sae.W_dec.copy_(unit_rows(kaiming_uniform((cfg.d_sae, cfg.d_in), generator)))
@@ -339,7 +339,7 @@ def load_sae(path: str | Path) -> SAE:
 def require_fits(
     cfg: SAEConfig, *, d_in: int, hook_name: str | None = None, center_writing_weights: bool | None = None
 ) -> None:
-    """Refuse an SAE that was trained on other activations than those at hand; what neither side says is not compared.
+    """Refuse an SAE that was trained on other activations than those at hand; what one side does not state is not compared.
 
     Raises:
         UserError: another width, another hook, or other weight centring.
@@ -356,7 +356,7 @@ def require_fits(
 
 
 def require_trainable(cfg: SAEConfig) -> None:
-    """Refuse to train what the training step does not compute: anything but the study's own kind of SAE."""
+    """Refuse to train what the training step does not compute: anything but a standard (ReLU, L1) SAE."""
     for name, wanted in (
         ("architecture", "standard"),
         ("normalize_activations", "none"),

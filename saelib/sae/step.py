@@ -1,4 +1,4 @@
-"""One training step of the study's SAE, with the backward pass written out.
+"""One training step of an L1 SAE, with the backward pass written out.
 
     feature_acts = relu((x - b_dec) @ W_enc + b_enc)             x_hat = feature_acts @ W_dec + b_dec
     loss = mean over the batch of |x_hat - x|^2  +  sum over features and over the BATCH of penalty * feature_acts
@@ -16,10 +16,10 @@ With g = 2 (x_hat - x) / batch and dpre = (g @ W_dec.T + penalty) where a featur
 
 and for "decoder_norm" dW_dec[j] has l1_coeff / batch * (sum of feature j's activations) * W_dec[j] / |W_dec[j]| besides.
 
-Two routes compute this. *dense*: five matrix products. *sparse*: one, to find who is active; everything else touches
-active entries only. They agree within float rounding; which is faster depends on how many features are active
+Two routes compute this. *dense*: five matrix products. *sparse*: one, to find the active entries; everything else touches
+these only. They agree within float rounding; which is faster depends on how many features are active
 (`SPARSE_BELOW`). On a CPU and in fp32 the sparse route is compiled (`saelib.base.kernels`), and its one product is a rough one
-with a bound on its error (`saelib.sae.screen`); elsewhere it is made of torch's own operations.
+with a bound on its error (`saelib.sae.low_precision`); elsewhere it is made of torch's own operations.
 
 On CUDA the dense route is taken, with fp32 products (TF32 only if torch.backends.cuda.matmul.allow_tf32 is switched on),
 and nothing is read back from the device within a step. That path is not measured.
@@ -47,7 +47,7 @@ from saelib.sae.sae import SAE, unit_rows
 
 try:
     from saelib.base import kernels
-    from saelib.sae import screen
+    from saelib.sae import low_precision
 except ImportError:  # no numba for this interpreter: torch's own operations do the same, more slowly
     COMPILED = False
 else:
@@ -105,7 +105,7 @@ class StepResult(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """l2 + l1, the study's loss."""
+        """l2 + l1."""
         return self.totals[3].item()
 
 
@@ -246,11 +246,11 @@ _SMALL = 2**24
 
 
 class _Choice:
-    """The format of the rough product for one shape, by trial. It cannot change a result: see `saelib.sae.screen`."""
+    """The format of the rough product for one shape, by trial. It cannot change a result: see `saelib.sae.low_precision`."""
 
     def __init__(self) -> None:
         self.calls = 0
-        self.best: screen.Format = "float32"
+        self.best: low_precision.Format = "float32"
 
 
 @functools.lru_cache(maxsize=16)
@@ -305,20 +305,20 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _trial(forward: Callable[[screen.Format], _Forward]) -> screen.Format:
+def _trial(forward: Callable[[low_precision.Format], _Forward]) -> low_precision.Format:
     """The fastest format here and now, among those that find what fp32 finds."""
     seconds, found = {}, {}
-    for kind in screen.FORMATS:
+    for kind in low_precision.FORMATS:
         for _ in range(2):  # the first may compile
             started = time.perf_counter()
             found[kind] = forward(kind)
             seconds[kind] = time.perf_counter() - started
-    right = [kind for kind in screen.FORMATS if torch.equal(found[kind].squares, found["float32"].squares)]
+    right = [kind for kind in low_precision.FORMATS if torch.equal(found[kind].squares, found["float32"].squares)]
     return min(right, key=lambda kind: seconds[kind])
 
 
 class _Forward(NamedTuple):
-    """What the kernels found out about a batch, row by row."""
+    """What the forward kernels return for a batch, row by row."""
 
     g: Tensor
     squares: Tensor
@@ -354,11 +354,11 @@ def _forward(
     zero_parent: int | None,
     x: Tensor,
     centred: Tensor,
-    kind: screen.Format,
+    kind: low_precision.Format,
 ) -> _Forward:
     """Find the active entries, decode, and differentiate up to the pre-activations."""
     batch, d_sae = len(x), len(b_enc)
-    c, w = screen.rounded(centred, kind), screen.rounded(W_enc_t, kind)
+    c, w = low_precision.rounded(centred, kind), low_precision.rounded(W_enc_t, kind)
     per_feature = torch.stack([b_enc, w.norm, w.rest]).div_(w.scale)
     g, squares = _scratch.get("g", *x.shape), x.new_empty(batch)
     rows = min(BLOCK_ROWS, batch)
@@ -368,14 +368,14 @@ def _forward(
     fired = np.zeros((n_threads, d_sae), np.int64)
     starts, candidates = np.empty(batch, np.int64), np.empty(batch, np.int32)
     segments = []
-    margins = screen.margins(c, x.shape[1])
+    margins = low_precision.margins(c, x.shape[1])
     fixed = [t.numpy() for t in (c.scale, *margins, per_feature, x, centred, W_enc_t, b_enc, W_dec, b_dec, penalty)]
 
     def work(thread: int, begin: int, end: int, first: int, product: Any) -> None:
         mine = owned[thread]
         while True:
             done, mine.used = kernels.forward_rows(
-                begin, end, first, product, np.float32(screen.relative_error(kind)), *fixed,
+                begin, end, first, product, np.float32(low_precision.relative_error(kind)), *fixed,
                 -1 if zero_parent is None else zero_parent, g.numpy(), squares.numpy(), starts, fired[thread],
                 *mine.arrays, mine.used, candidates,
             )  # fmt: skip
@@ -386,7 +386,7 @@ def _forward(
 
     for first in range(0, batch, rows):
         values = c.values[first : first + rows]
-        product = screen.rough_product(values, w.values, room[: len(values)]).numpy()
+        product = low_precision.rough_product(values, w.values, room[: len(values)]).numpy()
         bounds = [first + bound for bound in kernels.even(len(product), n_threads)]
         pieces = list(itertools.pairwise(bounds))
         kernels.together(
@@ -466,8 +466,8 @@ def _result(
 def normalise_decoder(W_dec: Float[Tensor, "d_sae d_in"], dW_dec: Float[Tensor, "d_sae d_in"]) -> None:
     """Scale the decoder rows to unit norm and remove the gradient along them, in place.
 
-    The study does this between the backward pass and the optimiser's step, so after that step the rows are off unit
-    norm by the length of one step.
+    The 2024 post does this between the backward pass and the optimiser's step, so after that step the rows differ from unit
+    norm by up to one step.
     """
     if COMPILED and W_dec.device.type == "cpu" and W_dec.dtype == torch.float32 and W_dec.is_contiguous():
         tiny = np.float32(torch.finfo(torch.float32).tiny)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
-from saelib.sae.sae import SAE
+from saelib.sae.sae import SAE, require_fits
 
 _BLOCK_ENTRIES = 1 << 22
 """Activations computed at once: 17 MB."""
@@ -110,7 +110,7 @@ def stream(
 
     Args:
         features: feature numbers; None is all of the SAE's.
-        raw: the study's published ranking score `W_enc . (x - b_dec)`, without bias and ReLU, in place of the activation.
+        raw: in place of the activation the 2024 post's ranking score, `W_enc . (x - b_dec)`, without bias and ReLU.
         block: tokens at a time (default: what `block_rows` says).
 
     Raises:
@@ -121,6 +121,29 @@ def stream(
         entries = encoder.entries(x, rows.start)
         for accumulator in accumulators:
             accumulator.add(entries)
+
+
+@torch.no_grad()
+def feature_activations(store: ActivationStore, sae: SAE, feature: int) -> Float[np.ndarray, " n_tokens"]:
+    """`sae.encode(x)[:, feature]` on every row of the store, fp32.
+
+    Raises:
+        UserError: the feature is not one of the SAE, or the SAE belongs to another model, site or weight centring.
+    """
+    d_sae = sae.cfg.d_sae
+    if not 0 <= feature < d_sae:
+        raise UserError(f"feature must be in [0, d_sae={d_sae})", feature, "pass a feature of the narrow SAE")
+    manifest = store.manifest
+    require_fits(
+        sae.cfg,
+        d_in=store.d_in,
+        hook_name=manifest.get("hook_name"),
+        center_writing_weights=manifest.get("center_writing_weights"),
+    )
+    out = np.empty(store.n_tokens, dtype=np.float32)
+    for rows, x in store.blocks(block_rows(sae.n_encoded(1))):
+        out[rows] = sae.encode_feature(x, feature).numpy()
+    return out
 
 
 # --- accumulators ----------------------------------------------------------------------------------------------------

@@ -1,17 +1,17 @@
-"""Train one SAE: the study's loop, resumable to the bit.
+"""Train one SAE: the loop of the 2024 post, resumable to the bit.
 
-Order inside a step, as in the study: loss and gradients; decoder rows to unit norm and their gradients orthogonal to
-them; Adam; now and then re-initialise features that have fallen silent.
+Order inside a step, as in the post: loss and gradients; decoder rows to unit norm and their gradients orthogonal to
+them; Adam; every `reinit_every` steps re-initialise dead features.
 
-Departures from the study, and why:
+Departures from the post, and why:
 
-* Silent features are counted on the training tokens since the last re-initialisation, not on separate batches: it
-  costs nothing.
+* Dead features are found by counting on the training tokens since the last re-initialisation, not on separate batches:
+  it costs nothing.
 * A re-initialised feature's Adam moments are set to zero, so that the old feature's momentum does not push the new one,
   and its decoder row is normalised at once instead of one step later.
 * No re-initialisation near the end (`TrainConfig.reinit_guard`): a feature needs time before it is judged.
-* A zeroed parent counts as firing when its encoder says so: it is silenced in the loss, not dead, and is not
-  re-initialised for that.
+* A zeroed parent counts as firing where its encoder's activation is positive: it is zeroed in the loss only, so it is not
+  dead and not re-initialised.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from saelib.base.checkpoints import Checkpoint, Checkpoints
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.memory import keep_freed_memory
-from saelib.sae.health import Health
+from saelib.sae.divergence import DivergenceCheck
 from saelib.sae.sae import PARAMETERS, SAE, kaiming_uniform, require_trainable, unit_rows
 from saelib.sae.step import Objective, Params, StepResult, choose_route, loss_and_grads, normalise_decoder
 
 TRAINING_CODE = (
-    "acts.filter", "acts.store", "base.kernels", "sae.sae", "sae.screen", "sae.step", "sae.train",
+    "acts.filter", "acts.store", "base.kernels", "sae.sae", "sae.low_precision", "sae.step", "sae.train",
 )  # fmt: skip
-"""What computes a training: what starts it, serves its batches and does its steps. A kept one depends on this code."""
+"""The modules that determine a training: its initial weights, its batches and its steps. Their code is part of its key."""
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """Where training activations come from. What `batch` gives depends on its seed and the step: no state to resume."""
+    """Where training activations come from. `batch` depends on the seed and the step alone, so there is no state to resume."""
 
     @property
     def batch_size(self) -> int:
@@ -71,28 +71,28 @@ class TrainConfig:
     n_steps: int
     """Optimiser steps."""
     seed: int = 0
-    """Seeds the re-initialisation of silent features."""
+    """Seeds the re-initialisation of dead features."""
     lr: float = 1e-4
-    """Adam's learning rate, constant (study: 1e-4)."""
+    """Adam's learning rate, constant (post: 1e-4)."""
     beta1: float = 0.9
-    """Adam's first moment decay (study: 0.9)."""
+    """Adam's first moment decay (post: 0.9)."""
     beta2: float = 0.99
-    """Adam's second moment decay (study: 0.99)."""
+    """Adam's second moment decay (post: 0.99)."""
     batch_size: int = 4096
-    """Tokens a batch (study: 4096)."""
+    """Tokens a batch (post: 4096)."""
     objective: Objective = "study"
     """What a unit of activation costs (see `saelib.sae.step`). "decoder_norm" leaves the decoder rows at any length, and its
     `l1_coeff` is a token's: SAELens's default objective."""
     zero_parent: int | None = None
     """Feature whose activation the loss sets to zero; None is the standard loss."""
     reinit_every: int = 30_000
-    """Steps between re-initialisations of silent features (study: 30,000); 0 never."""
+    """Steps between re-initialisations of dead features (post: 30,000); 0 never."""
     reinit_threshold: float = 10**-5.5
-    """A feature that fired on a smaller share of tokens since the last re-initialisation is silent (study: 10^-5.5)."""
+    """A feature that fired on a smaller share of tokens since the last re-initialisation is dead (post: 10^-5.5)."""
     reinit_guard: int | None = None
-    """No re-initialisation when fewer steps than this remain; None means `reinit_every`. The study has none: 0."""
+    """No re-initialisation when fewer steps than this remain; None means `reinit_every`. The post has none: 0."""
     log_every: int = 100
-    """Steps between rows of the history (study: 100)."""
+    """Steps between rows of the history (post: 100)."""
     checkpoint_every: int = 500
     """Steps between checkpoints; it does not affect the result."""
 
@@ -107,16 +107,19 @@ class TrainConfig:
         for name in ("lr", "l1_coeff", "reinit_threshold"):
             value = getattr(self, name)
             require(
-                math.isfinite(value) and value >= 0, name, "finite and not negative", "start from the study's value"
+                math.isfinite(value) and value >= 0,
+                name,
+                "finite and not negative",
+                "start from the value of the 2024 post",
             )
         for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, name, "in [0, 1)", "the study uses 0.9 and 0.99")
+            require(0 <= getattr(self, name) < 1, name, "in [0, 1)", "the 2024 post uses 0.9 and 0.99")
         require(self.objective in get_args(Objective), "objective", f"one of {get_args(Objective)}", "name one of them")
         for name in ("reinit_every", "reinit_guard", "zero_parent"):
             require((getattr(self, name) or 0) >= 0, name, "zero or more", "give a number of steps, or a feature")
 
     def reinit_due(self, step: int) -> bool:
-        """Whether silent features are re-initialised after `step` updates."""
+        """Whether dead features are re-initialised after `step` updates."""
         guard = self.reinit_every if self.reinit_guard is None else self.reinit_guard
         return self.reinit_every > 0 and step % self.reinit_every == 0 and self.n_steps - step >= max(guard, 1)
 
@@ -155,7 +158,7 @@ def train(
 
     Raises:
         UserError: batches do not fit the SAE; the checkpoints in `workdir` are damaged or of another run; or the run is
-            no longer sound (see `saelib.sae.health`): the message names the step, the tensor and the last good checkpoint.
+            no longer sound (see `saelib.sae.divergence`): the message names the step, the tensor and the last good checkpoint.
     """
     keep_freed_memory()
     require_trainable(sae.cfg)
@@ -166,7 +169,9 @@ def train(
         found = checkpoints.newest(state.tensors(), state.scalars())
         if found is not None:
             state.restore(found)
-        health = Health(name, state.device, lambda: next((str(path) for path in checkpoints.paths()), "none yet"))
+        check = DivergenceCheck(
+            name, state.device, lambda: next((str(path) for path in checkpoints.paths()), "none yet")
+        )
         # Batches are copied into memory of our own: a matrix product may round differently at another alignment.
         x = torch.empty(cfg.batch_size, sae.cfg.d_in, device=state.device)
         started = time.perf_counter() - state.seconds
@@ -175,24 +180,24 @@ def train(
                 x.copy_(served)
             route = choose_route(state.active_share, state.device)
             result = loss_and_grads(state.params, x, cfg.l1_coeff, cfg.zero_parent, route, cfg.objective)
-            health.observe(state.step, result.totals[-1])
+            check.observe(state.step, result.totals[-1])
             state.count(result, cfg.batch_size)
             state.seconds = time.perf_counter() - started
             if state.step % cfg.log_every == 0 or state.step == cfg.n_steps - 1:
-                health.require_finite(state.step, state.params._asdict(), batches.batch)
+                check.require_finite(state.step, state.params._asdict(), batches.batch)
                 state.log(result, cfg, probe)
                 limit = max(state.rows[0]["loss"], x.square().sum(1).mean().item())
-                health.require_progress(state.step, result.loss, limit, state.rows[-1]["dead_share"])
+                check.require_progress(state.step, result.loss, limit, state.rows[-1]["dead_share"])
             if cfg.objective == "study":
                 normalise_decoder(state.params.W_dec, result.grads.W_dec)
             state.update(result.grads)
             state.step += 1
             if cfg.reinit_due(state.step):
-                state.reinitialise_silent(cfg)
+                state.resample_dead(cfg)
             if snapshots and state.step in snapshots:
                 snapshots[state.step](state.sae)
             if state.step % cfg.checkpoint_every == 0 or state.step == cfg.n_steps:
-                health.require_finite(state.step, state.tensors(), batches.batch)
+                check.require_finite(state.step, state.tensors(), batches.batch)
                 checkpoints.write(state.step, state.tensors(), state.scalars())
             if on_step is not None:
                 on_step(state.step, cfg.n_steps)
@@ -200,7 +205,7 @@ def train(
 
 
 class _State:
-    """Everything a step changes; `tensors()` and `scalars()` are all of it, and go into every checkpoint."""
+    """Everything a step changes. `tensors()` and `scalars()` together are all of it and go into every checkpoint."""
 
     def __init__(self, sae: SAE, cfg: TrainConfig) -> None:
         self.sae, self.device = sae.requires_grad_(False), sae.W_enc.device
@@ -213,7 +218,7 @@ class _State:
         for leaf in self.leaves.values():
             zeros = {"exp_avg": torch.zeros_like(leaf), "exp_avg_sq": torch.zeros_like(leaf)}
             self.adam.state[leaf] = {"step": torch.zeros((), dtype=torch.float32, device=self.device), **zeros}
-        # Not the seed itself: the initial SAE was likely drawn from it, and a silent feature would be drawn again as it was.
+        # Not the seed itself: the initial SAE was likely drawn from it, and a dead feature would be drawn again as it was.
         self.generator = torch.Generator().manual_seed(cfg.seed ^ 0x5EED5EED)
         self.fired_since_reinit = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=self.device)
         self.fired_since_log = torch.zeros_like(self.fired_since_reinit)
@@ -265,9 +270,9 @@ class _State:
             self.leaves[name].grad = grad
         self.adam.step()
 
-    def reinitialise_silent(self, cfg: TrainConfig) -> None:
-        """Give every silent feature fresh weights, a zero bias and zero Adam moments, and start counting anew."""
-        silent = self.fired_since_reinit < cfg.reinit_threshold * self.tokens_since_reinit
+    def resample_dead(self, cfg: TrainConfig) -> None:
+        """Give every dead feature fresh weights, a zero bias and zero Adam moments, and start counting anew."""
+        dead = self.fired_since_reinit < cfg.reinit_threshold * self.tokens_since_reinit
         d_in, d_sae = self.params.W_enc.shape
         fresh = {
             "W_enc": kaiming_uniform((d_in, d_sae), self.generator).t(),
@@ -276,9 +281,9 @@ class _State:
         }
         for name, values in fresh.items():
             leaf = self.leaves[name]
-            leaf[silent] = values.to(leaf.device)[silent]
-            self.adam.state[leaf]["exp_avg"][silent] = 0
-            self.adam.state[leaf]["exp_avg_sq"][silent] = 0
+            leaf[dead] = values.to(leaf.device)[dead]
+            self.adam.state[leaf]["exp_avg"][dead] = 0
+            self.adam.state[leaf]["exp_avg_sq"][dead] = 0
         self.fired_since_reinit.zero_()
         self.tokens_since_reinit = 0
 

@@ -17,12 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelib.acts.activations import Activations
-from saelib.acts.filter import feature_activations
 from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.sae.sae import SAE
-from saelib.sae.stream import sample_key
+from saelib.sae.stream import feature_activations, sample_key
 from saelib.split.tokens import ParentTokens, TokenSet
 
 TAU_SHARE = 2 / 9.23

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from saelib.acts.activations import Activations
 from saelib.base.cache import ensure_dir
+from saelib.base.display import html_of
 from saelib.base.errors import UserError
 from saelib.sae.sae import SAE, save_sae
 from saelib.split.contexts import Context, Labels, member
@@ -224,10 +225,8 @@ class Split:
         save_sae(self.sae, folder / "sae")
         return folder
 
-    def _repr_html_(self) -> str:
-        from saelib.report.children_page import split_html
-
-        return str(split_html(self))
+    def _repr_html_(self) -> str | None:
+        return html_of(self)
 
 
 def _finite(value: Any) -> Any:

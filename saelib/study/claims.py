@@ -66,7 +66,7 @@ def matched_feature(profile: Profile) -> study.Parent:
     sae, store = study.narrow_sae(profile).sae, study.activations(profile, "select")
     key = content_key(
         store=store.key, sae=study.sae_key(sae), parent=chosen, fraction=profile.tau_fraction,
-        code=code_version("interpret.marking", "sae.sae", "study.claims"),
+        code=code_version("interpret.feature_f1", "sae.sae", "study.claims"),
     )  # fmt: skip
 
     def search() -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from saelib.acts.filter import feature_activations, filter_view
+from saelib.acts.filter import filter_view
 from saelib.acts.store import POSITIONS, ActivationStore, ShuffledBatches, View, harvest
 from saelib.base.cache import (
     atomic_path,
@@ -39,13 +39,14 @@ from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.hub import named_path
 from saelib.base.progress import report_progress
-from saelib.interpret.marking import Cut, best_cut, best_marking, cut_at, marking, tokens_of_kind
+from saelib.interpret.feature_f1 import Cut, best_cut, best_feature_f1, cut_at, feature_f1, tokens_of_kind
 from saelib.lm.gelu_1l import load_gelu_1l
 from saelib.lm.hf_model import load_hf_folder, load_smollm2, smollm2_folder
 from saelib.lm.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
 from saelib.sae.evaluate import LossEnds, Quality, loss_ends, sae_quality
 from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, require_fits, save_sae
 from saelib.sae.scaled import scaled_acts
+from saelib.sae.stream import feature_activations
 from saelib.sae.train import TRAINING_CODE, TrainConfig, TrainResult, train
 from saelib.split.classes import hyphen_labels, hyphen_rows
 from saelib.study.eye_test import HyphenSet
@@ -375,18 +376,18 @@ LEAST_FIT = 0.8
 def rank_parents(profile: Profile, sae: SAE) -> pd.DataFrame:
     """Features of the narrow SAE ranked by how well they mark hyphens that join words, each at its threshold of best F1.
 
-    The columns of `saelib.interpret.marking.best_marking`, over all tokens of the select split; the best first.
+    The columns of `saelib.interpret.feature_f1.best_feature_f1`, over all tokens of the select split; the best first.
     """
     store = activations(profile, "select")
     key = content_key(
         store=store.key,
         sae=sae_key(sae),
         marked="joining hyphens",
-        code=code_version("interpret.marking", "sae.sae", "split.classes"),
+        code=code_version("interpret.feature_f1", "sae.sae", "split.classes"),
     )
 
     def columns() -> dict[str, Any]:
-        found = best_marking(store, sae, joins(profile, "select"))
+        found = best_feature_f1(store, sae, joins(profile, "select"))
         return {str(name): values.tolist() for name, values in found.items()}
 
     found = pd.DataFrame(kept_json("parents", key, columns))
@@ -394,23 +395,23 @@ def rank_parents(profile: Profile, sae: SAE) -> pd.DataFrame:
 
 
 def rank_marking(profile: Profile, sae: SAE, kind: str) -> pd.DataFrame:
-    """Features ranked by F1 on the select split: the columns of `saelib.interpret.marking.marking`, and `token`, what is marked.
+    """Features ranked by F1 on the select split: columns as in `saelib.interpret.feature_f1.feature_f1`, and `token`.
 
     Args:
-        kind: `hyphen`, `digit` or `code`, as in `saelib.interpret.marking.tokens_of_kind`. Each token of code is ranked
+        kind: `hyphen`, `digit` or `code`, as in `saelib.interpret.feature_f1.tokens_of_kind`. Each token of code is ranked
             alone: its pairs of token and feature are in one table.
     """
     store, which = activations(profile, "select"), sae_key(sae)
     tables = []
     for name, ids in tokens_of_kind(language_model(profile), kind):
-        key = content_key(store=store.key, sae=which, tokens=ids, code=code_version("interpret.marking", "sae.sae"))
+        key = content_key(store=store.key, sae=which, tokens=ids, code=code_version("interpret.feature_f1", "sae.sae"))
         columns = kept_json("parents", key, functools.partial(_marking_columns, store, sae, ids))
         tables.append(pd.DataFrame(columns).assign(token=name))
     return pd.concat(tables).sort_values("f1", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def _marking_columns(store: ActivationStore, sae: SAE, tokens: list[int]) -> dict[str, Any]:
-    return {str(name): values.tolist() for name, values in marking(store, sae, tokens).items()}
+    return {str(name): values.tolist() for name, values in feature_f1(store, sae, tokens).items()}
 
 
 def parents_of_other_kinds(profile: Profile, sae: SAE) -> pd.DataFrame:
@@ -494,7 +495,7 @@ def parent_on(profile: Profile, split: str, feature: int) -> np.ndarray:
 def feature_on(profile: Profile, split: str, sae: SAE, feature: int) -> np.ndarray:
     """One feature's activation on every row of a split; kept in the cache, since every run asks for the parent's."""
     store = activations(profile, split)
-    key = content_key(store=store.key, sae=sae_key(sae), feature=feature, code=code_version("acts.filter", "sae.sae"))
+    key = content_key(store=store.key, sae=sae_key(sae), feature=feature, code=code_version("sae.stream", "sae.sae"))
 
     def make(folder: Path) -> None:
         file = io.BytesIO()  # numpy's error on a full disk would not say that it is full

@@ -1,7 +1,7 @@
 """From archives to a token store: clean, deduplicate, split by document, tokenise, cut into contexts.
 
-The split is a function of each document's own text (a hash), so that it never changes when sources are added:
-80% train, 10% select (children and coefficients are chosen here), 10% test (every reported number comes from here).
+Documents go to a split by a hash of their own text, so the split of a document never changes when sources are added:
+80% train, 10% select (where children and coefficients are chosen), 10% test (where reported numbers come from).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPLITS = ("train", "select", "test")
 TEXT_VERSION = 2
 """Part of the store's key: raise it when cleaning, splitting or cutting changes."""
 CODE_SHARE = 0.20
-"""Largest share of characters that code documents may have, as in the study's dataset (80% web text, 20% code)."""
+"""Largest share of characters that code documents may have, as in the data set of the 2024 post (80% web text, 20% code)."""
 _MIN_CHARACTERS = 200
 _LONG_LINE = 40
 Progress = Callable[[str, int, int], None]

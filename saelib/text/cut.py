@@ -1,15 +1,14 @@
-"""Documents to contexts of tokens, in one way for every text: the study's packages and a user's own files.
+"""Documents to contexts of tokens, in one way for every text: downloaded packages and a user's own files.
 
 The documents' tokens, each document's followed by EOS, make one stream; the stream is cut into pieces of 127 tokens, and BOS
-heads every piece. What is left at the end of the stream is dropped. Nothing else is put in, whatever a tokenizer's
-post-processor would add.
+is put before every piece. The incomplete piece at the end of the stream is dropped. A tokenizer's post-processor adds nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import tokenizers
@@ -19,6 +18,31 @@ from saelib.text.tokens import CONTEXT_LENGTH
 
 _BATCH = 512
 """Documents tokenised at once."""
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What cutting a text needs to know of a language model."""
+
+    @property
+    def key(self) -> str:
+        """Hash of the weights and the tokenizer."""
+
+    @property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """Turns text into tokens."""
+
+    @property
+    def bos(self) -> int:
+        """The token at the head of every context."""
+
+    @property
+    def eos(self) -> int:
+        """The token after every document."""
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of tokens."""
 
 
 class Contexts(NamedTuple):

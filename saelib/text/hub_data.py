@@ -1,6 +1,6 @@
-"""The study's data: a data set that comes as tokens, and one of text to interpret features on; local or streamed.
+"""The data of the 2024 post: a data set of tokens, and one of text to interpret features on; local or streamed.
 
-`NeelNanda/c4-code-tokenized-2b` has a column `tokens` of rows of 1024 tokens of gelu-1l's tokenizer. As in the study each row
+`NeelNanda/c4-code-tokenized-2b` has a column `tokens` of rows of 1024 tokens of gelu-1l's tokenizer. As in the post each row
 is cut into contexts of 128 whose first token is overwritten with BOS. Rows go to splits by their number: of every ten,
 one to select, one to test, eight to train. Only as many rows are read as the profile needs; they are kept as 2 bytes a
 token, and an interrupted build goes on at the row it had reached.
@@ -19,8 +19,7 @@ import numpy as np
 from saelib.base.cache import cache_dir, content_key, disk_errors, ensure_dir, fsync_path, locked, read_json, write_json
 from saelib.base.errors import UserError
 from saelib.base.hub import cached_snapshot, hub_reachable, missing, named_folder
-from saelib.lm.model import LanguageModel
-from saelib.text.cut import token_dtype
+from saelib.text.cut import Vocabulary, token_dtype
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
 PRETOKENISED = "NeelNanda/c4-code-tokenized-2b"
@@ -128,7 +127,7 @@ def rows_of(repo: str, variable: str, column: str, skip: int) -> Iterator[Any]:
 
 
 def pretokenised_store(
-    model: LanguageModel,
+    model: Vocabulary,
     n_contexts: Mapping[str, int],
     *,
     progress: Callable[[str, int, int], None] | None = None,
@@ -142,7 +141,7 @@ def pretokenised_store(
     """
     key = content_key(
         data=PRETOKENISED, n_contexts=dict(n_contexts), bos=model.bos, vocabulary=model.d_vocab, version=DATA_VERSION,
-        source=[path.name for path in local_files(PRETOKENISED, PRETOKENISED_VARIABLE)],
+        source=[(path.name, path.stat().st_size) for path in local_files(PRETOKENISED, PRETOKENISED_VARIABLE)],
     )  # fmt: skip
     folder = cache_dir() / "tokens" / f"c4-code-{key}"
     with locked(folder):
@@ -154,7 +153,7 @@ def pretokenised_store(
 def _build(
     folder: Path,
     key: str,
-    model: LanguageModel,
+    model: Vocabulary,
     n_contexts: Mapping[str, int],
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
@@ -192,7 +191,7 @@ def _append(
     chunk: list[Any],
     state: dict[str, Any],
     n_contexts: Mapping[str, int],
-    model: LanguageModel,
+    model: Vocabulary,
     dtype: np.dtype[Any],
 ) -> None:
     documents = state.setdefault("documents", dict.fromkeys(n_contexts, 0))
@@ -231,9 +230,7 @@ def _append(
     state["contexts"] = counts
 
 
-def _manifest(
-    folder: Path, key: str, model: LanguageModel, state: dict[str, Any], dtype: np.dtype[Any]
-) -> dict[str, Any]:
+def _manifest(folder: Path, key: str, model: Vocabulary, state: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
     splits = {}
     for split, count in state["contexts"].items():
         ids = np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r")
@@ -255,6 +252,6 @@ def _manifest(
 
 
 def interpretation_texts(n: int) -> list[str]:
-    """The first texts of `c4-code-20k`, on which the study reads features (column `text`); none when it is not at hand."""
+    """The first texts of `c4-code-20k`, on which the post reads features (column `text`); none when it is not at hand."""
     files = local_files(INTERPRETATION, INTERPRETATION_VARIABLE)
     return [str(text) for text in itertools.islice(read_column(files, "text"), n)]

@@ -1,4 +1,4 @@
-"""A text of one's own as an activation store: tokenised, cut into contexts, harvested once and kept in the cache."""
+"""A text of the user's own: read, split by document, tokenised and cut into contexts, kept in the cache."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from saelib.acts.store import ActivationStore, harvest
 from saelib.base.cache import atomic_dir, cache_dir, content_key, disk_errors, locked, write_json
 from saelib.base.errors import UserError
-from saelib.base.progress import report_progress
-from saelib.lm.model import LanguageModel
-from saelib.text.cut import cut, tokenised, write_split
+from saelib.text.cut import Vocabulary, cut, tokenised, write_split
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
 SPLIT = "text"
@@ -19,36 +16,19 @@ OWN_TEXT_VERSION = 2
 """Part of the store's key: raise it when the contexts of the same documents change."""
 
 
-def text_store(
-    model: LanguageModel, text: str | Path | Sequence[str], *, max_contexts: int | None = None
-) -> ActivationStore:
-    """The model's activations on a text, harvested when first asked for and kept in the cache.
-
-    Args:
-        text: a text file (one document), a folder of `.txt` files (a document each), or a list of documents.
-        max_contexts: harvest no more than so many contexts of 127 tokens.
+def own_tokens(model: Vocabulary, documents: Sequence[str]) -> TokenStore:
+    """Documents as a token store with the one split `SPLIT`, made when first asked for and kept in the cache.
 
     Raises:
-        UserError: the file is not there or is no text, or holds fewer tokens than one context.
+        UserError: the documents hold fewer tokens than one context.
     """
-    return stores_of_text(model, text, max_contexts=max_contexts)[0]
-
-
-def stores_of_text(
-    model: LanguageModel, text: str | Path | Sequence[str], *, max_contexts: int | None = None
-) -> tuple[ActivationStore, TokenStore]:
-    """As `text_store`, with the tokens: which document each came from."""
-    documents = _documents(text)
     digest = hashlib.sha256("\0".join(documents).encode("utf-8", "replace")).hexdigest()
     key = content_key(text=digest, model=model.key, context_length=CONTEXT_LENGTH, version=OWN_TEXT_VERSION)
     folder = cache_dir() / "tokens" / f"{SPLIT}-{key}"
     with locked(folder):
         if not (folder / "manifest.json").exists():
             _write(model, documents, key, folder)
-    tokens = TokenStore.open(folder)
-    available = len(tokens.contexts(SPLIT))
-    n_contexts = min(max_contexts or available, available)
-    return harvest(model, tokens, SPLIT, n_contexts, progress=report_progress), tokens
+    return TokenStore.open(folder)
 
 
 SHARES = {"select": 0.1, "test": 0.1}
@@ -61,9 +41,9 @@ def split_documents(text: str | Path | Sequence[str]) -> dict[str, list[str]]:
     A text of fewer than 30 documents is cut at blank lines first, so that a single file can be split, too.
 
     Raises:
-        UserError: as `text_store`; or a split is left without a document.
+        UserError: as `read_documents`; or a split is left without a document.
     """
-    documents = _documents(text)
+    documents = read_documents(text)
     if len(documents) < 30:
         documents = [part for document in documents for part in document.split("\n\n") if part.strip()]
     splits: dict[str, list[str]] = {"train": [], "select": [], "test": []}
@@ -78,7 +58,15 @@ def split_documents(text: str | Path | Sequence[str]) -> dict[str, list[str]]:
     return splits
 
 
-def _documents(text: str | Path | Sequence[str]) -> list[str]:
+def read_documents(text: str | Path | Sequence[str]) -> list[str]:
+    """The documents of a text.
+
+    Args:
+        text: a text file (one document), a folder of `.txt` files (a document each), or a list of documents.
+
+    Raises:
+        UserError: the file is not there or is not UTF-8.
+    """
     if not isinstance(text, str | Path):
         return list(text)
     path = Path(text).expanduser()
@@ -95,7 +83,7 @@ def _documents(text: str | Path | Sequence[str]) -> list[str]:
     return found
 
 
-def _write(model: LanguageModel, documents: list[str], key: str, folder: Path) -> None:
+def _write(model: Vocabulary, documents: Sequence[str], key: str, folder: Path) -> None:
     contexts = cut(tokenised(model.tokenizer, documents), model.bos, model.eos, model.d_vocab)
     if not len(contexts.tokens):
         rule = f"the text must fill at least one context of {CONTEXT_LENGTH - 1} tokens"

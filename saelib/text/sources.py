@@ -40,7 +40,7 @@ class Source:
     """`requests` (jsonl.gz records of benchmark passages), `speeches` (.txt files) or `python` (.py files)."""
     what: str
     licence: str
-    """As the package's metadata or its upstream collections state it; see the README for what that means for reuse."""
+    """As the package's metadata or its upstream collections state it; docs/profiles.md lists them."""
 
 
 STUDY_SOURCES = (

@@ -12,7 +12,7 @@ pytest.importorskip("numba", reason="the compiled route needs it")
 
 import saelib.sae.step as step_module
 from saelib.base import kernels
-from saelib.sae import screen
+from saelib.sae import low_precision
 from saelib.sae.step import Params, loss_and_grads
 
 
@@ -56,7 +56,7 @@ def test_the_bound_holds(c_kind, w_kind, d, n, near, seed):
         b = torch.where(b.isfinite(), b, torch.zeros(n))
     exact = c.double() @ w.double().t() + b.double()
     computed = torch.stack([_computed(row, w) for row in c]) + b
-    for kind in screen.FORMATS:
+    for kind in low_precision.FORMATS:
         found = candidates(c, w, b, kind)
         for r in range(len(c)):
             missing = ((exact[r] > 0) | (computed[r] > 0)) & ~found[r]
@@ -71,23 +71,23 @@ def _computed(row, w):
 
 
 def candidates(c, w, b, kind):
-    """Whom the screen lets through."""
+    """The features that may be active by the bound."""
     found = torch.zeros(len(c), len(w), dtype=torch.bool)
-    rough_c, rough_w = screen.rounded(c, kind), screen.rounded(w, kind)
-    product = screen.rough_product(rough_c.values, rough_w.values)
+    rough_c, rough_w = low_precision.rounded(c, kind), low_precision.rounded(w, kind)
+    product = low_precision.rough_product(rough_c.values, rough_w.values)
     per_feature = torch.stack([b, rough_w.norm, rough_w.rest]).div_(rough_w.scale).numpy()
     for r in range(len(c)):
         out = np.empty(len(w) + 8, np.int32)
-        on_norm, on_rest = screen.margins(rough_c, c.shape[1])
+        on_norm, on_rest = low_precision.margins(rough_c, c.shape[1])
         n = kernels._candidates(
-            product[r].numpy(), np.float32(screen.relative_error(kind)), np.float32(1) / rough_c.scale[r].numpy(),
+            product[r].numpy(), np.float32(low_precision.relative_error(kind)), np.float32(1) / rough_c.scale[r].numpy(),
             on_norm[r].numpy(), on_rest[r].numpy(), per_feature, np.zeros((len(w) + 7) // 8 * 8, np.uint8), out,
         )  # fmt: skip
         found[r, torch.from_numpy(out[:n].astype(np.int64))] = True
     return found
 
 
-@pytest.mark.parametrize("kind", screen.FORMATS)
+@pytest.mark.parametrize("kind", low_precision.FORMATS)
 def test_few_are_computed_in_vain(kind):
     generator = torch.Generator().manual_seed(0)
     c, w = torch.randn(64, 256, generator=generator), torch.randn(1024, 256, generator=generator)
@@ -103,7 +103,7 @@ def test_a_number_that_is_not_finite_is_always_let_through():
     c[0, 3], c[1, 3], w[5, 0], w[6, 0] = float("nan"), float("inf"), float("nan"), -float("inf")
     b = torch.full((40,), -100.0)
     b[7] = float("nan")
-    for kind in screen.FORMATS:
+    for kind in low_precision.FORMATS:
         found = candidates(c, w, b, kind)
         assert found[:2].all() and found[:, 5:8].all() and not found[2:, 8:].any(), kind
 
@@ -134,7 +134,7 @@ def test_no_format_and_no_number_of_threads_changes_a_bit(monkeypatch, zero_pare
     results = []
     threads = torch.get_num_threads()
     try:
-        for kind in screen.FORMATS:
+        for kind in low_precision.FORMATS:
             for n in (1, 2, 3):
                 torch.set_num_threads(n)
                 with_format(monkeypatch, kind)

@@ -1,14 +1,14 @@
-"""Who may be active: a rough product of batch and encoder, and a bound on how rough it is.
+"""Which features may be active: a low-precision product of batch and encoder, with a bound on its error.
 
 With c = x - b_dec rounded to c' and a column w of W_enc rounded to w', whatever the format,
 
     |c . w - c' . w'|  <=  |c - c'| |w|  +  |c'| |w - w'|                                        (Cauchy-Schwarz)
 
-and the four norms are computed, not estimated. A feature whose rough pre-activation plus this bound plus its bias is not
-positive cannot be active; for all others the kernel computes the pre-activation exactly, in fp32. The bound also covers
-the rounding of that computation, d_in 2^-23 |c| |w|, so *no* format changes a result by a bit, and which one is used is
-a matter of speed alone: the three are timed on the batch at hand, now and then, and the fastest is kept (unless it
-disagrees with fp32 there, which would be a bug of the product's library).
+and the four norms are computed, not estimated. A feature is not active if its rough pre-activation plus this bound plus its
+bias is not positive; for all others the kernel computes the pre-activation in fp32. The bound also covers the rounding of
+that computation, d_in 2^-23 |c| |w|, so the format does not change a result by a bit. It only matters for speed: from time to
+time the three formats are timed on the batch at hand and the fastest is kept (unless it disagrees with fp32 there, which
+would be a bug of the product's library).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How well a feature's firing marks a token: by this the parent of the study is found, and parents of other kinds."""
+"""How well each feature detects given tokens (F1, precision, recall): parents are chosen by it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tokens_of_kind(model: LanguageModel, kind: str) -> list[tuple[str, list[int]
 
 
 @torch.no_grad()
-def marking(store: ActivationStore, sae: SAE, tokens: list[int]) -> pd.DataFrame:
+def feature_f1(store: ActivationStore, sae: SAE, tokens: list[int]) -> pd.DataFrame:
     """Each feature as a detector of some tokens, over every token of a store: it says yes where it fires.
 
         F1 = 2 hits / (fired + marked)
@@ -112,7 +112,7 @@ def best_cut(values: Float[np.ndarray, " n"], marked: Bool[np.ndarray, " n"]) ->
 
 
 @torch.no_grad()
-def best_marking(store: ActivationStore, sae: SAE, marked: Bool[np.ndarray, " n_tokens"]) -> pd.DataFrame:
+def best_feature_f1(store: ActivationStore, sae: SAE, marked: Bool[np.ndarray, " n_tokens"]) -> pd.DataFrame:
     """Each feature as a detector of some tokens, at its threshold of best F1 over every token of a store.
 
         F1(t) = 2 hits(t) / (above(t) + marked),     above(t) = tokens with activation >= t

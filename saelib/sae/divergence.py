@@ -1,7 +1,7 @@
-"""Is a training still sound? Watched at every step without waiting for the device, judged when the history gets a row.
+"""Stop a training that has diverged: losses are recorded at every step without waiting for the device, and judged when logged.
 
 A run stops when its loss is no longer finite, when it is far above where it began, or when no feature fires any more.
-The message names the step, the tensor and the last good checkpoint, which is still there: only a sound state is saved.
+The message names the step, the tensor and the last good checkpoint; a state that fails these checks is never saved.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 from saelib.base.errors import UserError
 
 DIVERGED = 100.0
-"""A run has diverged when its loss exceeds this many times both its first loss and that of rebuilding every activation as
-zero. A sound run ends below both."""
+"""A run has diverged when its loss exceeds this many times both its first loss and the loss of a zero reconstruction. A run
+that trains ends below both."""
 
 
-class Health:
-    """The watch over one run; `last_good` names its newest checkpoint, in words."""
+class DivergenceCheck:
+    """The check of one run; `last_good()` names its newest checkpoint, for the message."""
 
     def __init__(self, name: str, device: torch.device, last_good: Callable[[], str]) -> None:
         self.name, self.last_good = name, last_good
