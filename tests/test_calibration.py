@@ -11,10 +11,12 @@ import torch
 
 from saelib.base.errors import UserError
 from saelib.split import calibration
+from saelib.split.engine import make_children
 from saelib.split.implants import Implant, clustered, implanted
+from saelib.split.stability import overall
 from saelib.split.synthetic import ARCS, IMPOSTORS, TRUE, make_case
 from saelib.split.tokens import SPLITS
-from saelib.split.verdict import BOUNDS, Verdict
+from saelib.split.verdict import BOUNDS, Bounds, Verdict
 
 pytestmark = pytest.mark.calibration
 SEEDS = range(100, 103)
@@ -33,3 +35,84 @@ def test_impostors_do_not_pass() -> None:
 
 def test_an_effect_too_small_to_see_is_not_found() -> None:
     assert calibration.synthetic_table(("tree",), (0.5,), seeds=SEEDS)["split"].sum() == 0
+
+
+def test_a_bound_keeps_an_impostor_out() -> None:
+    """What the checks above would say if a bound were loosened by hand."""
+    case = make_case("dense direction", calibration.STATED_EFFECT, 100)
+    found = make_children(case.work, calibration.SYNTHETIC)
+    separation, _ = case.work.separate(found.made)
+
+    def passes(bounds: Bounds) -> bool:
+        return bool(case.work.judge(found.made, separation, found.stability, bounds).contexts[0].passed)
+
+    assert not passes(BOUNDS) and passes(replace(BOUNDS, precision=0.25))
+
+
+def test_a_circle_is_cut_anywhere_and_clusters_are_not() -> None:
+    agree = {}
+    for name in ("circle", "seven clusters"):
+        work = make_case(name, calibration.STATED_EFFECT, 100).work
+        found = make_children(work, calibration.SYNTHETIC)
+        assert found.stability is not None
+        agree[name] = overall(found.stability, work.fires(found.made))
+    assert agree["circle"] < BOUNDS.stability < agree["seven clusters"]
+
+
+def test_a_case_is_what_its_seed_says_and_an_unknown_one_is_refused() -> None:
+    a, b, other = (make_case("tree", 7.0, seed, n_parent=60).work.tokens.on["test"] for seed in (3, 3, 4))
+    assert a.x.equal(b.x) and not a.x.equal(other.x)
+    arcs = make_case("circle", 7.0, 3, n_parent=60)
+    assert arcs.truly_split == (False,) * ARCS and make_case("tree", 7.0, 3, n_parent=60).truly_split == (True,) * 3
+    with pytest.raises(UserError, match="case must be one of tree, seven clusters"):
+        make_case("honest", 7.0, 3)
+
+
+def test_an_implant_moves_some_tokens_along_one_direction() -> None:
+    work = make_case("no children", 0.0, 0, n_parent=300).work
+    before = work.tokens
+    there, nothing = (implanted(work.original, before, Implant(delta, 0.2, 5)) for delta in (4.0, 0.0))
+    for split in SPLITS:
+        moved = there.tokens.on[split].x - before.on[split].x
+        inside = there.labels.member[split][:, 0]
+        assert torch.equal(nothing.tokens.on[split].x, before.on[split].x)
+        assert np.array_equal(nothing.labels.member[split], there.labels.member[split])
+        assert not moved[~torch.from_numpy(inside)].any()
+        u = moved[torch.from_numpy(inside)]
+        assert torch.allclose(u, u[:1].expand_as(u), atol=1e-4)
+        assert abs(float(torch.nn.functional.cosine_similarity(u[0], work.original.W_dec[0], dim=0))) < 1e-5
+        assert 0.1 < inside.mean() < 0.3
+    sd = float((before.on["train"].x @ torch.nn.functional.normalize(u[0], dim=0)).std())
+    assert float(u[0].norm()) == pytest.approx(4 * sd, rel=1e-4)
+
+
+def test_documents_differ_in_how_many_tokens_are_chosen() -> None:
+    document = np.repeat(np.arange(400), 20)
+    chosen = clustered(document, 0.2, np.random.default_rng(0))
+    each = chosen.reshape(400, 20).mean(1)
+    assert chosen.mean() == pytest.approx(0.2, abs=0.05)
+    assert each.std() > 2 * np.sqrt(0.2 * 0.8 / 20)  # a Beta(0.4, 1.6) has standard deviation 0.23
+
+
+def test_implants_in_a_made_parent_are_found_and_their_absence_is_not() -> None:
+    work = make_case("no children", 0.0, 1).work
+    table = calibration.implants_table(work.original, work.tokens, deltas=(0.0, 8.0), seeds=(0,))
+    found = table.set_index(["delta", "share"])["verdict"]
+    assert (found[0.0] != Verdict.SPLIT).all() and (found[8.0] == Verdict.SPLIT).all()
+
+
+def test_the_implants_tables_by_hand() -> None:
+    table = pd.DataFrame(
+        {
+            "delta": [0.0, 0.0, 8.0, 8.0],
+            "share": [0.2] * 4,
+            "seed": [0, 1, 0, 1],
+            "verdict": ["not split", "not split", "split", "already told apart"],
+            "ceiling": [0.1, 0.0, 0.9, 0.95],
+            "S_2": [0.0, 0.1, 0.9, 0.9],
+        }
+    )
+    summary = calibration.implants_summary(table)
+    assert summary["rate"].tolist() == [0, 0.5] and summary["told_apart"].tolist() == [0, 1]
+    seen = calibration.implants_seen(table)
+    assert (seen["cases"].tolist(), seen["split"].tolist(), seen["rate"].tolist()) == ([1], [1], [1])

@@ -57,7 +57,7 @@ class ChildrenConfig:
     """Adam's learning rate; falls linearly to 0 over the second half."""
     whiten: float = 0.0
     """Exponent of the metric: errors are measured along y's principal axes divided by their variance to this power / 2."""
-    start: str = "rows"
+    start: str = "kmeans++"
     """Where decoder rows begin: `rows` of y at random, `kmeans++` (rows far from those chosen before), `clusters` (centres of
     spherical k-means, each child silent on the tokens of the others), or `random`."""
     frozen_decoder: bool = False

@@ -10,8 +10,8 @@ u and every w_k, not v. What v is makes the case:
 * impostors, which hold no split: see `IMPOSTORS`.
 
 The effect size is how far a child's component stands out along its own direction: effect = alpha s0 / sd, sd the standard
-deviation of everything else along it; on the circle, how far it stands out from its neighbours' there. Documents differ in which classes they hold, so that a bootstrap over documents has
-something to find.
+deviation of everything else along it; on the circle, how far it stands out from its neighbours' there. Documents differ in
+which classes they hold, so that a bootstrap over documents has something to find.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ IMPOSTORS = (
     "permuted labels",
     "no children",
     "dense direction",
-    "generic direction",
     "known to the rest",
     "circle",
 )
 """What holds no split.
 
 `permuted labels`: a tree whose labels are in random order. `no children`: alpha is 0. `dense direction`: the rare class's
-direction is there on 12% of the other classes' tokens too, so most of its firings are theirs. `generic direction`: it is there
-on 2% of all tokens of the text, where the parent is silent. `known to the rest`: the rest of the SAE has the rare class's
-direction. `circle`: phi is uniform and the classes are seven arcs of it, a continuum that any dictionary cuts somewhere.
+direction is there on 12% of the other classes' tokens too, so most of its firings are theirs. `known to the rest`: the rest of
+the SAE has the rare class's direction. `circle`: phi is uniform and the classes are seven arcs of it, a continuum that any
+dictionary cuts somewhere. A direction that also stands where the parent is silent is no impostor: children learn to fire on it
+only where the parent's is too.
 """
 
 
@@ -125,7 +125,7 @@ class _World:
 
     def true(self, c: int) -> bool:
         """Whether context c is a true child."""
-        return self.name in TRUE or (self.name in ("dense direction", "generic direction") and c > 0)
+        return self.name in TRUE or (self.name in ("dense direction", "known to the rest") and c > 0)
 
     def sae(self) -> SAE:
         """Feature 0 is the parent, then the background, then what an impostor adds."""
@@ -171,9 +171,6 @@ class _World:
     def silent_tokens(self, n: int, rng: np.random.Generator) -> TokenSet:
         """Tokens on which the parent is silent."""
         x = self._background(n, rng)
-        if self.name == "generic direction":
-            size = (rng.random(n) < 0.02) * rng.uniform(1 - SPREAD, 1 + SPREAD, size=n)
-            x += torch.from_numpy(size * self.alpha * self.s0).float()[:, None] * self.v[0]
         return self._tokens(x, np.arange(n) // TOKENS_A_DOCUMENT)
 
     def _background(self, n: int, rng: np.random.Generator) -> Float[Tensor, "n d"]:

@@ -24,7 +24,7 @@ from saelib.split.exported import as_jumprelu, child_numbers, encoder_input, inn
 from saelib.split.leak import Firings, Leak, choose_theta, leak
 from saelib.split.separation import Added, Separation, added, measure
 from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
-from saelib.split.verdict import Judgement, gather_evidence, judge
+from saelib.split.verdict import BOUNDS, Bounds, Judgement, gather_evidence, judge
 from saelib.split.yardstick import DRAWS, Yardstick, make_yardstick
 
 LEAST_SHARE = 0.002
@@ -201,7 +201,11 @@ class Work:
         return made.acts["on"]["test"] > 0
 
     def judge(
-        self, made: Made, separation: Mapping[str, Separation], stability: Float[np.ndarray, " K"] | None
+        self,
+        made: Made,
+        separation: Mapping[str, Separation],
+        stability: Float[np.ndarray, " K"] | None,
+        bounds: Bounds = BOUNDS,
     ) -> Judgement:
         """The verdict on installed children; `stability` is each one's agreement between seeds."""
         children = separation["children"]
@@ -211,7 +215,7 @@ class Work:
         fires = self.fires(made)[self.yardstick.used["test"]]
         evidence = gather_evidence(self.yardstick, separation["rest"], children, fires, by_context)
         purity = self.labels.purity() if self.labels.named else 1.0
-        return judge(evidence, self.labels.named, purity, stability)
+        return judge(evidence, self.labels.named, purity, stability, bounds)
 
     def leak(self, made: Made, draws: int = DRAWS) -> Leak:
         """The leak of every child on test, each with its own context."""
