@@ -35,6 +35,17 @@ def test_the_smallest_effect_by_hand() -> None:
     assert math.isnan(stats.smallest_effect([1.0]))
 
 
+def test_equivalence_by_hand() -> None:
+    # mean 0, s / sqrt(n) = 0.01 / sqrt(4) = 0.005 s.d. of the mean; (0.1 - 0) / error is far out, (0.01 - 0) / error = 1.732
+    values = [-0.01, -0.01, 0.01, 0.01]
+    error = 0.01 * math.sqrt(4 / 3) / 2
+    assert stats.equivalence_p(values, 0.1) < 0.001
+    # with 3 df P(T > 0.01 / 0.0057735) = P(T > 1.7321) = 0.0908
+    assert 0.01 / error == pytest.approx(1.7321, abs=1e-4)
+    assert stats.equivalence_p(values, 0.01) == pytest.approx(0.0908, abs=1e-3)
+    assert stats.equivalence_p([0.3, 0.31, 0.29], 0.1) > 0.99 and stats.equivalence_p([0.0, 0.0], 0.1) == 0.0
+
+
 def test_holm_by_hand() -> None:
     # sorted 0.01 0.02 0.03 0.04: 4 x 0.01, 3 x 0.02, 2 x 0.03 = 0.06, then 0.04, which may not be below 0.06
     assert stats.holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])

@@ -44,6 +44,15 @@ def t_test(values: Sequence[float] | np.ndarray, against: float = 0.0) -> TTest:
     return TTest(mean, mean - half, mean + half, p)
 
 
+def equivalence_p(values: Sequence[float] | np.ndarray, margin: float) -> float:
+    """p of the mean lying within +-margin: the larger of the two one-sided t-tests against its ends."""
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) < 2 or not np.isfinite(x).all():
+        return math.nan
+    error, room = float(x.std(ddof=1)) / math.sqrt(len(x)), margin - abs(float(x.mean()))
+    return float(student_t.sf(room / error, len(x) - 1)) if error else float(room <= 0)
+
+
 def smallest_effect(values: Sequence[float] | np.ndarray) -> float:
     """(t.975 + t.80) s / sqrt(n): the effect that a t-test at 5% sees with 80% power; NaN for fewer than two values."""
     x = np.asarray(values, dtype=np.float64)

@@ -1,9 +1,9 @@
 """A table as a frozen dataclass: a documented field a column, with one way to a frame, to a CSV and back from JSON.
 
-    @dataclass(frozen=True)
-    class Row:
-        run: int = column("number in the table")
-        graded: Graded = columns_of(Graded)        # its columns stand here
+@dataclass(frozen=True)
+class Row:
+    run: int = column("number in the table")
+    graded: Graded = columns_of(Graded)        # its columns stand here
 """
 
 from __future__ import annotations
@@ -46,9 +46,14 @@ def as_row(record: Any) -> dict[str, Any]:
         if "part" in f.metadata:
             found |= as_row(value)
             continue
-        value = value.value if isinstance(value, Enum) else value.item() if hasattr(value, "item") else value
-        found[f.name] = None if isinstance(value, float) and not math.isfinite(value) else value
+        found[f.name] = plain_value(value)
     return found
+
+
+def plain_value(value: Any) -> Any:
+    """A cell as JSON holds it: an enum's value, numpy's numbers as Python's, None for what is not finite."""
+    value = value.value if isinstance(value, Enum) else value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def from_row(table: type, row: Mapping[str, Any]) -> Any:
