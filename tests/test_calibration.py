@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
-import pandas as pd
 import pytest
-import torch
 
-from saelib.base.errors import UserError
 from saelib.split import calibration
-from saelib.split.implants import Implant, clustered, implanted
-from saelib.split.synthetic import ARCS, IMPOSTORS, TRUE, make_case
-from saelib.split.tokens import SPLITS
-from saelib.split.verdict import BOUNDS, Verdict
+from saelib.split.synthetic import IMPOSTORS, TRUE
 
 pytestmark = pytest.mark.calibration
 SEEDS = range(100, 103)
