@@ -106,7 +106,8 @@ effects.causal_table(settings, trained.sae, features)
 # ## Conclusion
 
 # %%
-report.headline(answer=run_views.run_answer(result), **as_row(result))
+report.headline(**run_views.run_headline(result))
 
 # %%
-report.watermark(seeds={"run": spec.seed, "narrow": settings.seed}, text_manifest=study.text_summary(settings))
+seeds = {"run": spec.seed, "narrow": settings.seed}
+report.watermark(seeds=seeds, text_manifest=study.text_summary(settings), result=as_row(result))

@@ -263,6 +263,7 @@ def test_too_little_text_gives_no_separation_and_no_children(made_up: Profile) -
     assert children_rows.made_of(profile, chosen) == []
 
 
+@pytest.mark.slow
 def test_children_results_and_their_csv(made_up: Profile, tmp_path: Path) -> None:
     chosen = study.parent(made_up)
     rows = children_rows.children_results(made_up, chosen, seeds=(0, 1))
@@ -278,6 +279,7 @@ def test_children_results_and_their_csv(made_up: Profile, tmp_path: Path) -> Non
     assert read["S_2"].tolist() == pytest.approx([row.outcome.graded.S_2 for row in rows], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_arms_on_narrow_saes_of_their_own(made_up: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"claim_blocks": 2, "claim_wide_seeds": 1, "claim_trials": 2, "claim_steps": 12, "claim_early": 4}
     profile = dataclasses.replace(made_up, **small)

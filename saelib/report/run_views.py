@@ -74,6 +74,14 @@ def run_answer(result: RunResult) -> str:
     )
 
 
+def run_headline(result: RunResult) -> dict[str, Any]:
+    """The numbers at the head of a run's page; the whole row stands in its JSON."""
+    names = ("d_sae", "seed", "S_2", "S_2_low", "S_2_high", "mcc_2_number", "mcc_2_count", "verdict", "passed", "required",
+             "prompts", "tokens", "l0", "fvu", "loss_recovered", "dead_share", "seconds", "weights")  # fmt: skip
+    row = as_row(result)
+    return {"answer": run_answer(result), **{name: row[name] for name in names}}
+
+
 def best_run(rows: Sequence[RunResult]) -> RunResult:
     """The run with the highest S_2; the first, where hyphens are too few to say."""
     return max(rows, key=lambda row: row.outcome.graded.S_2 if row.outcome.graded.S_2 == row.outcome.graded.S_2 else -9)

@@ -222,10 +222,12 @@ def arm_runs(profile: Profile) -> tuple[ArmRun, ...]:
 
 
 def calibrate_job(profile: str, arm: str) -> float:
-    """The coefficient of one arm."""
+    """The coefficient of one arm, with the first run that has it; the plain control's is what the others are matched to."""
     settings = get_profile(profile)
     torch.set_num_threads(settings.threads_per_run)
-    return l1_scale_of(settings, get_arm(arm))
+    scale = l1_scale_of(settings, get_arm(arm))
+    train_arm(block_profile(settings, 0), get_arm(arm), seeds_of(settings, 0)[0], scale)
+    return scale
 
 
 def block_job(profile: str, block: int) -> int:

@@ -23,7 +23,6 @@ from saelib.split.children import ChildrenConfig, train_children
 from saelib.split.engine import Made, SplitConfig, Work, choose_K, split_feature
 from saelib.split.parent import gather
 from saelib.split.result import Split
-from saelib.split.swap import swap_table
 from saelib.split.tokens import SPLITS
 from saelib.split.verdict import Verdict
 from saelib.study import graded, study, texts
@@ -34,7 +33,7 @@ from saelib.study.profiles import Profile
 SEEDS = (0, 1, 2)
 CHILDREN, RANDOM_DECODER = "children", "random decoder"
 CHILDREN_CODE = (
-    *OUTCOME_CODE, *study.QUALITY_CODE, "split.children", "split.controls", "split.engine", "split.exported", "split.swap",
+    *OUTCOME_CODE, *study.QUALITY_CODE, "split.children", "split.controls", "split.engine", "split.exported",
     "study.children_rows",
 )  # fmt: skip
 """What computes the rows."""
@@ -164,12 +163,11 @@ def _measure(profile: Profile, chosen: study.Parent, cfg: SplitConfig) -> list[C
 
     def row(name: str, made: Made) -> ChildrenResult:
         start, end, first = begins[name]
-        on_P = swap_table(acts, narrow, made.sae, work.tokens.on["test"].rows).loc["on P"].astype(float).to_dict()
         quality = study.quality_of(profile, made.sae)
         return ChildrenResult(
             dictionary=name, seed=cfg.seed, K=K, children=len(made.theta), outcome=outcome(profile, chosen, made.sae),
             S_2_permuted=graded.permuted_S_2(profile, chosen, made.sae), fvu=quality.fvu,
-            fvu_on_P=on_P["fvu_after"], fvu_on_P_before=on_P["fvu_before"], l0=quality.l0,
+            fvu_on_P=work.fvu(made), fvu_on_P_before=work.fvu(made._replace(sae=narrow)), l0=quality.l0,
             loss_recovered=quality.loss_recovered,
             tokens=training.n_steps * (training.batch_on + training.batch_weak + training.batch_off),
             seconds=end - start, seconds_in_all=end - first,

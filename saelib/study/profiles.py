@@ -124,6 +124,11 @@ def _on_few_tokens(profile: Profile) -> Profile:
         reinit_every=20,
         log_every=5,
         checkpoint_every=10,
+        claim_blocks=2,
+        claim_wide_seeds=1,
+        claim_trials=1,
+        claim_steps=20,
+        claim_early=10,
     )
 
 
@@ -138,11 +143,6 @@ SMOKE = replace(
     d_sae_wide=128,
     other_parents=("digit",),
     context_least=5,
-    claim_blocks=2,
-    claim_wide_seeds=1,
-    claim_trials=1,
-    claim_steps=20,
-    claim_early=10,
     calibration_seeds=1,
     l1_grid=(4e-3, 1e-2),
 )
