@@ -23,7 +23,6 @@ run: int | None = None
 from saelib.base.errors import UserError
 from saelib.report import report, run_views, tools, views
 from saelib.report.children_page import children_page
-from saelib.split.classes import PROMPTS
 from saelib.study import children_rows, effects, results, study
 from saelib.study.profiles import get_profile
 from saelib.study.runs import RUNS
@@ -42,7 +41,7 @@ except UserError as error:
 # ## The split
 
 # %%
-children_page(split, [*PROMPTS.values()]) if split is not None else print(reason)
+children_page(split, run_views.prompts_on(split)) if split is not None else print(reason)
 
 # %% [markdown]
 # ## The wide run that tells the classes apart best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from saelib.acts.store import ActivationStore
+from saelib.base.errors import UserError
 from saelib.base.table import as_row, frame_of
 from saelib.interpret import features
 from saelib.lm.model import LanguageModel
@@ -132,7 +134,8 @@ def compared(
     """Means: wide runs by data, the narrow SAE with children, and the narrow SAE as it is."""
     columns = ["S_1", "S_2", "S_4", "mcc_2_number", "mcc_2_count", "fvu", "l0", "tokens", "seconds"]
     narrow = study.narrow_sae(profile).sae
-    before = as_row(outcome(profile, parent, narrow)) | study.quality_of(profile, narrow)._asdict()
+    quality = study.quality_of(profile, narrow)
+    before = as_row(outcome(profile, parent, narrow)) | {"fvu": quality.fvu, "l0": quality.l0}
     own = frame_of(ChildrenResult, map(as_row, children)).set_index("dictionary")
     means = {name: part[columns] for name, part in arms_of(table).items()} | {
         "narrow + children": own.loc[[CHILDREN], columns]
@@ -220,6 +223,16 @@ def prompt_views(sae: SAE, model: LanguageModel, named: Mapping[str, int]) -> It
     for name, prompt in PROMPTS.items():
         words, acts = features.prompt_activations(sae, model, prompt)
         yield views.top_features(words, acts, position=words.index("-"), labels=labels, caption=f"{name}: {prompt}")
+
+
+def prompts_on(split: Split) -> list[str]:
+    """The post's prompts in which the parent exceeds its threshold."""
+    found = []
+    for prompt in PROMPTS.values():
+        with contextlib.suppress(UserError):
+            split.on(prompt)
+            found.append(prompt)
+    return found
 
 
 def feature_views(
