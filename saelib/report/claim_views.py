@@ -94,15 +94,20 @@ def early_and_late(runs: pd.DataFrame) -> pd.DataFrame:
 def claims_headline(profile: Profile, judged: Sequence[ClaimResult]) -> dict[str, Any]:
     """The numbers that answer which claims hold."""
     own = [row for row in judged if row.kind is not Kind.CONTROL]
-    told = "; ".join(
-        f"{row.claim.lower()}: {row.verdict} ({row.effect:+.2f}, {row.low:+.2f} to {row.high:+.2f})" for row in own
-    )
-    counts = Counter(row.verdict.value for row in own)
+    told = [
+        f"{verdict.value.capitalize()}: {', '.join(_claim_text(row) for row in own if row.verdict is verdict)}"
+        for verdict in ClaimVerdict
+        if any(row.verdict is verdict for row in own)
+    ]
     return {
-        "answer": f"On {profile.claim_blocks} narrow SAEs, {profile.claim_wide_seeds} runs of each arm on each: {told}.",
-        "claims": dict(counts),
+        "answer": f"Effects on S_2 over {profile.claim_blocks} narrow SAEs. {'. '.join(told)}.",
+        "claims": dict(Counter(row.verdict.value for row in own)),
         "tokens_per_run": profile.claim_steps * profile.batch_size,
         "narrow_saes": profile.claim_blocks,
         "runs_on_each": profile.claim_wide_seeds,
-        "effects": {row.claim: row.effect for row in judged},
     }
+
+
+def _claim_text(row: ClaimResult) -> str:
+    effect = f" ({row.effect:+.2f}, {row.low:+.2f} to {row.high:+.2f})" if row.low == row.low else ""
+    return f"“{row.claim}”{effect}"
