@@ -123,11 +123,11 @@ def test_every_claim_compares_arms_that_are_run_with_the_power_that_is_asked() -
 
 
 def test_the_coefficient_is_calibrated_by_secants() -> None:
-    # L0 falls as the coefficient to the power 2: from L0 80 at 1 to a target of 20 the scale is 2
+    # L0 falls as the coefficient to the power 2: from L0 80 at 1 to a target of 10 the scale is sqrt(8)
     def l0_at(scale: float) -> float:
         return math.log(80) - 2 * scale
 
-    first = arms._next_scale([(0.0, math.log(80))], math.log(20), l0_at)
-    assert math.exp(first[0]) == pytest.approx(4), "as if L0 were inverse to the coefficient, and no step above 4"
-    second = arms._next_scale([(0.0, math.log(80)), first], math.log(20), l0_at)
-    assert math.exp(second[0]) == pytest.approx(2) and math.exp(second[1]) == pytest.approx(20)
+    first = arms._next_scale([(0.0, math.log(80))], math.log(10), l0_at)
+    assert math.exp(first[0]) == pytest.approx(4), "8 if L0 were inverse to the coefficient, but no step is above 4"
+    second = arms._next_scale([(0.0, math.log(80)), first], math.log(10), l0_at)
+    assert math.exp(second[0]) == pytest.approx(math.sqrt(8)) and math.exp(second[1]) == pytest.approx(10)

@@ -385,8 +385,8 @@ def claim(name, kind, effect, verdict):
                   "smallest_effect": 0.07, "verdict": verdict}  # fmt: skip
 
 
-CLAIMS = [claim("Filtering <helps>", "published", 0.2, "supported"), claim("Ours", "ours", 0.03, "not supported"),
-          claim("A control", "control", 0.0, "undecided")]  # fmt: skip
+CLAIMS = [claim("A control", "control", 0.0, "undecided"), claim("Ours", "ours", 0.03, "not supported"),
+          claim("Filtering <helps>", "published", 0.2, "supported")]  # fmt: skip
 CHILDREN = [
     {"dictionary": "children", "seed": 0, "S_2": 0.71}, {"dictionary": "children", "seed": 1, "S_2": 0.73},
     {"dictionary": "random decoder", "seed": 0, "S_2": 0.2},
@@ -467,7 +467,7 @@ def test_the_answer_is_counted_from_the_tables(results):
     assert "0.72 (0.71 to 0.73) in 2 seeds of children" in told[0]
     assert "published in 8 of 11 runs; all three in 7, where the post saw 6." in told[1]
     assert told[2] == "Strict verdict on 13 wide runs: split 7, partial 6."
-    assert told[3] == "Of 2 claims put to the test: 1 supported, 1 not supported."
+    assert told[3] == "Of 2 claims put to the test: 1 not supported, 1 supported."
     assert answer_sentences({}) == ["No training run is finished yet."]
     assert [row["run"] for row in table_rows(results, [])] == list(range(1, 16))
 
