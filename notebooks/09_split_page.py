@@ -74,7 +74,7 @@ matched = tools.match_saes(narrow, trained.sae)
 matched["decoder_cosine"].describe().to_frame("decoder cosine of matched features")
 
 # %%
-tools.lineage(narrow, parent.feature, trained.sae, [*features.values()])
+tools.lineage(narrow, parent.feature, trained.sae, [*features.values()]) if features else None
 
 # %% [markdown]
 # ## Figure 7: a map of both dictionaries

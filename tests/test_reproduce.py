@@ -84,7 +84,7 @@ class Study:
             "SAELIB_CACHE": str(folder / "cache"),
             "SAELIB_NOTEBOOKS": str(folder / "notebooks"),
             "EXECUTIONS": str(self.log),
-            "PYTHONPATH": str(folder),
+            "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
