@@ -20,11 +20,12 @@ from saelib.base.progress import report_progress
 from saelib.base.table import as_row, column, columns_of, from_row, plain_value
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, train_children
-from saelib.split.engine import Made, SplitConfig, Work, choose_K, split_feature
+from saelib.split.engine import SplitConfig, choose_K, split_feature
 from saelib.split.parent import gather
 from saelib.split.result import Split
 from saelib.split.tokens import SPLITS
 from saelib.split.verdict import Verdict
+from saelib.split.work import Made, Work
 from saelib.study import graded, study, texts
 from saelib.study.graded import Graded
 from saelib.study.outcome import OUTCOME_CODE, Outcome, Strict, outcome
@@ -33,7 +34,7 @@ from saelib.study.profiles import Profile
 SEEDS = (0, 1, 2)
 CHILDREN, RANDOM_DECODER = "children", "random decoder"
 CHILDREN_CODE = (
-    *OUTCOME_CODE, *study.QUALITY_CODE, "split.children", "split.controls", "split.engine", "split.exported",
+    *OUTCOME_CODE, *study.QUALITY_CODE, "split.children", "split.controls", "split.engine", "split.exported", "split.work",
     "study.children_rows",
 )  # fmt: skip
 """What computes the rows."""
@@ -151,7 +152,7 @@ def _of_seed(profile: Profile, chosen: study.Parent, seed: int, K: int | None) -
 def _measure(profile: Profile, chosen: study.Parent, cfg: SplitConfig) -> list[ChildrenResult]:
     began = time.perf_counter()
     narrow, acts = study.narrow_sae(profile).sae, texts.of_profile(profile)
-    work = Work(narrow, chosen.feature, acts, gather(acts, narrow, chosen.feature, cfg.tau), cfg)
+    work = Work.of(acts, gather(acts, narrow, chosen.feature, cfg.tau), narrow, cfg.contexts)
     K, _ = choose_K(work.targets, work.select_pools, cfg)
     training, timed = replace(cfg.children, K=K, seed=cfg.seed), time.perf_counter()
     children = work.install(train_children(work.targets, training))
@@ -169,7 +170,7 @@ def _measure(profile: Profile, chosen: study.Parent, cfg: SplitConfig) -> list[C
             S_2_permuted=graded.permuted_S_2(profile, chosen, made.sae), fvu=quality.fvu,
             fvu_on_P=work.fvu(made), fvu_on_P_before=work.fvu(made._replace(sae=narrow)), l0=quality.l0,
             loss_recovered=quality.loss_recovered,
-            tokens=training.n_steps * (training.batch_on + training.batch_weak + training.batch_off),
+            tokens=training.tokens,
             seconds=end - start, seconds_in_all=end - first,
         )  # fmt: skip
 

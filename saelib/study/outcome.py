@@ -23,6 +23,7 @@ from saelib.base.code_version import code_version
 from saelib.base.table import as_row, column, columns_of, from_row
 from saelib.sae.sae import SAE
 from saelib.sae.stream import block_rows
+from saelib.split.classes import CLASSES
 from saelib.split.leak import Firings, choose_theta, leak
 from saelib.split.parent import MOST_OFF, sample_rows
 from saelib.split.separation import Separation
@@ -94,7 +95,10 @@ def judgement(profile: Profile, chosen: study.Parent, sae: SAE, found: Separatio
     yardstick, rest = graded.yardstick(profile, chosen), _rest(profile, chosen)
     assert yardstick is not None and rest is not None  # `found` was measured with them
     best = np.array([c.features[0] if c.features else 0 for c in found.contexts])
-    theta = choose_theta(_firings(profile, sae, best, "select"))
+    theta = choose_theta(_firings(profile, sae, best, "select"), _inside(profile, [c.context for c in found.contexts]))
+    theta = theta[
+        [best.tolist().index(j) for j in best]
+    ]  # one threshold a feature, where it is the best for two classes
     used = graded.hyphen_tokens(profile, chosen)["test"].where(yardstick.used["test"])
     fires: Bool[np.ndarray, "n d_sae"] = np.zeros((len(used), sae.cfg.d_sae), dtype=bool)
     with torch.no_grad():
@@ -128,6 +132,15 @@ def _leak_rows(profile: Profile, split: str) -> dict[str, np.ndarray]:
     store = study.activations(profile, split)
     hyphen = store.token_ids == study.language_model(profile).hyphen
     return {"on": np.flatnonzero(hyphen), "off": sample_rows(np.flatnonzero(~hyphen), MOST_OFF)}
+
+
+def _inside(profile: Profile, contexts: list[str]) -> np.ndarray:
+    """Whether each hyphen of select is in each class: 1, 0, or -1 where it joins no words."""
+    rows, label = study.joining_hyphens(profile, "select")
+    of_all = np.full(len(on := _leak_rows(profile, "select")["on"]), -1, dtype=np.int8)
+    of_all[np.searchsorted(on, rows)] = label
+    member = of_all[:, None] == [CLASSES.index(name) for name in contexts]
+    return np.where(of_all[:, None] < 0, -1, member).astype(np.int8)
 
 
 @torch.no_grad()
