@@ -105,19 +105,11 @@ axis.legend()
 plt.show()
 
 # %%
-hyphens = study.hyphens(settings, "test")
-on_hyphens = narrow.encode(hyphens.x)[:, parent.feature].detach().numpy()
-by_class = pd.DataFrame(
-    {
-        name: {
-            "hyphens": int((hyphens.label == c).sum()),
-            "parent fires": (on_hyphens[hyphens.label == c] > 0).mean(),
-            "parent above tau": (on_hyphens[hyphens.label == c] > parent.tau).mean(),
-            "mean activation": on_hyphens[hyphens.label == c].mean(),
-        }
-        for c, name in enumerate(CLASSES)
-    }
-).T
+rows, label = study.joining_hyphens(settings, "test")
+by_class = pd.DataFrame({"class": [CLASSES[c] for c in label], "activation": acts[rows]}).groupby("class")["activation"]
+by_class = by_class.agg(
+    hyphens="size", fires=lambda a: (a > 0).mean(), above_tau=lambda a: (a > parent.tau).mean(), mean="mean"
+)
 by_class
 
 # %% [markdown]

@@ -10,128 +10,86 @@
 # ---
 
 # %% [markdown]
-# # What became of the parent in the run that came closest?
+# # What is the hyphen made of?
 #
-# The run with the most classes passed by the score, then the highest best F1, on one page: the parent, a card a class with
-# its child, what the child does, where it came from, and the controls.
+# The study's parent split into children by the product's own method; then what the wide run that tells the hyphen's classes
+# apart best holds in the parent's place, where its features came from, and a map of both dictionaries.
 
 # %% tags=["parameters"]
 profile = "mini"
 run: int | None = None
 
 # %%
-import pandas as pd
-
-from saelib.report import report, tools, views
-from saelib.study import study, verdicts
-from saelib.split.classes import CLASSES, PROMPTS
+from saelib.base.errors import UserError
+from saelib.report import report, run_views, tools, views
+from saelib.report.children_page import children_page
+from saelib.study import children_rows, effects, results, study
 from saelib.study.profiles import get_profile
-from saelib.study.runs import get_run
-from saelib.report.study_plan import results_table
+from saelib.study.runs import RUNS
 
 views.figure_style()
 settings = get_profile(profile)
-model, store = study.language_model(settings), study.activations(settings, "test")
+model, parent, narrow = study.language_model(settings), study.parent(settings), study.narrow_sae(settings).sae
 
 # %%
-ours = results_table(profile).set_index("run")
-passed = ours[[f"score_{name}" for name in CLASSES]].eq(True).sum(axis=1)
-f1 = ours[[f"best_f1_{name}" for name in CLASSES]].mean(axis=1)
-best = run or int(pd.DataFrame({"passed": passed, "f1": f1}).sort_values(["passed", "f1"]).index[-1])
-spec, trained, narrow, parent = (
-    get_run(best),
-    study.trained_run(settings, best),
-    study.narrow_sae(settings).sae,
-    study.parent(settings),
-)
-score, chosen = verdicts.score_of(settings, trained.sae, parent, warm=spec.init_from_narrow)
-print(f"run {best}: {score.verdict}, best F1 {f1[best]:.2f}")
-
-# %% [markdown]
-# ## Controls and cost
-
-# %%
-controls = verdicts.kmeans_control(settings, parent).groupby("clustered")["f1"].mean().rename("mean F1").reset_index()
-controls["clustered"] = "k-means on the " + controls["clustered"]
-by_parent = sum(row.parent_f1 for row in score.classes) / len(CLASSES)
-mine = [[f"run {best}: best feature a class", f1[best]], ["the parent's own best threshold", by_parent]]
-controls = pd.concat([pd.DataFrame(mine, columns=controls.columns), controls]).rename(columns={"clustered": "control"})
-cost = pd.DataFrame([{"what": f"run {best}", "tokens": trained.n_tokens, "seconds": trained.seconds}])
-effects = verdicts.causal_effects(settings, trained.sae, chosen.best_features, parent)
-causal = pd.DataFrame(effects, columns=[f"on {name}, nats" for name in CLASSES])
-causal.insert(
-    0, "without feature", [f"{j} (best for {name})" for name, j in zip(CLASSES, chosen.best_features, strict=True)]
-)
+try:
+    split, reason = children_rows.study_split(settings, parent), ""
+except UserError as error:
+    split, reason = None, str(error)
 
 # %% [markdown]
 # ## The split
 
 # %%
-page = tools.split_page(
-    tools.Member(narrow, parent.feature, "-"),
-    trained.sae,
-    model,
-    store,
-    score,
-    prompts=PROMPTS,
-    prompt_token="-",
-    causal=causal,
-    controls=controls,
-    cost=cost,
-    firing=False,
-)
-page
+children_page(split, run_views.prompts_on(split)) if split is not None else print(reason)
 
 # %% [markdown]
-# ## The features that come nearest, where there is no child
+# ## The wide run that tells the classes apart best
 
 # %%
-found = tools.highest_activating_tokens(trained.sae, model, store, chosen.best_features, k=6)
-for name, j in zip(CLASSES, chosen.best_features, strict=True):
-    print(f"{name}: feature {j}")
-    display(tools.examples(found[found["feature"] == j]))
-    display(tools.logit_effects(trained.sae.W_dec[j], model, k=6))
+rows = results.results(settings, [spec.run for spec in RUNS if run in (None, spec.run)])
+best = run_views.best_run(rows)
+trained, features = study.trained_run(settings, best.run), best.outcome.strict.features()
+print(f"run {best.run}: {run_views.run_answer(best)}")
 
 # %% [markdown]
-# ## What each dictionary keeps of the parent's tokens, at matched L0
+# The best feature of each class without which the model predicts worse: the change in log-probability (nats) of the true next
+# tokens.
 
 # %%
-verdicts.usefulness(settings, {"narrow": narrow, f"run {best}": trained.sae}, parent)
+effects.causal_table(settings, trained.sae, features)
 
 # %% [markdown]
-# ## Lineage: what the other features of the narrow SAE became
+# What each dictionary keeps of the hyphens, at matched L0.
+
+# %%
+dictionaries = {"narrow": narrow, f"run {best.run}": trained.sae}
+effects.usefulness(settings, dictionaries | ({} if split is None else {"narrow + children": split.sae}))
+
+# %% [markdown]
+# ## Lineage: what the features of the narrow SAE became
 
 # %%
 matched = tools.match_saes(narrow, trained.sae)
 matched["decoder_cosine"].describe().to_frame("decoder cosine of matched features")
 
 # %%
-tools.lineage(narrow, parent.feature, trained.sae, chosen.best_features)
+tools.lineage(narrow, parent.feature, trained.sae, [*features.values()]) if features else None
 
 # %% [markdown]
 # ## Figure 7: a map of both dictionaries
 
 # %%
-marks = {(f"run {best}", j): name for name, j in zip(CLASSES, chosen.best_features, strict=True)}
-marks[("narrow", parent.feature)] = "parent"
-points = tools.decoder_map({"narrow": narrow, f"run {best}": trained.sae})
-tools.map_view(points, marked=marks)
+marks = {(f"run {best.run}", j): name for name, j in features.items()} | {("narrow", parent.feature): "parent"}
+tools.map_view(tools.decoder_map(dictionaries), marked=marks)
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
-report.headline(
-    answer=f"Run {best}, which comes closest: {score.verdict}; {score.candidates} candidate children; best F1 "
-    + ", ".join(f"{name} {value:.2f}" for name, value in zip(CLASSES, score.best_f1, strict=True))
-    + ".",
-    run=best,
-    score=score.verdict,
-    candidates=score.candidates,
-    coverage=score.coverage,
-    best_f1=f1[best],
-    test_parent_tokens=score.parent_tokens,
-)
+report.headline(**run_views.split_headline(split, reason, best))
 
 # %%
-report.watermark(seeds={"run": spec.seed, "narrow": settings.seed}, text_manifest=study.text_summary(settings))
+report.watermark(
+    seeds={"run": best.seed, "narrow": settings.seed, "children": 0}, text_manifest=study.text_summary(settings)
+)

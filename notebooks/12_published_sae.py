@@ -13,7 +13,7 @@
 # # What does the study's own wide SAE hold?
 #
 # The study read its children off a public SAE of 4096 features, "run-25", before it trained any: Figures 2 to 5. Here the same
-# is read off that SAE when it is at hand, and put to the eye test and the score.
+# is read off that SAE when it is at hand, and measured as every run is.
 
 # %% tags=["parameters"]
 profile = "gelu-1l"
@@ -21,11 +21,12 @@ profile = "gelu-1l"
 # %%
 import pandas as pd
 
+from saelib.base.table import as_row
 from saelib.text import hub_data
 from saelib.report import report, run_views, views
-from saelib.study import study, verdicts
-from saelib.split.classes import CLASSES
-from saelib.study.eye_test import eye_test
+from saelib.study import study
+from saelib.study.outcome import outcome
+from saelib.study.prompt_check import prompt_check
 from saelib.acts.activations import text_store
 from saelib.study.profiles import get_profile
 
@@ -44,7 +45,7 @@ if published is None:
 
 # %%
 if published is not None:
-    children = {826: "count", 2821: "number", 3833: "compound"}
+    children = {"count": 826, "number": 2821, "compound": 3833}
     table = run_views.beside_published(published, model)
     display(table)
     for view in run_views.prompt_views(published, model, children):
@@ -60,21 +61,18 @@ if published is not None:
     texts = hub_data.interpretation_texts(2_000)
     store = text_store(model, texts, max_contexts=4_000) if texts else study.activations(settings, "test")
     print(hub_data.INTERPRETATION if texts else "test split", f"{store.n_tokens:,} tokens")
-    for shown in run_views.child_views(published, model, store, children):
+    for shown in run_views.feature_views(published, model, store, children):
         display(shown)
 
 # %% [markdown]
-# ## The verdicts on it
+# ## What it comes to
 
 # %%
 if published is not None:
-    parent = study.parent(settings)
     quality = study.quality_of(settings, published)
-    test = eye_test(published, model, study.hyphens(settings, "select"), study.hyphens(settings, "test"))
-    score, chosen = verdicts.score_of(settings, published, parent)
-    display(pd.Series(quality._asdict(), name="on test text").to_frame())
-    display(test.frame().set_index("context_class").T)
-    display(score.frame().T)
+    found = outcome(settings, study.parent(settings), published)
+    own = [win.context_class for win in prompt_check(published, model) if win.own]
+    display(pd.Series(quality._asdict() | as_row(found), name="on test text").to_frame())
 
 # %% [markdown]
 # ## Conclusion
@@ -87,16 +85,12 @@ if published is None:
 else:
     off = (table["here"] - table["published"]).abs().max()
     report.headline(
-        answer=f"Eye test: {test.verdict}; score: {score.verdict}. The published activations are met to within {off:.2f}.",
+        answer=f"A feature of its own on the post's prompts: {', '.join(own) or 'none'}; strict verdict: "
+        f"{found.strict.verdict}. The published activations are met to within {off:.2f}.",
         at_hand=True,
-        verdict=test.verdict,
-        score=score.verdict,
-        candidates=score.candidates,
+        prompts=len(own),
         largest_difference=off,
-        l0=quality.l0,
-        fvu=quality.fvu,
-        loss_recovered=quality.loss_recovered,
-        **{f"best_f1_{name}": f1 for name, f1 in zip(CLASSES, score.best_f1, strict=True)},
+        **quality._asdict() | as_row(found),
     )
 
 # %%

@@ -11,5 +11,5 @@ from saelib.study import runs
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job started in the background inherits "ignore"
 runs.RUNS = study_plan.RUNS = runs.RUNS[:2]
-reproduce.PREPARE = "fake_study:prepare"
+reproduce.PREPARE, reproduce.TABLES = "fake_study:prepare", "fake_study:tables"
 sys.exit(cli.main(sys.argv[1:]))

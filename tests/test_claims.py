@@ -1,95 +1,133 @@
-"""From scores to verdicts on claims: by hand, and the arms as data."""
+"""From the runs of the arms to verdicts on claims: by hand, and the arms as data."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from saelib.base import stats
 from saelib.base.errors import UserError
-from saelib.study import claims
+from saelib.base.stats import TTest
+from saelib.split.verdict import Verdict
+from saelib.study import arms, claims
+from saelib.study.arms import EARLY, END, ArmRun
+from saelib.study.claims import CLAIMS, Claim, ClaimVerdict, Kind, Measure, block_effects, claim_verdict, judge_claims
+from saelib.study.graded import Graded
+from saelib.study.outcome import Outcome, Strict
 from saelib.study.profiles import MINI
 from saelib.study.runs import ARMS, get_run
 
 
-def table(first: str, second: str, *, verdicts: tuple[list[str], list[str]], f1: tuple[float, float]) -> pd.DataFrame:
-    rows = [
-        {"arm": arm, "seed": seed, "step": step, "tokens": 10 * step, "verdict": verdict, "best_f1": base + seed / 1000}
-        for arm, found, base in ((first, verdicts[0], f1[0]), (second, verdicts[1], f1[1]))
-        for seed, verdict in enumerate(found)
-        for step in (1, 2)
+def run(arm: str, block: int, seed: int, S_2: float, at: str = END, verdict: Verdict = Verdict.NOT_SPLIT) -> ArmRun:
+    strict = Strict(verdict, 2 * (verdict is Verdict.SPLIT), 2, "", 1, 2, 3)
+    outcome = Outcome(Graded(S_2=S_2), strict, 10.0)
+    return ArmRun(arm, block, seed, at, 100, 5, 0.9, 0.9, 1.0, outcome, S_2_permuted=0.01 * (block - 1))
+
+
+def arm(name: str, blocks: list[tuple[float, float]], at: str = END) -> list[ArmRun]:
+    """Two seeds on each block."""
+    return [run(name, b, 2 * b + i, S_2, at) for b, pair in enumerate(blocks) for i, S_2 in enumerate(pair)]
+
+
+FIRST = Claim("a beats b", Kind.PUBLISHED, "seen", ("a", END), ("b", END))
+
+
+def test_a_blocks_effect_is_the_difference_of_its_means_and_narrow_saes_are_the_unit() -> None:
+    runs = arm("a", [(0.5, 0.7), (0.6, 0.6), (0.8, 0.6)]) + arm("b", [(0.3, 0.5), (0.5, 0.5), (0.4, 0.4)])
+    # block means 0.6 0.6 0.7 less 0.4 0.5 0.4: 0.2 0.1 0.3
+    np.testing.assert_allclose(block_effects(FIRST, runs), [0.2, 0.1, 0.3])
+    (row,) = judge_claims(runs, [FIRST])
+    # mean 0.2, s = 0.1, t.975 with 2 df = 4.3027, half width 4.3027 x 0.1 / sqrt(3) = 0.24842
+    assert (row.effect, row.low, row.high) == pytest.approx((0.2, -0.04842, 0.44842), abs=1e-4)
+    assert (row.blocks, row.seeds, row.arms) == (3, 2, "a - b")
+    assert row.first_S_2 == pytest.approx(1.9 / 3) and row.second_S_2 == pytest.approx(1.3 / 3)
+    # t = 0.2 / 0.057735 = 3.4641; with 2 df P(|T| > 3.4641) = 0.07418
+    assert row.p == row.p_holm == pytest.approx(0.07418, abs=1e-4)
+    # t.80 with 2 df = 1.0607
+    assert row.smallest_effect == pytest.approx((4.3027 + 1.0607) * 0.1 / math.sqrt(3), abs=1e-4)
+    assert row.verdict is ClaimVerdict.UNDECIDED
+
+
+def test_the_verdict_is_read_off_the_interval() -> None:
+    def verdict(low: float, high: float, within: bool = False) -> str:
+        return claim_verdict(TTest((low + high) / 2, low, high, 0.5), within).value
+
+    assert verdict(0.01, 0.3) == "supported"
+    assert verdict(0.01, 0.05) == "supported"  # the effect is there, if small: the table says how large
+    assert verdict(-0.05, 0.09) == "not supported"
+    assert verdict(-0.3, -0.2) == "not supported"
+    assert verdict(-0.05, 0.11) == "undecided"
+    assert verdict(math.nan, math.nan) == "undecided"
+    assert verdict(-0.05, 0.09, within=True) == "supported"
+    assert verdict(0.11, 0.2, within=True) == verdict(-0.3, -0.11, within=True) == "not supported"
+    assert verdict(0.05, 0.2, within=True) == "undecided"
+
+
+def test_holm_is_over_the_claims_and_leaves_controls_out() -> None:
+    runs = arm("a", [(0.60, 0.60), (0.62, 0.62), (0.61, 0.61)]) + arm("b", [(0.4, 0.4), (0.41, 0.41), (0.4, 0.4)])
+    runs += arm("c", [(0.58, 0.58), (0.64, 0.64), (0.6, 0.6)])
+    second = Claim("a beats c", Kind.OURS, "", ("a", END), ("c", END))
+    control = Claim("c beats b", Kind.CONTROL, "", ("c", END), ("b", END))
+    one, two, three = judge_claims(runs, [FIRST, second, control])
+    assert one.p_holm == pytest.approx(2 * one.p) and two.p_holm == pytest.approx(max(two.p, 2 * one.p))
+    assert math.isnan(three.p_holm) and three.p < 0.05
+    assert (one.verdict, two.verdict) == (ClaimVerdict.SUPPORTED, ClaimVerdict.NOT_SUPPORTED)
+
+
+def test_spread_permuted_labels_and_times() -> None:
+    runs = arm("a", [(0.5, 0.52), (0.6, 0.6), (0.7, 0.66)]) + arm("a", [(0.3, 0.3)] * 3, EARLY)
+    spread = Claim("seeds agree", Kind.PUBLISHED, "", ("a", END), measure=Measure.SPREAD, within=True)
+    np.testing.assert_allclose(block_effects(spread, runs), [0.02, 0.0, 0.04])
+    permuted = Claim("nothing", Kind.CONTROL, "", ("a", END), measure=Measure.PERMUTED, within=True)
+    np.testing.assert_allclose(block_effects(permuted, runs), [-0.01, 0.0, 0.01])
+    late = Claim("late", Kind.OURS, "", ("a", END), ("a", EARLY))
+    np.testing.assert_allclose(block_effects(late, runs), [0.21, 0.3, 0.38])
+    rows = judge_claims(runs, [spread, permuted, late])
+    assert [row.verdict.value for row in rows] == ["supported"] * 3
+    assert [row.arms for row in rows] == ["a, spread of seeds", "a, permuted labels", "a - a (early)"]
+    one_seed = [run("a", b, b, 0.5) for b in range(3)]
+    assert judge_claims(one_seed, [spread])[0].verdict is ClaimVerdict.UNDECIDED, "one seed has no spread"
+
+
+def test_the_strict_verdict_stands_beside() -> None:
+    runs = [
+        run("a", b, 2 * b + i, 0.5, verdict=Verdict.SPLIT if i else Verdict.PARTIAL) for b in range(2) for i in range(2)
     ]
-    return pd.DataFrame(rows)
-
-
-def claim(expected: float) -> claims.Claim:
-    return claims.Claim("c", "p", "a", "b", expected)
-
-
-def test_a_claim_is_decided_by_the_interval_of_the_difference() -> None:
-    yes, no = ["split"] * 12, ["not split"] * 12
-    row = claims.compare_arms(table("a", "b", verdicts=(yes, no), f1=(0.9, 0.5)), [claim(2 / 3)]).iloc[0]
-    assert row["verdict"] == "supported" and row["split"] == "12/12 against 0/12" and row["difference"] == 1
-    assert row["fisher_p"] < 1e-5 and row["mann_whitney_p"] < 1e-3 and row["f1_low"] > 0.39
-    nothing = claims.compare_arms(table("a", "b", verdicts=(no, no), f1=(0.5, 0.5)), [claim(2 / 3), claim(0.0)])
-    assert nothing["verdict"].tolist() == ["not supported", "supported"]  # +-0.24 reaches neither 2/3 nor 0.25
-    few = claims.compare_arms(table("a", "b", verdicts=(no[:3], no[:3]), f1=(0.5, 0.5)), [claim(0.5)])
-    assert few["verdict"].tolist() == ["undecided"]  # three seeds an arm reach +-0.56
-    unknown = claims.compare_arms(table("a", "b", verdicts=(yes, ["undecided"] * 12), f1=(0.9, 0.5)), [claim(1.0)])
-    assert unknown["verdict"].tolist() == ["undecided"]
-
-
-def test_verdict_of_each_side() -> None:
-    assert claims.verdict_of(0.1, 0.9, 0.5) == "supported"
-    assert claims.verdict_of(-0.2, 0.4, 0.5) == "not supported"
-    assert claims.verdict_of(-0.2, 0.6, 0.5) == "undecided"
-    assert claims.verdict_of(0.1, 0.9, 0.0) == "not supported"  # it does help
-    assert claims.verdict_of(-0.9, -0.1, 0.0) == "supported"
-    assert claims.verdict_of(-0.2, 0.4, math.nan) == "undecided"
-
-
-def test_tokens_to_success_is_the_first_success_or_censored() -> None:
-    frame = pd.DataFrame(
-        {
-            "arm": ["a"] * 4, "seed": [0, 0, 1, 1], "step": [1, 2, 1, 2], "tokens": [10, 20, 10, 20],
-            "verdict": ["split", "split", "partial 2/3", "not split"],
-        }
-    )  # fmt: skip
-    found = claims.tokens_to_success(frame)["tokens"]
-    assert found[0] == 10 and math.isnan(found[1])
+    (row,) = judge_claims(runs + arm("b", [(0.3, 0.3)] * 2), [FIRST])
+    assert (row.first_strict, row.second_strict, row.first_passed, row.second_passed) == (0.5, 0.0, 1.0, 0.0)
 
 
 def test_arms_are_the_rows_of_the_run_table_they_stand_for() -> None:
-    for arm in ARMS:
-        for run in arm.runs:
-            mine, theirs = arm.spec(7), get_run(run)
+    for one in ARMS:
+        for number in one.runs:
+            mine, theirs = one.spec(7), get_run(number)
             for name in ("size", "init_from_narrow", "normalised", "filtered", "zero_parent"):
                 if name == "normalised" and not theirs.init_from_narrow:
                     continue  # normalising at the start means nothing without a warm start
-                assert getattr(mine, name) == getattr(theirs, name), (arm.name, run, name)
-    assert len({arm.spec(0).run for arm in ARMS}) == len(ARMS)
-    assert all(len(claims.seeds_of(MINI, arm)) >= 12 for arm in ARMS if arm.headline)
+                assert getattr(mine, name) == getattr(theirs, name), (one.name, number, name)
+    assert len({one.spec(0).run for one in ARMS}) == len(ARMS)
     with pytest.raises(UserError, match="arm must be one of"):
-        claims.get_arm("lukewarm")
+        arms.get_arm("lukewarm")
 
 
-def test_newcombe_by_hand() -> None:
-    # 9 of 10 against 3 of 10: Wilson (.5958, .9821) and (.1078, .6032)
-    low, high = stats.newcombe_interval(9, 10, 3, 10)
-    assert low == pytest.approx(0.6 - math.hypot(0.9 - 0.5958, 0.6032 - 0.3), abs=1e-3)
-    assert high == pytest.approx(0.6 + math.hypot(0.9821 - 0.9, 0.3 - 0.1078), abs=1e-3)
-    assert all(math.isnan(end) for end in stats.newcombe_interval(0, 0, 1, 2))
+def test_every_claim_compares_arms_that_are_run_with_the_power_that_is_asked() -> None:
+    known = {one.name for one in ARMS} | {"children", "random decoder"}
+    for one in CLAIMS:
+        assert {which[0] for which in (one.first, one.second) if which} <= known
+        assert all(name in arms.WATCHED for name, at in filter(None, (one.first, one.second)) if at == EARLY)
+    assert (MINI.claim_blocks, MINI.claim_wide_seeds, claims.MATTERS) == (12, 2, 0.10)
+    seeds = [seed for block in range(12) for seed in arms.seeds_of(MINI, block)]
+    assert len(set(seeds)) == 24
+    assert [arms.block_profile(MINI, block).seed for block in (0, 3)] == [MINI.seed, MINI.seed + 3]
 
 
-def test_bootstrap_difference_and_censored_ranks() -> None:
-    a, b = np.array([1.0, 2.0, 3.0]), np.array([1.0, 1.0, 1.0])
-    low, high = stats.bootstrap_difference(a, b)
-    assert 0 <= low < 1 < high <= 2 and (low, high) == stats.bootstrap_difference(a, b)
-    assert math.isnan(stats.bootstrap_difference(a, np.array([]))[0])
-    early, never = pd.Series(np.arange(1.0, 9.0)), pd.Series([math.nan] * 8)
-    assert stats.censored_rank_p(early, never) < 0.001
-    assert stats.censored_rank_p(never, never) == 1.0
-    assert math.isnan(stats.censored_rank_p(early, pd.Series(dtype=float)))
+def test_the_coefficient_is_calibrated_by_secants() -> None:
+    # L0 falls as the coefficient to the power 2: from L0 80 at 1 to a target of 10 the scale is sqrt(8)
+    def l0_at(scale: float) -> float:
+        return math.log(80) - 2 * scale
+
+    first = arms._next_scale([(0.0, math.log(80))], math.log(10), l0_at)
+    assert math.exp(first[0]) == pytest.approx(4), "8 if L0 were inverse to the coefficient, but no step is above 4"
+    second = arms._next_scale([(0.0, math.log(80)), first], math.log(10), l0_at)
+    assert math.exp(second[0]) == pytest.approx(math.sqrt(8)) and math.exp(second[1]) == pytest.approx(10)

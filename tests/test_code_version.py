@@ -15,7 +15,7 @@ from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.sae.sae import SAEConfig, init_random
 from saelib.sae.train import TRAINING_CODE, TrainConfig, train
-from saelib.study import claims, study
+from saelib.study import children_rows, outcome, study
 from saelib.study.profiles import SMOKE
 
 
@@ -116,5 +116,5 @@ def test_the_lists_hold_all_that_computes() -> None:
                 found = {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
                 names = {one.removeprefix("saelib.") for one in found}
                 assert names & (set(TRAINING_CODE) | told), (name, names)
-    for names in (study.QUALITY_CODE, claims.SCORE_CODE):
+    for names in (study.QUALITY_CODE, outcome.OUTCOME_CODE, children_rows.CHILDREN_CODE):
         assert len(code_version(*names)) == 16

@@ -16,11 +16,13 @@ import pandas as pd
 import pytest
 
 from saelib.acts.activations import text_store
+from saelib.base.table import meanings
 from saelib.lm.model import load_embedded
-from saelib.report.children_csv import CHILDREN_COLUMNS
-from saelib.report.index_page import RESULT_COLUMNS
+from saelib.report.index_page import TABLES
 from saelib.sae.sae import load_sae
-from saelib.study.runs import RUNS
+from saelib.split.verdict import Verdict
+from saelib.study.claims import CLAIMS
+from saelib.study.runs import ARMS, RUNS
 
 SAELIB = Path(sys.executable).parent / "saelib"
 OUTSIDE = re.compile(
@@ -45,18 +47,27 @@ def reports(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Pa
     return folder / "smoke"
 
 
-def test_results_have_a_row_a_run_and_every_documented_column(reports: Path) -> None:
-    table = pd.read_csv(reports / "results.csv")
-    assert table["run"].tolist() == [spec.run for spec in RUNS] == list(range(1, 16))
-    assert list(table.columns[: len(RESULT_COLUMNS)]) == list(RESULT_COLUMNS)
-    assert table[["mcc_2_number", "mcc_2_count", "ceiling_count", "floor_count"]].notna().all().all()
-    measured = table[["verdict", "tokens", "l0", "fvu", "loss_recovered", "dead_share", "seconds", "f1_count"]]
-    assert measured.notna().all().all()
-    assert (table["fvu"] > 0).all() and table["loss_recovered"].between(-1, 1).all()
-    assert set(table["verdict"]) <= {"yes", "no", "1/3", "2/3", "undecided"}
-    assert table["published"].isna().tolist() == [False] * 12 + [True] * 3
-    children = pd.read_csv(reports / "children.csv")
-    assert children["seed"].tolist() == [0, 1, 2] and list(children.columns) == list(CHILDREN_COLUMNS)
+def test_every_table_is_a_csv_with_every_documented_column(reports: Path) -> None:
+    tables = {name: pd.read_csv(reports / file) for name, (file, _) in TABLES.items()}
+    assert {name: list(frame.columns) for name, frame in tables.items()} == {
+        name: list(meanings(table)) for name, (_, table) in TABLES.items()
+    }
+    runs = tables["runs"]
+    assert runs["run"].tolist() == [spec.run for spec in RUNS] == list(range(1, 16))
+    assert runs[["mcc_2_number", "mcc_2_count", "ceiling_count", "floor_count"]].notna().all().all()
+    assert (
+        runs[["verdict", "prompts", "tokens", "l0", "fvu", "loss_recovered", "dead_share", "seconds"]]
+        .notna()
+        .all()
+        .all()
+    )
+    assert (runs["fvu"] > 0).all() and runs["loss_recovered"].between(-1, 1).all()
+    assert set(runs["verdict"]) <= {verdict.value for verdict in Verdict} and runs["prompts"].between(0, 3).all()
+    assert runs["published_classes"].isna().tolist() == [False] * 12 + [True] * 3
+    children = tables["children"]
+    assert children["seed"].tolist() == [0, 0, 1, 1, 2, 2] and children["dictionary"].nunique() == 2
+    assert tables["claims"]["claim"].tolist() == [claim.text for claim in CLAIMS]
+    assert set(tables["arms"]["block"]) == {0, 1} and set(tables["arms"]["arm"]) >= {arm.name for arm in ARMS}
 
 
 def test_the_parent_says_at_the_top_whether_it_is_the_hyphens(reports: Path) -> None:

@@ -20,13 +20,11 @@ from saelib.base.errors import UserError
 from saelib.interpret.feature_f1 import feature_f1
 from saelib.lm.mini_lm import MiniLMConfig
 from saelib.lm.model import HOOK_NAME, OneLayerModel, load_embedded
-from saelib.report.feature_page import Member, summarise
+from saelib.report.feature_page import summarise
 from saelib.sae.evaluate import sae_quality
 from saelib.sae.sae import SAE, init_random, load_sae
 from saelib.sae.scaled import scaled_acts
 from saelib.sae.stream import Counts, Encoder, feature_activations, stream
-from saelib.split.evidence import HeldOutEvidence, SelectEvidence, Tokens
-from saelib.split.score import ClassScore, Interval, Score
 from saelib.text.tokens import CONTEXT_LENGTH
 
 FOLDER = Path(__file__).parent / "data" / "saelens"
@@ -264,20 +262,6 @@ def test_a_feature_page(
     assert one.density["max"] == pytest.approx(dense[:, wanted[-1]].max(), rel=1e-4)
 
 
-def test_a_split_page(
-    sae: SAE, model: OneLayerModel, store: ActivationStore, dense: np.ndarray, wanted: list[int], tmp_path: Path
-) -> None:
-    near = Interval((0.7, 0.6, 0.8))
-    row = ClassScore("one", wanted[-1], 50, near, near, near, 0.9, 0.4, near, 0.5, near, (), True)
-    score = Score("undecided", (row,), 1234, 6, 0.9, 0.9, float("nan"), 0.3, (0.7,), 0.02)
-    view = tools.split_page(Member(sae, wanted[-1]), sae, model, store, score, prompts={"one": "two-thirds"})
-    column = dense[:, wanted[-1]]
-    for record in (view.record["parent"], *view.record["children"]):
-        assert record["active"] == (column > 0).sum()
-        assert record["max"] == pytest.approx(column.max(), rel=1e-4)
-    assert view.save(tmp_path / "split.html").exists()
-
-
 def test_quality_is_that_of_the_saes_own_reconstruction(sae: SAE, model: OneLayerModel, store: ActivationStore) -> None:
     quality = sae_quality(sae, model, store, 4)
     with torch.no_grad():
@@ -287,31 +271,6 @@ def test_quality_is_that_of_the_saes_own_reconstruction(sae: SAE, model: OneLaye
     fvu = (x_hat - x).square().sum() / (x - x.mean(0)).square().sum()
     assert quality.fvu == pytest.approx(float(fvu), rel=1e-4)
     assert quality.l0 == pytest.approx(float((acts > 0).float().sum(1).mean()), rel=1e-6)
-
-
-def test_evidence_of_a_split(sae: SAE, store: ActivationStore, dense: np.ndarray, wanted: list[int]) -> None:
-    """What removing a feature adds to the error is that of decoding without it."""
-    x = store.rows(np.arange(200))
-    parent = torch.from_numpy(dense[:200, wanted[-1]].copy())
-    label = np.arange(200) % 2
-    tokens = Tokens(x, parent, label, np.zeros(200, dtype=np.int64))
-    evidence = SelectEvidence(sae, 2, 0.0)
-    evidence.parent_tokens(tokens)
-    evidence.any_tokens(x, parent)
-    on = (parent > 0).numpy()
-    assert evidence.fired.tolist() == (dense[:200] > 0).sum(0).tolist()
-    assert evidence.fired_on_p.tolist() == (dense[:200][on] > 0).sum(0).tolist()
-    x = x[on]
-    acts = sae.encode(x)
-    base = (x - sae.decode(acts, x)).square().sum()
-    for j in wanted:
-        without = acts.clone()
-        without[:, j] = 0
-        added = (x - sae.decode(without, x)).square().sum() - base
-        assert float(evidence.removal[j]) == pytest.approx(float(added), rel=1e-3, abs=1e-2 + 1e-4 * float(base))
-    held = HeldOutEvidence(sae, [wanted[-1], None], np.array(wanted), 0.0, [0, 1])
-    held.add(tokens)
-    np.testing.assert_allclose(held.columns().child[:, 0], strengths(sae, x)[:, wanted[-1]], rtol=1e-3, atol=1e-3)
 
 
 def test_an_sae_saves_itself(sae: SAE, tmp_path: Path) -> None:

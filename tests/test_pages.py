@@ -24,11 +24,8 @@ from saelib.report.decoder_map import decoder_map, map_view
 from saelib.report.feature_page import Member, feature_page, summarise
 from saelib.report.html_view import table
 from saelib.report.page import file_references, outside_references
-from saelib.report.split_page import failed_words, split_page, verdict_words
 from saelib.report.views import VIEW_MIME
 from saelib.sae.sae import SAE, SAEConfig, save_sae
-from saelib.split.classes import CLASSES, PROMPTS
-from saelib.split.score import BOUNDS, ClassScore, Interval, Score
 
 TEXT = "A well-known <b>three-point</b> landing & a multi-millionaire's long-standing </script> 2-day plan. " * 40
 VOID = {"meta", "link", "br", "img", "input", "hr", "rect", "circle", "line"}
@@ -213,87 +210,6 @@ def test_bad_input_of_a_page_is_one_line(store: ActivationStore, model: Language
         feature_page(directions(store, 4, 0, centred=True), model, store, 1)
 
 
-# --- the split page ----------------------------------------------------------------------------------------------------
-
-
-def class_score(name: str, child: int | None, passed: bool | None, failed: tuple[str, ...] = ()) -> ClassScore:
-    def near(value: float) -> Interval:
-        return Interval((value, value - 0.05, value + 0.05))
-
-    return ClassScore(
-        context_class=name, child=child, test_tokens=200 if passed is not None else 12, precision=near(0.7), recall=near(0.9),
-        f1=near(0.8), auroc=0.9, parent_f1=0.4, win_rate=near(0.8), margin=0.5, fires_elsewhere=near(0.06), failed=failed,
-        passed=passed,
-    )  # fmt: skip
-
-
-def made_score() -> Score:
-    classes = (
-        class_score("count", 5, True),
-        class_score("number", 7, False, ("precision", "fires elsewhere")),
-        class_score("compound", None, None, ("no candidate",)),
-    )
-    return Score("undecided", classes, 1234, 6, 0.91, 0.95, float("nan"), 0.31, (0.7, 0.8, 0.0), 0.02)
-
-
-def test_a_split_page_tells_the_verdict_and_its_reasons(
-    store: ActivationStore, model: LanguageModel, wide: SAE, narrow: SAE, tmp_path: Path
-) -> None:
-    causal = pd.DataFrame({"context_class": ["count", "all"], "change in log-probability": [-0.125, -0.5]})
-    view = split_page(
-        Member(narrow, 3, "hyphen"), wide, model, store, made_score(), prompts=PROMPTS, prompt_token="-", causal=causal,
-        controls=pd.DataFrame({"control": ["permuted <labels>"], "verdict": ["not split"]}),
-        cost=pd.DataFrame({"step": ["harvest"], "tokens": [5_334_000], "seconds": [180.2]}), automatic_classes=True,
-    )  # fmt: skip
-    view.save(tmp_path / "split.html")
-    page, record = checked(tmp_path / "split.html")
-    assert record["verdict"] == "undecided" and [row["child"] for row in record["scores"]] == [5, 7, None]
-    assert [child["feature"] for child in record["children"]] == [5, 7]
-    assert record["causal"][0]["change in log-probability"] == -0.125
-    for words in (
-        "Has “hyphen” split?", "Undecided: at least one class", "count: feature 5", "number: feature 7", "compound: no child",
-        "precision may be as low as 0.65, and 0.8 is asked", "as much as 11.0% of their tokens, and 5% is allowed",
-        "only 12 test tokens", "-0.125", "permuted <labels>", "5,334,000", "made by a program", "1,234",
-    ):  # fmt: skip
-        assert words in page.text, words
-    assert page.text.count("On the prompt") == 2  # the class without a child has no card body
-
-
-@pytest.mark.parametrize("frame", [None, pd.DataFrame()])
-def test_a_split_page_without_the_optional_tables(
-    store: ActivationStore, model: LanguageModel, wide: SAE, narrow: SAE, tmp_path: Path, frame: pd.DataFrame | None
-) -> None:
-    view = split_page(
-        Member(narrow, 3), wide, model, store, made_score(), causal=frame, controls=frame, cost=frame, firing=False
-    )
-    view.save(tmp_path / "split.html")
-    page, _ = checked(tmp_path / "split.html")
-    assert "Controls" not in page.text and "What it cost" not in page.text and "Causal" not in page.text
-
-
-def test_a_prompt_without_the_token_is_refused(
-    store: ActivationStore, model: LanguageModel, wide: SAE, narrow: SAE
-) -> None:
-    with pytest.raises(UserError, match="every prompt must hold the token '-'; got 'none here'"):
-        split_page(
-            Member(narrow, 3), wide, model, store, made_score(), prompts={"count": "none here"}, prompt_token="-"
-        )
-
-
-def test_every_bound_has_its_words() -> None:
-    checks = ("no candidate", "precision", "recall", "win rate", "fires elsewhere", "not distinct")
-    words = failed_words(class_score("count", 5, False, checks), BOUNDS)
-    assert len(set(words)) == 6 and all(text.endswith(".") and len(text) > 30 for text in words)
-    assert failed_words(class_score("count", 5, True)) == []
-
-
-def test_verdicts_in_words() -> None:
-    score = made_score()
-    some = Score("partial 1/3", score.classes, *([0] * 2), *([0.0] * 4), (0.0, 0.0, 0.0), 0.0)
-    assert verdict_words(some) == "The parent has split in part: count has a feature of its own."
-    assert len(CLASSES) == 3
-
-
 # --- charts, tables, text, map -------------------------------------------------------------------------------------------
 
 
@@ -303,9 +219,6 @@ def test_charts_are_whole_and_say_their_numbers() -> None:
     assert Balance(svg).open == [] and "activation 0.5 to 1: 1 tokens" in svg
     heights = [float(h) for h in re.findall(r'height="([\d.]+)" fill', svg)]
     assert heights[0] > 50 and heights[1] >= 1
-    strip = charts.interval_svg(0.7, 0.65, 0.75, bound=0.8, passed=False)
-    assert Balance(strip).open == [] and "95% interval 0.650 to 0.750; bound 0.8" in strip
-    assert charts.interval_svg(float("nan"), 0.0, 1.0, bound=0.5, passed=False) == ""
     assert charts.histogram_svg(histogram[:0]) == ""
 
 

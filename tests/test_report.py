@@ -15,7 +15,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from saelib.base.errors import UserError
 from saelib.base.provenance import commit
-from saelib.report.index_page import answer_sentences, table_rows, verdict_class
+from saelib.base.table import meanings
+from saelib.report.index_page import TABLES, answer_sentences, build_index, table_rows, write_tables
 from saelib.report.page import (
     Page,
     file_references,
@@ -28,18 +29,16 @@ from saelib.report.page import (
 )
 from saelib.report.report import (
     HEADLINE_MIME,
-    RESULT_COLUMNS,
     WATERMARK_MIME,
     align_tables,
-    build_index,
     collect_headline,
     headline,
     last_states,
     render_page,
     watermark,
-    write_results_csv,
 )
 from saelib.report.views import VIEW_MIME, colored_tokens
+from saelib.study.results import RunResult
 from saelib.study.runs import RUNS
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -360,30 +359,52 @@ def test_commit_and_dirty_flag(tmp_path):
 
 @pytest.fixture
 def results():
-    """Every run but 9; run 3 without a loss recovered."""
+    """The row of every run but 9; run 3 without a loss recovered."""
     rows = []
     for spec in RUNS:
         if spec.run == 9:
             continue
         split = spec.filtered and spec.run != 12
+        S_2 = 0.6 if split else 0.5 if spec.published_classes is None else 0.4
         rows.append(
-            {"run": spec.run, "verdict": "split" if split else "partial 2/3", "number": True, "count": split, "compound": True,
-             "f1_count": 0.9 if split else 0.2, "child_count": 826 if split else None, "tokens": 26_214_400,
-             "l0": 20.0 + spec.run,
-             "fvu": 0.12, "loss_recovered": None if spec.run == 3 else 0.95, "d_sae": 2048, "answer": "prose", "extra": 1}
+            {"run": spec.run, "size": spec.size, "seed": spec.seed, "filtered": spec.filtered, "loss": "standard",
+             "published_classes": spec.published_classes, "S_2": S_2, "S_2_low": S_2 - 0.06, "S_2_high": S_2 + 0.06,
+             "mcc_2_number": 0.7, "ceiling_number": 0.9, "mcc_2_count": 0.5, "ceiling_count": None,
+             "verdict": "split" if split else "partial", "passed": 1 + split, "required": 2, "failed": "count: added",
+             "prompts": 3 if split else 0, "tokens": 26_214_400, "l0": 20.0 + spec.run, "fvu": 0.12,
+             "loss_recovered": None if spec.run == 3 else 0.95, "d_sae": 2048}
         )  # fmt: skip
-    return pd.DataFrame(rows)
+    return rows
 
 
+def claim(name, kind, effect, verdict):
+    row = dict.fromkeys(meanings(TABLES["claims"][1]))
+    return row | {"claim": name, "kind": kind, "published": "runs 4-6" if kind == "published" else "", "arms": "a - b",
+                  "blocks": 12, "seeds": 2, "first_S_2": 0.61, "second_S_2": 0.61 - effect, "effect": effect,
+                  "low": effect - 0.05, "high": effect + 0.05, "test": "t over 12 block means", "p": 0.01, "p_holm": 0.02,
+                  "smallest_effect": 0.07, "verdict": verdict}  # fmt: skip
+
+
+CLAIMS = [claim("A control", "control", 0.0, "undecided"), claim("Ours", "ours", 0.03, "not supported"),
+          claim("Filtering <helps>", "published", 0.2, "supported")]  # fmt: skip
+CHILDREN = [
+    {"dictionary": "children", "seed": 0, "S_2": 0.71}, {"dictionary": "children", "seed": 1, "S_2": 0.73},
+    {"dictionary": "random decoder", "seed": 0, "S_2": 0.2},
+]  # fmt: skip
+MADE_OF = [
+    {"feature": 40 + i, "name": f"“-” after <{i}>", "share": 0.3 / (1 + i), "mcc": 0.5, "added": 0.4, "added_low": 0.3,
+     "added_high": 0.5, "leak": 0.01, "copy_of": -1}
+    for i in range(14)
+]  # fmt: skip
 PAGES = [
     Page("01_narrow_sae", "The narrow SAE"),
     *(Page(f"run-{spec.run:02d}", f"Run {spec.run}", spec.run) for spec in RUNS),
+    Page("09_split_page", "The split"),
 ]
 
 
 def test_index_shows_every_run_and_links_it(results, tmp_path):
-    index = build_index(tmp_path, "mini", results, PAGES)
-    html = index.read_text()
+    html = build_index(tmp_path, "mini", {"runs": results}, PAGES).read_text()
     structure = Structure(html)
     assert structure.stack == []
     rows = re.findall(
@@ -396,104 +417,97 @@ def test_index_shows_every_run_and_links_it(results, tmp_path):
         assert Structure(f"<table>{row}</table>").text.split()[2] == str(spec.seed)
     controls = html.split('<tbody class="controls">')[1].split("</tbody>")[0]
     assert [f"run-{run}.html" in controls for run in (12, 13, 14, 15)] == [False, True, True, True]
-    assert "The narrow SAE" in structure.text
+    assert "The narrow SAE" in structure.text and "The claims" not in structure.text
     assert outside_references(html) == []
-    for meaning in RESULT_COLUMNS.values():
+    for meaning in meanings(RunResult).values():
         assert meaning in structure.text
-    assert json.loads((tmp_path / "index.json").read_text())["runs"][0]["verdict"] == "partial 2/3"
+    assert json.loads((tmp_path / "index.json").read_text())["runs"][0]["verdict"] == "partial"
 
 
-def test_the_index_shows_separation_beside_the_published_verdict(results, tmp_path):
-    graded = {"S_2": 0.534, "S_2_low": 0.47, "S_2_high": 0.6, "mcc_2_number": 0.7, "ceiling_number": 0.9}
-    html = build_index(tmp_path, "mini", results.assign(**graded), PAGES).read_text()
+def test_the_index_has_numbers_beside_the_published_verdict(results, tmp_path):
+    html = build_index(tmp_path, "mini", {"runs": results}, PAGES).read_text()
     row = next(row for row in html.split("<tr>") if 'href="run-03.html"' in row)
-    cells = re.findall(r"<td[^>]*>(.*?)</td>", row, flags=re.DOTALL)
-    assert cells[8] == "0.53 (0.47 to 0.60)" and "no" in cells[7]
-    assert 'title="number 0.70 of 0.90, count  of "' in row  # what was not measured is left out
+    cells = [Structure(f"<p>{cell}</p>").text for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, flags=re.DOTALL)]
+    assert cells[7:13] == ["0 of 3", "0 of 3", "0.40 (0.34 to 0.46)", "0.70 of 0.90", "0.50", "partial 1 of 2"]
+    assert 'title="count: added"' in row
+    assert cells[-3:] == ["23.0", "0.120", ""], "what was not measured is an empty cell"
     head = html.split('<table class="runs">')[1].split("</thead>")[0]
     spans = [int(n) for n in re.findall(r'<th[^>]*colspan="(\d+)"', head)]
-    assert sum(spans) + 2 == len(re.findall(r"<th[ >]", head.split("</tr>")[1])) == len(cells)
+    assert sum(spans) + 1 == len(re.findall(r"<th[ >]", head.split("</tr>")[1])) == len(cells)
+    eleven = next(row for row in html.split("<tr>") if 'href="run-11.html"' in row)
+    assert "2 of 3" in eleven and "none for" in eleven
 
 
-def test_a_missing_number_is_an_empty_cell(results, tmp_path):
-    html = build_index(tmp_path, "mini", results, PAGES).read_text()
-    row = next(row for row in html.split("<tr>") if 'href="run-03.html"' in row)
-    assert re.findall(r'<td class="num">([^<]*)</td>', row)[-3:] == ["23.0", "0.120", ""]
-
-
-def test_the_answer_is_counted_from_the_table(results):
-    rows = table_rows(results, None, [])
-    told = answer_sentences(rows)
-    assert told[0].endswith(
-        "appeared in 7 of 7 runs trained on filtered data, 0 of 3 runs trained on all the data with the parent zeroed in "
-        "the loss and 0 of 3 runs of the plain control (all the data, random start, standard loss)."
+def test_the_index_leads_with_what_the_hyphen_is_made_of(results, tmp_path):
+    tables = {"runs": results, "made_of": MADE_OF, "claims": CLAIMS, "children": CHILDREN}
+    answers = {"09_split_page": "It splits <well>.", "01_narrow_sae": "L0 is 12."}
+    write_tables(tables, tmp_path)
+    html = build_index(tmp_path, "mini", tables, PAGES, {"answers": answers}).read_text()
+    structure = Structure(html)
+    assert structure.stack == [] and outside_references(html) == []
+    places = [html.index(words) for words in ("What the hyphen is made of", "In our runs", 'id="runs"', 'id="claims"')]
+    assert places == sorted(places)
+    assert (
+        'href="09_split_page.html"' in html and "It splits <well>." in structure.text and "L0 is 12." in structure.text
     )
-    assert "7 of 7 against 0 of 6 (Fisher’s exact p = 0.00058): unlikely to be chance alone" in told[1]
-    assert "the published one in 5 of 11 runs (it differs in runs 1, 2, 3, 10, 11, 12)" in told[2]
-    assert "of 13 wide runs" in told[3].lower()
-    assert "count word (multi-, single-) in 7" in told[3]
-    undecided = results.assign(verdict=results["verdict"].where(results["run"] != 4, "undecided"))
-    told = answer_sentences(table_rows(undecided, None, []))
-    assert "6 of 6 runs trained on filtered data" in told[0]
-    assert "Without a verdict, and counted in none of these: 4." in told
-    assert answer_sentences(table_rows(results.iloc[:0], None, [])) == ["No training run has a verdict yet."]
+    assert "“-” after <11>" in structure.text and "“-” after <12>" not in structure.text
+    assert "the 12 largest of 14" in structure.text and 'href="#child-' not in html
+    shown = html.split('<table class="runs claims">')[1].split("</table>")[0]
+    assert shown.index("Filtering &lt;helps&gt;") < shown.index("Ours") < shown.index("A control")
+    text = Structure(f"<table>{shown}</table>").text
+    for words in ("+0.20 (+0.15 to +0.25)", "0.61 − 0.41", "runs 4-6", "not tried", "0.02", "0.07", "not supported"):
+        assert words in text, words
+    assert all(f'href="{name}"' in html for name in ("results.csv", "children.csv", "claims.csv"))
 
 
-def test_verdicts_in_the_studys_words_and_ours():
-    words = {"yes, not robust": "yes", "split": "yes", True: "yes", "no": "no", "not split": "no", np.False_: "no"}
-    words |= {
-        "2/3: none for '-' after a number": "partial",
-        "partial 1/3": "partial",
-        "": "",
-        None: "",
-        "undecided": "",
-    }
-    assert {word: verdict_class(word) for word in words} == words
+def test_the_answer_is_counted_from_the_tables(results):
+    told = answer_sentences({"runs": results, "children": CHILDREN, "claims": CLAIMS})
+    assert "0.60 (0.60 to 0.60) in 7 wide runs on filtered data" in told[0]
+    assert "0.40 (0.40 to 0.40) in 3 wide runs on all data" in told[0] and "in 3 plain wide runs" in told[0]
+    assert "0.72 (0.71 to 0.73) in 2 seeds of children" in told[0]
+    assert "published in 8 of 11 runs; all three in 7, where the post saw 6." in told[1]
+    assert told[2] == "Strict verdict on 13 wide runs: split 7, partial 6."
+    assert told[3] == "Of 2 claims put to the test: 1 not supported, 1 supported."
+    assert answer_sentences({}) == ["No training run is finished yet."]
+    assert [row["run"] for row in table_rows(results, [])] == list(range(1, 16))
 
 
 def test_facts_are_shown_escaped(results, tmp_path):
     picture = tmp_path / "made here.png"
     picture.write_bytes(b"png")
     facts = {
-        "question": "Is <this> it?", "remarks": ["One <more>."], "seen": ["a & b"], "not_seen": ["<c>"],
+        "question": "Is <this> it?", "remarks": ["One <more>."],
         "figures": [{"path": picture, "caption": "Figure <1>"}], "model": {"validation_loss": 3.4123}, "sae": {"parent": 117},
         "text_manifest": {"tokens": 37_900_000, "packages": [{"name": "<pkg>", "sha256": "ab" * 32, "tokens": 7_700_000}]},
         "seconds_total": 1534, "work_seconds": {"text": 60.0, "training": 180.0},
         "peak_memory_bytes": 4_210_000_000, "cache_bytes": 5_310_000_000,
     }  # fmt: skip
-    html = build_index(tmp_path / "mini", "mini", results, PAGES, RUNS, facts).read_text()
+    html = build_index(tmp_path / "mini", "mini", {"runs": results}, PAGES, facts).read_text()
     text = Structure(html).text
-    for shown in ("Is <this> it?", "One <more>.", "a & b", "<c>", "Figure <1>", "3.41", "117", "37,900,000", "<pkg>", "7.7 M",
+    for shown in ("Is <this> it?", "One <more>.", "Figure <1>", "3.41", "117", "37,900,000", "<pkg>", "7.7 M",
                   "25 min 34 s", "4.21 GB", "5.31 GB", "abababababab", "the whole study took", "Where that time went",
                   "training 3 min 00 s (75%)"):  # fmt: skip
         assert shown in text, shown
-    html = build_index(tmp_path / "mini", "mini", results, PAGES, RUNS, facts | {"with_claims": True}).read_text()
+    html = build_index(tmp_path / "mini", "mini", {"runs": results}, PAGES, facts | {"with_claims": True}).read_text()
     text = Structure(html).text
     assert "the whole study, its claims included, took" in text and "the claims' not counted" in text
     assert "Where that time went" not in text
     assert (tmp_path / "mini" / "assets" / "made here.png").read_bytes() == b"png"
     assert 'src="assets/made%20here.png"' in html
     with pytest.raises(UserError, match=r"must be a file; got .*none\.png"):
-        build_index(tmp_path / "mini", "mini", results, PAGES, RUNS, {"figures": ["none.png"]})
+        build_index(tmp_path / "mini", "mini", {"runs": results}, PAGES, {"figures": ["none.png"]})
 
 
 def test_results_csv(results, tmp_path):
-    results.loc[results["run"] == 3, "tokens"] = np.nan  # a whole number stays one where another run lacks it
-    write_results_csv(results.sample(frac=1, random_state=0), tmp_path / "results.csv")
+    results[2]["tokens"] = None  # a whole number stays one where another run lacks it
+    write_tables({"runs": results, "children": []}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
     read = pd.read_csv(tmp_path / "results.csv")
-    assert list(read.columns) == [*RESULT_COLUMNS, "extra"]
+    assert list(read.columns) == list(meanings(RunResult))
     assert list(read["run"]) == [run for run in range(1, 16) if run != 9]
-    assert list(read["loss"][:4]) == ["parent zeroed"] * 3 + ["standard"]  # filled in from the run table
-    assert read["seed"][0] == 40
     assert read["loss_recovered"].isna().sum() == 1
     lines = (tmp_path / "results.csv").read_text().splitlines()
-    assert lines[3].split(",")[-4:] == ["", "", "", "1"]  # empty, not "nan"
-    assert "26214400" in lines[1]
-    assert "826" in lines[4]
-    assert "826.0" not in lines[4]
-    with pytest.raises(UserError, match="one row a run"):
-        write_results_csv(pd.concat([results, results]), tmp_path / "results.csv")
-    assert pd.read_csv(tmp_path / "results.csv").equals(read)
+    assert "26214400" in lines[1] and ",nan" not in lines[3]
 
 
 def test_numbers_read_well():

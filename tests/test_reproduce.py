@@ -55,7 +55,7 @@ display({"application/vnd.saelib.headline+json": {"steps": 40 - begin, "seed": r
 AFTER = ("05_results", "06_training_efficiency", "09_split_page", "11_other_parent")
 NAMES = ("01_narrow_sae", "02_choose_parent", "03_filter", "04_training_run", *AFTER)
 NOT_ASKED_FOR = ("07_claims", "08_calibration")
-EVERYTHING = {**dict.fromkeys(NAMES, 1), "04_training_run": 2, "prepare": 1}
+EVERYTHING = {**dict.fromkeys(NAMES, 1), "04_training_run": 2, "prepare": 1, "tables": 1}
 DRIVER = Path(__file__).with_name("study_driver.py")
 
 
@@ -76,12 +76,15 @@ class Study:
         (folder / "fake_study.py").write_text(
             "import os\ndef prepare(profile):\n    print('prepare', profile, file=open(os.environ['EXECUTIONS'], 'a'))\n"
             "    return {'text': 1.0, 'harvest': 2.0}\n"
+            "def tables(profile, runs, whole, claims):\n"
+            "    print('tables', whole, file=open(os.environ['EXECUTIONS'], 'a'))\n"
+            "    return {'runs': [{'run': run, 'seed': run} for run in runs]}\n"
         )
         self.environment = os.environ | {
             "SAELIB_CACHE": str(folder / "cache"),
             "SAELIB_NOTEBOOKS": str(folder / "notebooks"),
             "EXECUTIONS": str(self.log),
-            "PYTHONPATH": str(folder),
+            "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -127,7 +130,7 @@ def test_kill_9_in_a_run_then_the_same_command_finishes_without_doing_anything_t
     code, out, err = study.run(*command)
     assert (code, err) == (0, "")
     again = study.executed() - before
-    assert again == {"prepare": 1, "04_training_run": 1, **dict.fromkeys(AFTER, 1)}
+    assert again == {"prepare": 1, "04_training_run": 1, **dict.fromkeys(AFTER, 1), "tables": 1}
     assert json.loads((pages / "run-01.json").read_text())["headline"]["steps"] == 40
     assert json.loads((pages / "run-02.json").read_text())["headline"]["steps"] == 20  # it went on from its checkpoint
     assert "04_training_run run 1: already finished" in out
@@ -180,13 +183,19 @@ def test_an_edited_run_is_done_again_with_what_is_built_on_it_and_nothing_else(s
     source.write_text(source.read_text() + "\n# %%\n1 + 1\n")
     code, _, err = study.run(*command)
     assert (code, err) == (0, "")
-    assert study.executed() == {"prepare": 1, "03_filter": 1, **dict.fromkeys(AFTER[:-1], 1)}  # 11 builds on 01 alone
+    assert study.executed() == {
+        "prepare": 1,
+        "03_filter": 1,
+        **dict.fromkeys(AFTER[:-1], 1),
+        "tables": 1,
+    }  # 11 builds on 01 alone
 
 
 def test_one_run_takes_only_what_it_needs(study: Study) -> None:
     code, out, err = study.run("reproduce", "--profile", "smoke", "--run", "2")
     assert (code, err) == (0, "")
-    assert study.executed() == {"prepare": 1, "01_narrow_sae": 1, "02_choose_parent": 1, "04_training_run": 1}
+    once = ("prepare", "01_narrow_sae", "02_choose_parent", "04_training_run", "tables")
+    assert study.executed() == dict.fromkeys(once, 1)
     assert f"open {study.folder / 'reports/smoke/run-02.html'}" in out
     assert not (study.folder / "reports/smoke/index.html").exists()
     # a run of one's own is kept apart from the study's

@@ -15,13 +15,15 @@ import tiny_study
 import torch
 
 from saelib.acts.store import POSITIONS, ActivationStore
+from saelib.base.table import as_row, meanings, write_csv
 from saelib.interpret.feature_f1 import best_cut, best_feature_f1, cut_at
-from saelib.report.children_csv import CHILDREN_COLUMNS, write_children_csv
-from saelib.report.index_page import GRADED_COLUMNS
 from saelib.sae.sae import SAEConfig, init_random
 from saelib.split.classes import CLASSES
+from saelib.split.contexts import Labels
 from saelib.split.detectors import best_threshold
-from saelib.study import children_rows, graded, study
+from saelib.split.verdict import BOUNDS, Verdict
+from saelib.study import arms, children_rows, claims, graded, outcome, study
+from saelib.study.graded import Graded
 from saelib.study.profiles import Profile
 
 
@@ -106,9 +108,10 @@ PROFILE = dataclasses.replace(
 def made_up(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Profile]:
     """The profile, with the made-up text in the place of the study's."""
     monkeypatch.setattr(study, "STUDY_SOURCES", (tiny_study.make_archive(empty_cache, documents=1500),))
-    functions = [study.tokens, study.activations, study.joining_hyphens, study.hyphens, study.coefficient, study.parent]
+    functions = [study.tokens, study.activations, study.joining_hyphens, study.coefficient, study.parent]
     yield PROFILE
-    for function in [*functions, graded.yardstick, graded._hyphen_tokens]:
+    kept = [graded.yardstick, graded._hyphen_tokens, outcome._rest, outcome._leak_rows]
+    for function in [*functions, *kept]:
         function.cache_clear()
 
 
@@ -165,21 +168,26 @@ def test_the_parent_of_a_study_by_the_rule(made_up: Profile) -> None:
     assert study.parent(made_up, 3, 0.5).tau == study.parent(made_up, None, 0.5).tau == 0.5
 
 
-def test_separation_is_measured_on_the_hyphens_that_the_text_fixes(made_up: Profile) -> None:
+def test_separation_is_measured_on_the_hyphens_that_the_text_fixes(
+    made_up: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     narrow, chosen = study.narrow_sae(made_up).sae, study.parent(made_up)
-    found = graded.separation(made_up, chosen, narrow)
-    assert tuple(found) == graded.GRADED == tuple(GRADED_COLUMNS)
+    found = outcome.outcome(made_up, chosen, narrow).graded
     tokens = graded.hyphen_tokens(made_up, chosen)
     for split, part in tokens.items():
         assert part.rows.tolist() == study.joining_hyphens(made_up, split)[0].tolist()
         np.testing.assert_allclose(part.parent, study.parent_on(made_up, split, chosen.feature)[part.rows], rtol=1e-5)
     # S_k from its parts, and the best single feature from all of them
-    judged = [c for c in graded.measured(made_up, chosen, narrow).contexts if c.judged and c.primary]
+    whole = graded.measured(made_up, chosen, narrow)
+    assert whole is not None and found == Graded.of(whole)
+    judged = [c for c in whole.contexts if c.judged and c.primary]
     assert judged, "the made-up text has classes that a probe tells apart"
     room = sum(c.ceiling.value - c.floor.value for c in judged)
     for k in (1, 2, 4):
-        assert found[f"S_{k}"] == pytest.approx(sum(c.mcc[k].value - c.floor.value for c in judged) / room)
-        assert found[f"S_{k}_low"] <= found[f"S_{k}"] <= found[f"S_{k}_high"]
+        value, low, high = (getattr(found, f"S_{k}{end}") for end in ("", "_low", "_high"))
+        assert (
+            value == pytest.approx(sum(c.mcc[k].value - c.floor.value for c in judged) / room) and low <= value <= high
+        )
     member = {
         split: study.joining_hyphens(made_up, split)[1] == CLASSES.index("number") for split in ("select", "test")
     }
@@ -187,42 +195,118 @@ def test_separation_is_measured_on_the_hyphens_that_the_text_fixes(made_up: Prof
     cuts = [best_threshold(acts["select"][:, j], member["select"]) for j in range(narrow.cfg.d_sae)]
     # a feature marks a class by being above a threshold of at least 0
     j = max(range(len(cuts)), key=lambda j: cuts[j].mcc)
-    expected = np.corrcoef(acts["test"][:, j] > cuts[j].t, member["test"])[0, 1]
-    assert found["mcc_1_number"] == pytest.approx(expected)
+    assert found.mcc_1_number == pytest.approx(np.corrcoef(acts["test"][:, j] > cuts[j].t, member["test"])[0, 1])
+
+    # without a feature: it is in no detector
+    without = graded.measured(made_up, chosen, narrow, without=j)
+    assert without is not None and all(j not in c.features for c in without.contexts)
+    assert abs(graded.permuted_S_2(made_up, chosen, narrow)) < 0.3
+    monkeypatch.setattr(Labels, "permuted", lambda self, seed: self)
+    assert graded.permuted_S_2(made_up, chosen, narrow) == pytest.approx(found.S_2), "in the true labels' units"
+    l0 = float((narrow.encode(tokens["select"].x) > 0).float().sum(1).mean())
+    assert graded.l0_on_hyphens(made_up, narrow) == pytest.approx(l0)
 
 
-def test_a_separation_is_kept_by_sae_parent_text_and_code(made_up: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_strict_verdict_asks_for_features_that_the_narrow_sae_lacks(made_up: Profile) -> None:
     narrow, chosen = study.narrow_sae(made_up).sae, study.parent(made_up)
-    first = graded.separation(made_up, chosen, narrow)
-    monkeypatch.setattr(graded, "measured", lambda *_: pytest.fail("it was kept"))
-    assert graded.separation(made_up, chosen, narrow) == first
+    own = outcome.outcome(made_up, chosen, narrow).strict
+    assert own.verdict is not Verdict.SPLIT and own.passed == 0, "the narrow SAE adds nothing to itself but its parent"
+
+    # three features that fire exactly on the classes: directions of a probe, made by hand from the class means
+    tokens = graded.hyphen_tokens(made_up, chosen)
+    wide = init_random(dataclasses.replace(narrow.cfg, d_sae=4), torch.Generator().manual_seed(0))
+    x, label = tokens["train"].x, study.joining_hyphens(made_up, "train")[1]
+    store = study.activations(made_up, "select")
+    others = store.rows(np.flatnonzero(store.token_ids != study.language_model(made_up).hyphen)[:4000])
+    with torch.no_grad():
+        wide.b_enc.fill_(-1e9)
+        for c in range(len(CLASSES)):
+            inside = torch.from_numpy(label == c)
+            data, y = torch.cat([x, others]), torch.cat([inside.float() * 2 - 1, -torch.ones(len(others))])
+            centred = torch.cat([data, torch.ones(len(data), 1)], 1)
+            weight = (centred.T @ centred + 0.1 * torch.eye(centred.shape[1])).inverse() @ centred.T @ y
+            wide.W_enc[:, c], wide.b_enc[c] = weight[:-1], weight[-1]
+        wide.b_dec.zero_()
+    found = outcome.outcome(made_up, chosen, wide).strict
+    assert (found.feature_count, found.feature_number) == (CLASSES.index("count"), CLASSES.index("number"))
+    assert found.passed >= own.passed and found.required == own.required
+    whole = graded.measured(made_up, chosen, wide)
+    assert whole is not None
+    judged = outcome.judgement(made_up, chosen, wide, whole)
+    assert judged.verdict is found.verdict
+    for row in judged.contexts:
+        if row.passed:
+            assert row.added.low >= BOUNDS.added and row.foreign.high <= BOUNDS.foreign
+
+
+def test_an_outcome_is_kept_by_sae_parent_text_and_code(made_up: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow, chosen = study.narrow_sae(made_up).sae, study.parent(made_up)
+    first = outcome.outcome(made_up, chosen, narrow)
+    monkeypatch.setattr(graded, "measured", lambda *_, **__: pytest.fail("it was kept"))
+    assert outcome.outcome(made_up, chosen, narrow) == first
     asked: list[object] = []
-    monkeypatch.setattr(graded, "measured", lambda *given: asked.append(given))
-    assert np.isnan(graded.separation(made_up, chosen._replace(feature=chosen.feature - 1), narrow)["S_2"])
-    monkeypatch.setattr(graded, "code_version", lambda *_: "another")
-    graded.separation(made_up, chosen, narrow)
+    monkeypatch.setattr(graded, "measured", lambda *given, **__: asked.append(given))
+    another = outcome.outcome(made_up, chosen._replace(feature=chosen.feature - 1), narrow)
+    assert np.isnan(another.graded.S_2) and another.strict.verdict is Verdict.UNDECIDED
+    monkeypatch.setattr(outcome, "code_version", lambda *_: "another")
+    outcome.outcome(made_up, chosen, narrow)
     assert len(asked) == 2
 
 
 def test_too_little_text_gives_no_separation_and_no_children(made_up: Profile) -> None:
     profile = dataclasses.replace(made_up, select_contexts=1, test_contexts=1)
     chosen = study.Parent(0, 0.1, 1.0)
-    assert all(np.isnan(value) for value in graded.separation(profile, chosen, study.narrow_sae(made_up).sae).values())
-    rows = children_rows.children_rows(profile, chosen)
-    assert (
-        rows["seed"].tolist() == [0, 1, 2] and rows["S_2"].isna().all() and rows["reason"].str.contains("; got ").all()
+    found = outcome.outcome(profile, chosen, study.narrow_sae(made_up).sae)
+    assert np.isnan(found.graded.S_2) and found.strict.verdict is Verdict.UNDECIDED
+    rows = children_rows.children_results(profile, chosen)
+    assert [row.seed for row in rows] == [0, 0, 1, 1, 2, 2] and all("; got " in row.reason for row in rows)
+    assert children_rows.made_of(profile, chosen) == []
+
+
+@pytest.mark.slow
+def test_children_results_and_their_csv(made_up: Profile, tmp_path: Path) -> None:
+    chosen = study.parent(made_up)
+    rows = children_rows.children_results(made_up, chosen, seeds=(0, 1))
+    assert [row.dictionary for row in rows] == ["children", "random decoder"] * 2
+    for row in rows:
+        assert row.reason == "" and row.K == 8 and 1 <= row.children <= 8 and row.seconds_in_all >= row.seconds > 0
+        assert np.isfinite([row.outcome.graded.S_2, row.S_2_permuted, row.fvu, row.fvu_on_P, row.l0]).all()
+    assert rows[0].fvu != rows[2].fvu, "seeds differ"
+    kept = json.loads(json.dumps([as_row(row) for row in rows], allow_nan=False))
+    write_csv(children_rows.ChildrenResult, kept, tmp_path / "children.csv")
+    read = pd.read_csv(tmp_path / "children.csv")
+    assert list(read.columns) == list(meanings(children_rows.ChildrenResult))
+    assert read["S_2"].tolist() == pytest.approx([row.outcome.graded.S_2 for row in rows], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_arms_on_narrow_saes_of_their_own(made_up: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"claim_blocks": 2, "claim_wide_seeds": 1, "claim_trials": 2, "claim_steps": 12, "claim_early": 4}
+    profile = dataclasses.replace(made_up, **small)
+    monkeypatch.setattr(arms, "ARMS", tuple(arms.get_arm(name) for name in ("all data", "filtered", "narrow size")))
+    runs = arms.arm_runs(profile)
+    names = ["all data"] * 2 + ["filtered"] * 3 + ["narrow size", "children", "random decoder"]
+    assert [(run.arm, run.block, run.seed) for run in runs] == [(name, b, b) for b in (0, 1) for name in names]
+    assert [run.at for run in runs[2:5]] == ["end", "early", "same parent tokens"]
+    first, second = (study.narrow_sae(arms.block_profile(profile, b)).sae for b in (0, 1))
+    assert study.weights_hash(first) == study.weights_hash(study.narrow_sae(made_up).sae) != study.weights_hash(second)
+    for block in (0, 1):
+        own = arms.block_profile(profile, block)
+        assert {run.parent for run in runs if run.block == block} == {study.parent(own).feature}
+    assert np.isfinite([run.outcome.graded.S_2 for run in runs]).all()
+    # the filtered arm has seen the same parent-active tokens when it has seen its share of the control's tokens
+    share = (
+        study.view(profile, "context", study.parent(profile)).n_tokens / study.activations(profile, "train").n_tokens
+    )
+    assert runs[4].tokens == max(round(12 * share), 1) * profile.batch_size
+    # the coefficient that came nearest to the control's L0
+    target = runs[0].outcome.l0_hyphens
+    plain = arms.train_arm(profile, arms.ARMS[1], 0, 1.0)["end"][0]
+    assert abs(np.log(runs[2].outcome.l0_hyphens / target)) <= abs(
+        np.log(graded.l0_on_hyphens(profile, plain) / target)
     )
 
-
-def test_children_rows_and_their_csv(made_up: Profile, tmp_path: Path) -> None:
-    assert tuple(CHILDREN_COLUMNS) == children_rows.COLUMNS
-    chosen = study.parent(made_up)
-    rows = children_rows.children_rows(made_up, chosen)
-    assert rows["reason"].tolist() == [""] * 3 and rows["K"].tolist() == [8] * 3
-    numbers = rows[["S_1", "S_2", "S_4", "fvu", "fvu_on_P", "seconds", "tokens"]]
-    assert numbers.notna().all().all() and (rows["seconds_in_all"] > rows["seconds"]).all()
-    assert rows["children"].between(1, 8).all() and rows["fvu"].nunique() == 3, "seeds differ"
-    records = json.loads(json.dumps(rows.astype(object).where(rows.notna(), None).to_dict("records")))
-    write_children_csv(records, tmp_path / "children.csv")
-    read = pd.read_csv(tmp_path / "children.csv")
-    assert list(read.columns) == list(CHILDREN_COLUMNS) and read["S_2"].tolist() == pytest.approx(rows["S_2"].tolist())
+    judged = claims.judge_claims(runs)
+    assert len(judged) == len(claims.CLAIMS) and judged[0].blocks == 2
+    monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("every training was kept"))
+    assert arms.arm_runs(profile) == runs

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import pandas as pd
 
 from saelib.acts import store as activations
 from saelib.base.cache import atomic_dir, cache_dir, content_key, file_sha256, locked, write_json
-from saelib.report import report
+from saelib.base.table import as_row
+from saelib.report import index_page, report
 from saelib.report.notebook_runner import cached_notebook
-from saelib.study import study
-from saelib.study.eye_test import eye_test
+from saelib.study import results, study
 from saelib.study.profiles import SMOKE, Profile
+from saelib.study.runs import get_run
 from saelib.text import sources
 
 PROFILE = dataclasses.replace(
@@ -121,21 +121,17 @@ def training(profile: Profile) -> dict[str, str]:
 
 
 def scoring(profile: Profile) -> dict[str, str]:
-    """Quality and eye test on held-out text."""
-    sae = study.trained_run(profile, RUN).sae
-    quality = study.quality_of(profile, sae)
-    verdict = eye_test(
-        sae, study.language_model(profile), study.hyphens(profile, "select"), study.hyphens(profile, "test")
-    )
+    """The row of the run: quality, outcome and the prompts; without the time that the training took."""
+    trained = study.trained_run(profile, RUN)
+    found = results.run_result(profile, get_run(RUN), study.parent(profile), trained)
     path = reports_dir() / "scores.json"
-    write_json(path, {"quality": quality._asdict(), "verdict": verdict.verdict, "classes": verdict.frame().to_dict()})
+    write_json(path, as_row(dataclasses.replace(found, seconds=1.0)))
     return {"scores": file_sha256(path)}
 
 
 def reporting(profile: Profile) -> dict[str, str]:
     """An executed notebook in the cache, its page and record, results.csv, the index."""
-    scores = json.loads((reports_dir() / "scores.json").read_text())
-    numbers = {"run": RUN, "verdict": scores["verdict"], **scores["quality"]}
+    numbers = json.loads((reports_dir() / "scores.json").read_text())
     key = content_key(numbers=numbers)
     folder = cache_dir() / "notebooks" / key
     with locked(folder):  # as `run_notebook` keeps what it has executed
@@ -148,9 +144,9 @@ def reporting(profile: Profile) -> dict[str, str]:
     out = reports_dir() / "pages"
     page = report.Page(f"run-{RUN:02d}", f"Run {RUN}", RUN)
     report.render_page(kept.path, out / f"{page.name}.html", title=page.title, result=kept.result, pages=[page])
-    results = pd.DataFrame([numbers])
-    report.write_results_csv(results, out / "results.csv")
-    report.build_index(out, "faults", results, [page])
+    tables = {"runs": [numbers]}
+    index_page.write_tables(tables, out)
+    index_page.build_index(out, "faults", tables, [page])
     return {str(path.relative_to(out)): file_sha256(path) for path in sorted(out.rglob("*")) if path.is_file()}
 
 

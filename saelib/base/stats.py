@@ -1,13 +1,15 @@
-"""The few statistics the reports quote: intervals for rates, a test between two, tokens to a goal with censoring."""
+"""The few statistics the reports quote: intervals, the t-test over blocks with Holm's correction, tokens to a goal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, fisher_exact, mannwhitneyu
+from scipy.stats import binomtest
+from scipy.stats import t as student_t
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -18,40 +20,56 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def rate_table(arms: Mapping[str, Sequence[bool]]) -> pd.DataFrame:
-    """One row an arm: successes, runs, rate, and the ends of its Wilson 95% interval."""
-    rows = {}
-    for name, outcomes in arms.items():
-        low, high = wilson_interval(sum(outcomes), len(outcomes))
-        rate = sum(outcomes) / len(outcomes) if outcomes else math.nan
-        rows[name] = {"successes": sum(outcomes), "runs": len(outcomes), "rate": rate, "low": low, "high": high}
-    return pd.DataFrame(rows).T.astype({"successes": int, "runs": int})
+class TTest(NamedTuple):
+    """A mean with its 95% interval and the two-sided p of Student's t-test against 0."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
 
 
-def fisher_p(a_yes: int, a_all: int, b_yes: int, b_all: int) -> float:
-    """Two-sided p of Fisher's exact test of `a_yes` of `a_all` against `b_yes` of `b_all`; NaN for an empty arm."""
-    if not a_all or not b_all:
+def t_test(values: Sequence[float] | np.ndarray, against: float = 0.0) -> TTest:
+    """mean +- t.975 s / sqrt(n), with n - 1 degrees of freedom; p is that of the mean being `against`.
+
+    NaN for fewer than two values. Values that are all alike have an interval of no width.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    n = len(x)
+    if n < 2 or not np.isfinite(x).all():
+        return TTest(float(x.mean()) if n else math.nan, math.nan, math.nan, math.nan)
+    mean, error = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(n)
+    half = float(student_t.ppf(0.975, n - 1)) * error
+    p = 2 * float(student_t.sf(abs(mean - against) / error, n - 1)) if error else float(mean == against)
+    return TTest(mean, mean - half, mean + half, p)
+
+
+def equivalence_p(values: Sequence[float] | np.ndarray, margin: float) -> float:
+    """p of the mean lying within +-margin: the larger of the two one-sided t-tests against its ends."""
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) < 2 or not np.isfinite(x).all():
         return math.nan
-    return float(fisher_exact([[a_yes, a_all - a_yes], [b_yes, b_all - b_yes]]).pvalue)
+    error, room = float(x.std(ddof=1)) / math.sqrt(len(x)), margin - abs(float(x.mean()))
+    return float(student_t.sf(room / error, len(x) - 1)) if error else float(room <= 0)
 
 
-def newcombe_interval(a_yes: int, a_all: int, b_yes: int, b_all: int) -> tuple[float, float]:
-    """95% interval of the difference of two rates, a less b: Newcombe's (1998), from the two Wilson intervals."""
-    if not a_all or not b_all:
-        return math.nan, math.nan
-    a, b = a_yes / a_all, b_yes / b_all
-    (a_low, a_high), (b_low, b_high) = wilson_interval(a_yes, a_all), wilson_interval(b_yes, b_all)
-    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
+def smallest_effect(values: Sequence[float] | np.ndarray) -> float:
+    """(t.975 + t.80) s / sqrt(n): the effect that a t-test at 5% sees with 80% power; NaN for fewer than two values."""
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) < 2:
+        return math.nan
+    quantiles = student_t.ppf([0.975, 0.80], len(x) - 1).sum()
+    return float(quantiles * x.std(ddof=1) / math.sqrt(len(x)))
 
 
-def bootstrap_difference(a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """95% percentile interval of mean(a) - mean(b), drawing each sample with replacement; NaN for an empty one."""
-    if not len(a) or not len(b):
-        return math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    means = [rng.choice(x, size=(draws, len(x))).mean(axis=1) for x in (a, b)]
-    low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
-    return float(low), float(high)
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p: the i-th smallest of m times m - i + 1, never below the one before it, at most 1; NaN stays out."""
+    order = sorted((i for i, value in enumerate(p) if math.isfinite(value)), key=lambda i: p[i])
+    adjusted, before = [math.nan] * len(p), 0.0
+    for rank, i in enumerate(order):
+        before = max(before, min(p[i] * (len(order) - rank), 1.0))
+        adjusted[i] = before
+    return adjusted
 
 
 def first_at_or_below(history: pd.DataFrame, column: str, level: float) -> float:
@@ -66,14 +84,6 @@ def censored_median(values: pd.Series) -> float:
     ordered = np.sort(values.fillna(np.inf).to_numpy())
     middle = ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]].mean() if len(ordered) else math.nan
     return float(middle) if np.isfinite(middle) else math.nan
-
-
-def censored_rank_p(a: pd.Series, b: pd.Series) -> float:
-    """Two-sided p of the Mann-Whitney test of two samples in which NaN means "later than all others"; NaN for an empty one."""
-    if not len(a) or not len(b):
-        return math.nan
-    latest = float(np.nanmax([*a, *b, 0.0])) + 1
-    return float(mannwhitneyu(a.fillna(latest), b.fillna(latest)).pvalue)
 
 
 def median_text(values: pd.Series) -> str:

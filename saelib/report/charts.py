@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from saelib.report.page import show
-from saelib.report.views import NEGATIVE, PALETTE, POSITIVE
+from saelib.report.views import PALETTE, POSITIVE
 
 _GREY = "#5b6168"
 _FONT = 'font-family="sans-serif" font-size="11"'
@@ -48,25 +47,6 @@ def histogram_svg(histogram: pd.DataFrame, *, width: int = 520, height: int = 15
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         marks.append(_text(left + share * inner_w, height - 5, show(share * end), anchor))
     return _svg(width, height, "histogram of the activations", marks)
-
-
-def interval_svg(
-    value: float, low: float, high: float, *, bound: float, passed: bool, width: int = 180, height: int = 18
-) -> str:
-    """A share with its interval on the line from 0 to 1, and the bound it must pass as a tick."""
-    if not all(math.isfinite(number) for number in (value, low, high)):
-        return ""
-    x = [4 + (width - 8) * min(max(number, 0.0), 1.0) for number in (value, low, high, bound)]
-    colour, middle = (POSITIVE if passed else NEGATIVE), height / 2
-    words = f"{value:.3f}, 95% interval {low:.3f} to {high:.3f}; bound {bound:g}"
-    marks = [
-        f"<title>{words}</title>",
-        f'<line x1="4" x2="{width - 4}" y1="{middle}" y2="{middle}" stroke="#dfe2e5" stroke-width="2"/>',
-        f'<line x1="{x[1]:.1f}" x2="{x[2]:.1f}" y1="{middle}" y2="{middle}" stroke="{colour}" stroke-width="5"/>',
-        f'<circle cx="{x[0]:.1f}" cy="{middle}" r="4.5" fill="{colour}" stroke="#fff"/>',
-        f'<line x1="{x[3]:.1f}" x2="{x[3]:.1f}" y1="1" y2="{height - 1}" stroke="#1c1e21" stroke-dasharray="3 2"/>',
-    ]
-    return _svg(width, height, words, marks)
 
 
 def scatter_svg(

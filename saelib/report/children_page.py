@@ -87,7 +87,7 @@ def split_html(split: Split) -> str:
         "warnings": beaten_by(split),
         "verdict": _verdict(split),
         "parent_sentence": parent_sentence(split),
-        "children": [{**bar, "anchor": ""} for bar in _bars(split)[:MOST_CARDS]],
+        "children": [{**bar, "anchor": ""} for bar in bars(split.children)[:MOST_CARDS]],
         "n_children": len(split.children),
         "why_not": why_not(split),
         "controls": _controls(split),
@@ -106,14 +106,14 @@ def _context(split: Split, prompts: Sequence[str]) -> dict[str, Any]:
     shown = list(range(len(split.children)))
     found = child_examples(beside, on, split.tokens.off["test"], fires, shown[:MOST_CARDS])
     pieces = _prompts(split, prompts) if prompts else passages(beside, on, fires) if shown else []
-    names = _names(split)
+    names = _names(split.children)
     return {
         "warnings": beaten_by(split),
         "verdict": _verdict(split),
         "why_not": why_not(split),
         "headline": _headline(split),
         "parent": _parent(split, parent_examples(beside, on, split.tokens.weak["test"])),
-        "bars": _bars(split),
+        "bars": bars(split.children),
         "most_bars": MOST_BARS,
         "contexts": _contexts(split),
         "judged": _judged(split),
@@ -281,10 +281,10 @@ def _kicker(split: Split) -> str:
     return f"feature {split.parent.feature} of an SAE with {cfg.d_sae:,} features{site}, language model {split.acts.model.name}"
 
 
-def _names(split: Split) -> list[str]:
+def _names(children: pd.DataFrame) -> list[str]:
     return [
         str(name) if name and str(name) != "nan" else f"child {feature}"
-        for name, feature in zip(split.children["name"], split.children["feature"], strict=True)
+        for name, feature in zip(children["name"], children["feature"], strict=True)
     ]
 
 
@@ -397,13 +397,14 @@ def _example_rows(examples: list[Example], largest: float, own: bool = False) ->
     return [{"band": band, "rows": rows} for band, rows in bands.items()]
 
 
-def _bars(split: Split) -> list[dict[str, Any]]:
-    widest = max(float(split.children["share"].max()), 1e-9) if len(split.children) else 1.0
-    bars = []
-    for j, (name, (_, row)) in enumerate(zip(_names(split), split.children.iterrows(), strict=True)):
+def bars(children: pd.DataFrame) -> list[dict[str, Any]]:
+    """A bar a child, in the order of `Split.children`: what the template's `made_of` shows."""
+    widest = max(float(children["share"].max()), 1e-9) if len(children) else 1.0
+    shown: list[dict[str, Any]] = []
+    for j, (name, (_, row)) in enumerate(zip(_names(children), children.iterrows(), strict=True)):
         added = tuple(_value(row, column) for column in ("added", "added_low", "added_high"))
         text, no_more = _adds(row)
-        bars.append(
+        shown.append(
             {
                 "anchor": f"child-{int(row['feature'])}" if j < MOST_CARDS else "",
                 "feature": int(row["feature"]),
@@ -418,7 +419,7 @@ def _bars(split: Split) -> list[dict[str, Any]]:
                 "copy_of": int(row["copy_of"]) if "copy_of" in row and int(row["copy_of"]) >= 0 else None,
             }
         )
-    return bars
+    return shown
 
 
 def _adds(row: pd.Series) -> tuple[str, str]:
@@ -457,7 +458,7 @@ def _contexts(split: Split) -> dict[str, Any]:
 def _judged(split: Split) -> list[dict[str, Any]]:
     """What the verdict rests on: a row a context for which a child is required."""
     K = len(split.numbers)
-    names = dict(zip(split.numbers, _names(split), strict=True))
+    names = dict(zip(split.numbers, _names(split.children), strict=True))
     places = sorted(split.numbers)  # the order of the dictionary that was judged
     rows = []
     for c in split.judgement.contexts:
@@ -512,7 +513,7 @@ def _card(split: Split, j: int, examples: list[Example], values: np.ndarray) -> 
     return {
         "anchor": f"child-{feature}",
         "feature": feature,
-        "name": _names(split)[j],
+        "name": _names(split.children)[j],
         "facts": [(name, text) for name, text in facts if text and text != "nan"],
         "copy_of": int(row["copy_of"]) if "copy_of" in row and int(row["copy_of"]) >= 0 else None,
         "examples": _example_rows(examples, float(split.parent.largest)),
@@ -526,7 +527,7 @@ def _fold(split: Split, j: int) -> dict[str, Any]:
     row = split.children.iloc[j]
     return {
         "feature": int(row["feature"]),
-        "name": _names(split)[j],
+        "name": _names(split.children)[j],
         "share": _percent(float(row["share"])),
         "mcc": show(_value(row, "mcc")),
         "leak": _percent(_value(row, "leak")),

@@ -19,21 +19,10 @@ import nbformat
 from saelib.base.cache import cache_dir, write_json
 from saelib.base.errors import UserError
 from saelib.base.provenance import provenance
-from saelib.report.index_page import RESULT_COLUMNS, build_index, write_results_csv
 from saelib.report.page import TEMPLATES, Page, as_page, neighbours, pairs, plain, write_page
 from saelib.report.views import VIEW_MIME, bundle, view_html
 
-__all__ = [
-    "RESULT_COLUMNS",
-    "Page",
-    "build_index",
-    "collect_headline",
-    "collect_watermark",
-    "headline",
-    "render_page",
-    "watermark",
-    "write_results_csv",
-]
+__all__ = ["Page", "collect_headline", "collect_watermark", "headline", "render_page", "watermark"]
 
 HEADLINE_MIME = "application/vnd.saelib.headline+json"
 WATERMARK_MIME = "application/vnd.saelib.watermark+json"

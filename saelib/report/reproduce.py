@@ -1,6 +1,6 @@
 """The whole study, from text to report: run what the plan says and is not finished, render every page, write the index.
 
-prepare (text, tokens, activations) -> the notebooks of `saelib.report.study_plan`, stage by stage -> index.html, results.csv
+prepare (text, tokens, activations) -> the notebooks of `saelib.report.study_plan`, stage by stage -> index.html and its tables
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saelib.base.cache import cache_dir, disk_errors, ensure_dir, read_json
+from saelib.base.cache import cache_dir, content_key, disk_errors, ensure_dir, kept_json, read_json
 from saelib.base.errors import UserError
 from saelib.base.progress import Display, clock
 from saelib.report.notebook_runner import notebooks_dir
 from saelib.report.run_record import GIB, Seconds, keep_record, make_record, print_outcome
-from saelib.report.study_plan import CLAIMS, EVIDENCE, FOR_A_RUN, TRAINING_RUN, Page, plan_page, plan_study, table_of
+from saelib.report.study_plan import CLAIMS, EVIDENCE, FOR_A_RUN, TRAINING_RUN, Page, plan_page, plan_study
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from saelib.report.index_page import Tables
     from saelib.report.jobs import Job, Memory
     from saelib.report.report import Page as ReportPage
     from saelib.study.profiles import Profile
 
 PREPARE = "saelib.report.jobs:prepare_job"
+TABLES = "saelib.study.results:tables_job"
 RESULTS = "05_results"
 _WITH_FIGURES = (
     "02_choose_parent",
@@ -92,15 +92,15 @@ def reproduce(
             seconds.arms = _train_arms(profile, width, threads, display, memory)
         seconds.rendering += _run_stage(stage, pages, folder, display, memory, shape, force)
 
-    results = table_of(page for page in pages if page.run is not None)
+    tables = _tables(profile, pages, runs is None, display, memory)
     how = {"jobs": width, "threads_per_run": threads, "cores": cores(), "found_work": found_work}
     record = make_record(pages, unfinished, seconds, time.monotonic() - began, memory, how)
     if runs is None:
         keep_record(folder / "run.json", record)
-        shown = finish_report(folder, profile, results, pages, record)
+        shown = finish_report(folder, profile, tables, pages, record)
     else:
         shown = folder / f"{pages[-1].stem}.html"
-    print_outcome(results, record, shown)
+    print_outcome(tables["runs"], record, shown)
     return shown
 
 
@@ -202,17 +202,35 @@ def _prepare(profile: str, display: Display, memory: Memory) -> dict[str, float]
 
 
 def _train_arms(profile: str, width: int, threads: int, display: Display, memory: Memory) -> float:
-    """Every arm of the claims, `width` side by side. Returns seconds."""
+    """Every run of the claims: each arm's coefficient, then narrow SAE by narrow SAE, `width` side by side. Returns seconds."""
     from saelib.report.jobs import Job, run_jobs
+    from saelib.study.profiles import get_profile
     from saelib.study.runs import ARMS
 
     began = time.monotonic()
-    jobs = [
-        Job(f"arm {arm.name}", "saelib.study.claims:run_arm_job", {"profile": profile, "arm": arm.name}, threads)
-        for arm in ARMS
-    ]
+    calibrate, measure = "saelib.study.arms:calibrate_job", "saelib.study.arms:block_job"
+    arms = [Job(f"L0 of {arm.name}", calibrate, {"profile": profile, "arm": arm.name}, threads) for arm in ARMS]
+    run_jobs(arms[:1], display=display, memory=memory)  # what the others are matched to
+    run_jobs(arms[1:], width=width, display=display, memory=memory)
+    blocks = range(get_profile(profile).claim_blocks)
+    jobs = [Job(f"arms on narrow SAE {b}", measure, {"profile": profile, "block": b}, threads) for b in blocks]
     run_jobs(jobs, width=width, display=display, memory=memory)
     return time.monotonic() - began
+
+
+def _tables(profile: str, pages: Sequence[Page], whole: bool, display: Display, memory: Memory) -> Tables:
+    """The rows of every table, from what is kept; made once for these finished notebooks."""
+    from saelib.report.jobs import Job, run_jobs
+
+    runs = [page.run for page in pages if page.run is not None]
+    claims = any(page.notebook == CLAIMS for page in pages)
+    arguments = {"profile": profile, "runs": runs, "whole": whole, "claims": claims}
+
+    def make() -> Any:
+        return run_jobs([Job("tables", TABLES, arguments, cores())], display=display, memory=memory)[0]
+
+    tables: Tables = kept_json("tables", content_key(pages=[page.key for page in pages], whole=whole), make)
+    return tables
 
 
 # --- pages and figures of the run ------------------------------------------------------------------------------------
@@ -228,26 +246,17 @@ def render(page: Page, folder: Path, pages: Sequence[Page] = ()) -> Path:
     return out
 
 
-def finish_report(
-    folder: Path, profile: str, results: pd.DataFrame, pages: Sequence[Page], record: dict[str, Any]
-) -> Path:
-    """Write `results.csv`, `children.csv` and `index.html`; `record` is what `run.json` holds."""
-    from saelib.report.children_csv import write_children_csv
-    from saelib.report.report import build_index, write_results_csv
+def finish_report(folder: Path, profile: str, tables: Tables, pages: Sequence[Page], record: dict[str, Any]) -> Path:
+    """Write the tables' CSV files and `index.html`; `record` is what `run.json` holds."""
+    from saelib.report.index_page import build_index, write_tables
 
-    write_results_csv(results, folder / "results.csv")
-    for page in pages:
-        if page.notebook == RESULTS and (children := read_json(folder / f"{page.stem}.json").get("children")):
-            write_children_csv(children, folder / "children.csv")
-    return build_index(folder, profile, results, _links(pages), facts=_facts(folder, profile, results, pages, record))
+    write_tables(tables, folder)
+    return build_index(folder, profile, tables, _links(pages), _facts(folder, profile, pages, record))
 
 
-def _facts(
-    folder: Path, profile: str, results: pd.DataFrame, pages: Sequence[Page], record: dict[str, Any]
-) -> dict[str, Any]:
-    """What the index tells besides the table, from the model's card, the notebooks' records and `run.json`."""
+def _facts(folder: Path, profile: str, pages: Sequence[Page], record: dict[str, Any]) -> dict[str, Any]:
+    """What the index tells besides the tables, from the model's card, the notebooks' records and `run.json`."""
     from saelib.report.figures import save_figures
-    from saelib.report.findings import findings
     from saelib.study.profiles import get_profile
 
     whole = record.get("uninterrupted")
@@ -268,8 +277,8 @@ def _facts(
     ]
     headlines = [by_notebook[name].require_finished().result["headline"] for name in FOR_A_RUN]
     facts["sae"] = {name: value for line in reversed(headlines) for name, value in line.items() if name in _SAE_FACTS}
-    recorded = {page.notebook: page.require_finished().result["headline"] for page in pages if page.run is None}
-    facts["seen"], facts["not_seen"] = findings(results, recorded)
+    recorded = {page.stem: page.require_finished().result["headline"] for page in pages if page.run is None}
+    facts["answers"] = {stem: line["answer"] for stem, line in recorded.items() if "answer" in line}
     manifest = read_json(folder / f"{pages[0].stem}.json").get("text_manifest")
     if manifest:
         facts["text_manifest"] = manifest

@@ -13,19 +13,17 @@ from saelib.base.progress import clock
 from saelib.report.study_plan import BEFORE_RUNS, Page
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from saelib.report.jobs import Memory
 
 GIB = 2**30
-_TABLE = (
+_SHOWN = (
     "run",
     "size",
     "seed",
-    "init",
-    "filter",
     "loss",
-    "published",
+    "published_classes",
+    "prompts",
+    "S_2",
     "verdict",
     "l0",
     "fvu",
@@ -110,11 +108,14 @@ def keep_record(path: Path, record: dict[str, Any]) -> None:
     write_json(path, record)
 
 
-def print_outcome(results: pd.DataFrame, record: dict[str, Any], shown: Path) -> None:
+def print_outcome(runs: Sequence[Mapping[str, Any]], record: dict[str, Any], shown: Path) -> None:
     """The table of runs, what they took, and the page to open."""
-    columns = [name for name in _TABLE if name in results.columns] or list(results.columns)
+    import pandas as pd
+
+    results = pd.DataFrame([dict(row) for row in runs])
+    results = results[[name for name in _SHOWN if name in results.columns]]
     print()
-    print(results[columns].to_string(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-"))
+    print(results.to_string(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-"))
     print("\nseconds: " + ", ".join(f"{label} {value:.0f}" for label, value in record["seconds"].items()))
     command = record["command"]
     print(

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saelib.base.cache import content_key, file_sha256
 from saelib.base.errors import UserError
@@ -25,9 +25,6 @@ from saelib.report.notebook_runner import ExecutedNotebook, Scalar, cached_noteb
 from saelib.study.profiles import Profile, get_profile
 from saelib.study.runs import RUNS
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 TRAINING_RUN = "04_training_run"
 BEFORE_RUNS = ("01_narrow_sae", "02_choose_parent", "03_filter")
 AFTER_RUNS = ("05_results", "06_training_efficiency", "09_split_page")
@@ -35,7 +32,7 @@ OTHER_PARENT = "11_other_parent"
 PUBLISHED_SAE = "12_published_sae"
 CLAIMS = "07_claims"
 EVIDENCE = (CLAIMS, "08_calibration")
-"""What `--claims` adds: many seeds an arm take longer than the study's own runs."""
+"""What `--claims` adds: arms on many narrow SAEs take longer than the study's own runs."""
 _SAYS_WHICH = ("profile", "run", "kind")
 """Parameters that say which page of the study a notebook becomes; one with others changed is a page of its own."""
 FOR_A_RUN = ("01_narrow_sae", "02_choose_parent")
@@ -140,20 +137,6 @@ def plan_study(profile: str, runs: Sequence[int] | None = None, claims: bool = F
     evidence = [plan_page(profile, name) for name in EVIDENCE] if runs is None or claims else []
     evidence = [page for page in evidence if claims or page.finished() is not None]
     return [stage for stage in (*first, training, last, evidence) if stage]
-
-
-def results_table(profile: str) -> pd.DataFrame:
-    """One row for each finished run of the study, in order: the headline numbers its notebook recorded."""
-    pages = [plan_page(profile, TRAINING_RUN, {"run": run}) for run in _run_numbers()]
-    return table_of(pages)
-
-
-def table_of(pages: Iterable[Page]) -> pd.DataFrame:
-    """`results_table` of those pages that are finished."""
-    import pandas as pd
-
-    done = [(page, page.finished()) for page in pages]
-    return pd.DataFrame([{"run": page.parameters["run"], **found.result["headline"]} for page, found in done if found])
 
 
 def _key_extra(profile: str, notebook: str, parameters: dict[str, Scalar]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from saelib.lm.model import load_embedded
 from saelib.report.decoder_map import decoder_map, map_view
 from saelib.report.feature_page import Member, feature_page
 from saelib.report.html_view import examples
-from saelib.report.split_page import split_page
 from saelib.sae.sae import load_sae
 
 __all__ = [
@@ -35,7 +34,6 @@ __all__ = [
     "match_saes",
     "nearest_features",
     "prompt_activations",
-    "split_page",
     "text_store",
     "top_features",
 ]

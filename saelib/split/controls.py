@@ -43,7 +43,7 @@ def random_decoder(pools: Pools, cfg: ChildrenConfig, l0: float) -> Dictionary:
         return train_children(pools, replace(frozen, l1=share * cfg.l1, l1_off=share * cfg.l1_off, n_steps=n_steps))
 
     def distance(share: float) -> float:
-        found = float((priced(share, 200).encode(pools.x_on[:4096]) > 0).float().sum(1).mean())
+        found = float((priced(share, min(200, cfg.n_steps)).encode(pools.x_on[:4096]) > 0).float().sum(1).mean())
         return abs(np.log((found + 0.05) / (l0 + 0.05)))
 
     return priced(min(PRICES, key=distance), cfg.n_steps)

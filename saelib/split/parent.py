@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from saelib.acts.activations import Activations
@@ -73,7 +73,8 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
         for name, most in (("on", MOST_ON), ("weak", MOST_WEAK), ("off", MOST_OFF)):
             rows = np.flatnonzero(chosen[name])
             counts[name][split] = len(rows)
-            parts[name][split] = _token_set(acts, split, _sample(rows, most), a)
+            kept = sample_rows(rows, most)
+            parts[name][split] = token_set(acts, split, kept, a[kept])
         least = LEAST_ON if split == "train" else LEAST_ON // 4
         if counts["on"][split] < least:
             rule = f"the parent must exceed tau={tau:.3g} on at least {least} {split} tokens"
@@ -95,7 +96,7 @@ def _values(store: ActivationStore, sae: SAE, feature: int, split: str) -> Float
     return out
 
 
-def _sample(rows: np.ndarray, most: int) -> np.ndarray:
+def sample_rows(rows: np.ndarray, most: int) -> np.ndarray:
     """At most `most` of the rows, always the same ones, ascending."""
     if len(rows) <= most:
         return rows
@@ -103,12 +104,15 @@ def _sample(rows: np.ndarray, most: int) -> np.ndarray:
     return np.sort(rows[np.argpartition(keys, most)[:most]])
 
 
-def _token_set(acts: Activations, split: str, rows: np.ndarray, values: np.ndarray) -> TokenSet:
+def token_set(
+    acts: Activations, split: str, rows: Integer[np.ndarray, " n"], parent: Float[np.ndarray, " n"]
+) -> TokenSet:
+    """The tokens on some rows of a split; `parent` is the parent's activation on them."""
     store = acts.stores[split]
     return TokenSet(
         rows=rows,
         x=store.read(rows).float(),
-        parent=values[rows],
+        parent=parent,
         document=acts.documents(split, rows),
         previous=acts.beside(split, rows, -1),
         current=acts.beside(split, rows, 0),

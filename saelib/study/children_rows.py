@@ -1,91 +1,177 @@
-"""The children method beside the study's wide runs: the narrow SAE with its parent split into children, over three seeds.
+"""The children method beside the study's wide runs: the narrow SAE with its parent split into children.
 
-Each is what `saelib.split` returns (see `saelib.split.engine`), with the hyphen's classes as contexts and the study's parent
-and tau. What is measured is the exported SAE, rest and children together, on the same hyphens as every run.
+Each is what `saelib.split` trains (see `saelib.split.engine`), with the hyphen's classes as contexts and the study's parent and
+tau. What is measured is the exported SAE, rest and children together, on the same hyphens as every run. Beside each stands
+the strong null: as many children whose decoder rows are random and stay so, with as many of them active a token.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
-from saelib.split.children import ChildrenConfig
-from saelib.split.engine import SplitConfig, split_feature
+from saelib.base.progress import report_progress
+from saelib.base.table import as_row, column, columns_of, from_row, plain_value
+from saelib.split import controls
+from saelib.split.children import ChildrenConfig, train_children
+from saelib.split.engine import SplitConfig, choose_K, split_feature
+from saelib.split.parent import gather
+from saelib.split.result import Split
 from saelib.split.tokens import SPLITS
-from saelib.study import graded, study
+from saelib.split.verdict import Verdict
+from saelib.split.work import Made, Work
+from saelib.study import graded, study, texts
+from saelib.study.graded import Graded
+from saelib.study.outcome import OUTCOME_CODE, Outcome, Strict, outcome
 from saelib.study.profiles import Profile
 
 SEEDS = (0, 1, 2)
-COLUMNS = (
-    "seed", "K", "children", *graded.GRADED, "S_2_on_P", "fvu", "fvu_on_P", "fvu_on_P_before", "l0", "loss_recovered", "tokens",
-    "seconds", "seconds_in_all", "reason",
-)  # fmt: skip
-"""The columns of the rows; `saelib.report.children_csv` says what each means."""
+CHILDREN, RANDOM_DECODER = "children", "random decoder"
 CHILDREN_CODE = (
-    *graded.SEPARATION_CODE, *study.QUALITY_CODE, "split.children", "split.engine", "split.exported", "split.leak",
-    "split.parent", "split.swap", "study.children_rows",
+    *OUTCOME_CODE, *study.QUALITY_CODE, "split.children", "split.controls", "split.engine", "split.exported", "split.work",
+    "study.children_rows",
 )  # fmt: skip
 """What computes the rows."""
 
 
-def children_rows(profile: Profile, chosen: study.Parent) -> pd.DataFrame:
-    """One row a seed with the columns of `COLUMNS`; kept in the cache.
+@dataclass(frozen=True, kw_only=True)
+class ChildrenResult:
+    """One dictionary in the parent's place; NaN where the parent or the classes have too few tokens (`reason`)."""
 
-    Where the parent or the hyphen's classes have too few tokens the numbers are NaN, and `reason` says so.
-    """
+    dictionary: str = column("children, or the control whose decoder rows are random and stay so")
+    seed: int = column("seed of the training")
+    K: int = column(
+        "children that were trained: chosen by the rule of the children method at the first seed", default=0
+    )
+    children: int = column("children that were kept, of those trained: the ones that carry something", default=0)
+    outcome: Outcome = columns_of(Outcome)
+    S_2_permuted: float = column(
+        "S_2 under labels in random order, in units of the true labels' room", default=math.nan
+    )
+    fvu: float = column(
+        "fraction of variance unexplained on held-out text, of the SAE with its children", default=math.nan
+    )
+    fvu_on_P: float = column("the same on test tokens on which the parent exceeds its threshold", default=math.nan)
+    fvu_on_P_before: float = column("the same of the narrow SAE as it was", default=math.nan)
+    l0: float = column("features active a token on held-out text, mean", default=math.nan)
+    loss_recovered: float = column("share of the model's loss that the SAE keeps", default=math.nan)
+    tokens: int = column("tokens trained on, repeats included", default=0)
+    seconds: float = column("wall time of the training", default=math.nan)
+    seconds_in_all: float = column(
+        "wall time with finding the parent's tokens and choosing K (first seed)", default=math.nan
+    )
+    reason: str = column("why nothing was measured; empty where it was", default="")
+
+
+def split_config(profile: Profile, chosen: study.Parent, seed: int, K: int | None, **more: Any) -> SplitConfig:
+    """How the study's parent is split."""
+    training = ChildrenConfig() if profile.children_steps is None else ChildrenConfig(n_steps=profile.children_steps)
+    return SplitConfig(contexts="hyphen", tau=chosen.tau, K=K, seed=seed, children=training, **more)
+
+
+def study_split(profile: Profile, chosen: study.Parent) -> Split:
+    """The split of the study's parent with all that its page shows."""
+    split = _split(profile, chosen)
+    kept_json("splits", _split_key(profile, chosen), lambda: _children_of(split))
+    return split
+
+
+def made_of(profile: Profile, chosen: study.Parent) -> list[dict[str, Any]]:
+    """The children of the study's parent, as `Split.children` has them; none where it has too few tokens to be split."""
+
+    def compute() -> list[dict[str, Any]]:
+        try:
+            return _children_of(_split(profile, chosen))
+        except UserError:
+            return []
+
+    return list(kept_json("splits", _split_key(profile, chosen), compute))
+
+
+def _split(profile: Profile, chosen: study.Parent) -> Split:
+    narrow, acts = study.narrow_sae(profile).sae, texts.of_profile(profile)
+    return split_feature(narrow, chosen.feature, acts, split_config(profile, chosen, 0, profile.children_K))
+
+
+def _children_of(split: Split) -> list[dict[str, Any]]:
+    rows = split.children.to_dict("records")
+    return [{str(name): plain_value(value) for name, value in row.items()} for row in rows]
+
+
+def _split_key(profile: Profile, chosen: study.Parent) -> str:
+    return content_key(
+        stores=[study.activations(profile, split).key for split in SPLITS],
+        parent=[study.sae_key(study.narrow_sae(profile).sae), chosen],
+        sizes=[profile.children_K, profile.children_steps],
+        code=code_version(*CHILDREN_CODE, "split.names", "split.result", "split.stability"),
+    )
+
+
+def children_results(
+    profile: Profile, chosen: study.Parent, seeds: Sequence[int] = SEEDS
+) -> tuple[ChildrenResult, ...]:
+    """For each seed the children and the control beside them; kept in the cache. The first seed chooses K for the others."""
+    found: list[ChildrenResult] = []
+    for i, seed in enumerate(seeds):
+        report_progress("children", i, len(seeds))
+        found += _of_seed(profile, chosen, seed, (found[0].K or None) if found else profile.children_K)
+    return tuple(found)
+
+
+def _of_seed(profile: Profile, chosen: study.Parent, seed: int, K: int | None) -> list[ChildrenResult]:
     narrow = study.narrow_sae(profile).sae
     key = content_key(
         stores=[study.activations(profile, split).key for split in SPLITS],
-        parent=[study.sae_key(narrow), chosen.feature, chosen.tau],
-        seeds=SEEDS,
-        sizes=[profile.evaluate_contexts, profile.children_K, profile.children_steps],
+        parent=[study.sae_key(narrow), chosen],
+        seed=seed,
+        sizes=[profile.evaluate_contexts, K, profile.children_steps],
         code=code_version(*CHILDREN_CODE),
     )
 
     def compute() -> list[dict[str, Any]]:
         try:
-            rows = _measure(profile, chosen)
+            rows = _measure(profile, chosen, split_config(profile, chosen, seed, K))
         except UserError as error:
-            rows = [{"seed": seed, "reason": f"{error.rule}; got {error.got}"} for seed in SEEDS]
-        return [{name: _plain(row.get(name)) for name in COLUMNS} for row in rows]
+            nothing = Outcome(Graded(), Strict(Verdict.UNDECIDED, 0, 0, "", None, None, None), math.nan)
+            why = f"{error.rule}; got {error.got}"
+            rows = [
+                ChildrenResult(dictionary=name, seed=seed, outcome=nothing, reason=why)
+                for name in (CHILDREN, RANDOM_DECODER)
+            ]
+        return [as_row(row) for row in rows]
 
-    frame = pd.DataFrame(kept_json("children_rows", key, compute), columns=[*COLUMNS])
-    numbers = frame.drop(columns="reason").apply(pd.to_numeric)
-    return numbers.assign(reason=frame["reason"].fillna(""))[[*COLUMNS]]
+    return [from_row(ChildrenResult, row) for row in kept_json("children", key, compute)]
 
 
-def _measure(profile: Profile, chosen: study.Parent) -> list[dict[str, Any]]:
-    """One split a seed; how many children are trained is chosen with the first."""
-    narrow, acts = study.narrow_sae(profile).sae, graded.study_activations(profile)
-    training = ChildrenConfig() if profile.children_steps is None else ChildrenConfig(n_steps=profile.children_steps)
-    K, rows = profile.children_K, []
-    for seed in SEEDS:
-        cfg = SplitConfig(contexts="hyphen", tau=chosen.tau, K=K, seeds=1, controls=False, seed=seed, children=training)
-        split = split_feature(narrow, chosen.feature, acts, cfg)
-        if K is None:
-            K = int(split.k_curve.loc[split.k_curve["chosen"], "K"].iloc[0])
-        quality = study.quality_of(profile, split.sae)
-        on_P = split.swap.loc["on P"]
-        rows.append(
-            {
-                "seed": seed, "K": K, "children": len(split.children), **graded.separation(profile, chosen, split.sae),
-                "S_2_on_P": split.separation["rest + children"].S[2].value,
-                "fvu": quality.fvu, "fvu_on_P": on_P["fvu_after"], "fvu_on_P_before": on_P["fvu_before"],
-                "l0": quality.l0, "loss_recovered": quality.loss_recovered,
-                "tokens": split.cost["tokens_sae"], "seconds": split.cost["seconds_training"],
-                "seconds_in_all": split.cost["seconds"],
-            }
+def _measure(profile: Profile, chosen: study.Parent, cfg: SplitConfig) -> list[ChildrenResult]:
+    began = time.perf_counter()
+    narrow, acts = study.narrow_sae(profile).sae, texts.of_profile(profile)
+    work = Work.of(acts, gather(acts, narrow, chosen.feature, cfg.tau), narrow, cfg.contexts)
+    K, _ = choose_K(work.targets, work.select_pools, cfg)
+    training, timed = replace(cfg.children, K=K, seed=cfg.seed), time.perf_counter()
+    children = work.install(train_children(work.targets, training))
+    ended = time.perf_counter()
+    l0 = float((children.acts["on"]["select"] > 0).sum(1).mean())
+    K_kept = len(children.theta)
+    random = work.install(controls.random_decoder(work.targets, replace(training, K=K_kept), l0), prune=False)
+    begins = {CHILDREN: (timed, ended, began), RANDOM_DECODER: (ended, time.perf_counter(), ended)}
+
+    def row(name: str, made: Made) -> ChildrenResult:
+        start, end, first = begins[name]
+        quality = study.quality_of(profile, made.sae)
+        return ChildrenResult(
+            dictionary=name, seed=cfg.seed, K=K, children=len(made.theta), outcome=outcome(profile, chosen, made.sae),
+            S_2_permuted=graded.permuted_S_2(profile, chosen, made.sae), fvu=quality.fvu,
+            fvu_on_P=work.fvu(made), fvu_on_P_before=work.fvu(made._replace(sae=narrow)), l0=quality.l0,
+            loss_recovered=quality.loss_recovered,
+            tokens=training.tokens,
+            seconds=end - start, seconds_in_all=end - first,
         )  # fmt: skip
-    return rows
 
-
-def _plain(value: Any) -> Any:
-    """A value as JSON holds it: what is not finite is null."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return [row(CHILDREN, children), row(RANDOM_DECODER, random)]

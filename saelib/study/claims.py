@@ -1,301 +1,249 @@
-"""The study's claims put to the test: arms of many seeds, effects with intervals, a verdict a claim.
+"""The claims put to the test: what each says as a difference of S_2, its interval over narrow SAEs, and a verdict.
 
-An arm is one cell of the study's design (`saelib.study.runs.ARMS`), trained with many seeds (`seeds_of`). Two outcomes are
-compared between arms:
+    effect of a block = mean over its seeds of S_2 in the first arm - the same in the second
+    interval          = mean of the n block effects +- t.975 s / sqrt(n),   n - 1 degrees of freedom
+    smallest effect   = (t.975 + t.80) s / sqrt(n)
 
-* success: the verdict of `saelib.split.score` is `split`. Effect: difference of the arms' success rates, with Newcombe's 95%
-  interval (from the two Wilson intervals); Fisher's exact test.
-* best F1: mean over the classes of the F1 of the feature that marks the class best, chosen on select and measured on test
-  without any of the verdict's bounds. Effect: difference of means, with a 95% bootstrap interval over seeds; Mann-Whitney test.
+Narrow SAEs are the unit: two wide runs on one narrow SAE are not independent, and each arm is run on all of them.
 
-The first says whether the parent splits; the second still sees a difference where nothing, or everything, does.
+supported       the interval excludes 0, in the direction claimed
+not supported   the interval excludes an effect of `MATTERS` in that direction
+undecided       neither
+
+A claim that two things are as good as each other is supported when the interval lies within +-`MATTERS`, and not supported
+when it lies outside. p is Student's, or for such a claim the larger of two one-sided ones against +-`MATTERS`; Holm's
+correction is over all claims but the controls.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import numpy as np
-import pandas as pd
-import torch
-from scipy.stats import mannwhitneyu
 
-from saelib.acts.store import POSITIONS
-from saelib.base.cache import content_key, kept_json
-from saelib.base.code_version import code_version
-from saelib.base.errors import UserError
-from saelib.base.progress import report_progress
-from saelib.base.stats import bootstrap_difference, first_at_or_below, fisher_p, newcombe_interval
-from saelib.sae.sae import SAE
-from saelib.split.classes import CLASSES
-from saelib.study import study
-from saelib.study.profiles import Profile, get_profile
-from saelib.study.runs import ARMS, Arm
-from saelib.study.verdicts import score_of
+from saelib.base.stats import TTest, equivalence_p, holm, smallest_effect, t_test
+from saelib.base.table import column
+from saelib.split.verdict import Verdict
+from saelib.study.arms import EARLY, END, SAME_PARENT_TOKENS, ArmRun
+from saelib.study.children_rows import CHILDREN, RANDOM_DECODER
 
-SCORE_CODE = (
-    "sae.sae", "sae.scaled", "split.choose", "split.classes", "split.evidence", "split.score", "study.verdicts",
-)  # fmt: skip
-"""What computes a kept score."""
-_DRAWS = 400
+MATTERS = 0.10
+"""An effect on S_2 that matters."""
 
 
-def get_arm(name: str) -> Arm:
-    """The arm of that name."""
-    for arm in ARMS:
-        if arm.name == name:
-            return arm
-    raise UserError(f"arm must be one of {', '.join(arm.name for arm in ARMS)}", repr(name), "pass one of these")
+class ClaimVerdict(StrEnum):
+    """What the runs say of a claim."""
+
+    SUPPORTED = "supported"
+    NOT_SUPPORTED = "not supported"
+    UNDECIDED = "undecided"
 
 
-def seeds_of(profile: Profile, arm: Arm) -> range:
-    """The seeds an arm is trained with."""
-    return range(profile.claim_seeds if arm.headline else max(profile.claim_seeds // 2, 1))
+class Kind(StrEnum):
+    """Whose claim it is."""
+
+    PUBLISHED = "published"
+    OURS = "ours"
+    CONTROL = "control"
 
 
-def matched_feature(profile: Profile) -> study.Parent:
-    """Another feature whose filter keeps as many contexts as the parent's: the control for "any filter would do".
+class Measure(StrEnum):
+    """What a block's effect is."""
 
-    Among the features that mark hyphens worse than the first eight, the one whose share of select contexts above
-    `tau_fraction` of its largest activation is nearest to the parent's share above tau.
-    """
-    chosen = study.parent(profile)
-    sae, store = study.narrow_sae(profile).sae, study.activations(profile, "select")
-    key = content_key(
-        store=store.key, sae=study.sae_key(sae), parent=chosen, fraction=profile.tau_fraction,
-        code=code_version("interpret.feature_f1", "sae.sae", "study.claims"),
-    )  # fmt: skip
-
-    def search() -> dict[str, Any]:
-        largest = np.zeros(sae.cfg.d_sae, dtype=np.float32)
-        context_max = []
-        with torch.no_grad():
-            for begin in range(0, store.n_tokens, 512 * POSITIONS):
-                x = store.read(np.arange(begin, min(begin + 512 * POSITIONS, store.n_tokens))).float()
-                context_max.append(sae.encode(x).view(-1, POSITIONS, sae.cfg.d_sae).amax(1).numpy())
-        by_context = np.concatenate(context_max)  # (contexts, d_sae)
-        largest = by_context.max(0)
-        density = (by_context > profile.tau_fraction * largest).mean(0)
-        ranking = study.rank_parents(profile, sae)["feature"].tolist()
-        allowed = [f for f in ranking[8:] if f != chosen.feature and largest[f] > 0]
-        target = (by_context[:, chosen.feature] > chosen.tau).mean()
-        best = min(allowed, key=lambda f: abs(density[f] - target))
-        return {
-            "feature": int(best), "tau": float(profile.tau_fraction * largest[best]), "largest": float(largest[best])
-        }  # fmt: skip
-
-    found = kept_json("matched", key, search)
-    return study.Parent(found["feature"], found["tau"], found["largest"])
-
-
-def train_arm(profile: Profile, arm: Arm, seed: int) -> study.TrainResult:
-    """Train one seed of an arm, or open it."""
-    chosen, by = _filter_of(profile, arm)
-    return study.train_run(profile, arm.spec(seed), chosen, by, profile.claim_steps, keep=profile.claim_snapshots)
-
-
-def _filter_of(profile: Profile, arm: Arm) -> tuple[study.Parent, str]:
-    if arm.filter_by == "other":
-        return matched_feature(profile), "context"
-    return study.parent(profile), "context" if arm.filter_by == "none" else arm.filter_by
-
-
-def measured(profile: Profile, arm: Arm, seed: int, step: int) -> dict[str, Any]:
-    """The score of one SAE of an arm after `step` steps, as numbers; kept in the cache."""
-    chosen, by = _filter_of(profile, arm)
-    sae = (
-        train_arm(profile, arm, seed).sae
-        if step == profile.claim_steps
-        else study.kept_after(profile, arm.spec(seed), chosen, by, profile.claim_steps, step)
-    )
-    parent = study.parent(profile)
-    test = study.activations(profile, "test")
-    key = content_key(
-        sae=study.sae_key(sae), parent=parent, store=test.key, code=code_version(*SCORE_CODE), draws=_DRAWS,
-        cofire=profile.cofire_contexts, warm=arm.init_from_narrow,
-    )  # fmt: skip
-    return dict(kept_json("scores", key, lambda: _measure(profile, sae, parent, arm)))
-
-
-def _measure(profile: Profile, sae: SAE, parent: study.Parent, arm: Arm) -> dict[str, Any]:
-    score, summary = score_of(profile, sae, parent, warm=arm.init_from_narrow, draws=_DRAWS)
-    row: dict[str, Any] = {
-        "verdict": score.verdict,
-        "classes_passed": score.classes_passed,
-        "candidates": score.candidates,
-        "coverage": score.coverage,
-        "max_cosine": score.max_cosine,
-        "best_f1": float(np.mean(score.best_f1)),
-    }
-    for c, name in enumerate(CLASSES):
-        row |= {f"best_f1_{name}": score.best_f1[c], f"child_{name}": score.classes[c].child}
-        row |= {f"failed_{name}": ", ".join(score.classes[c].failed), f"tokens_{name}": score.classes[c].test_tokens}
-        row[f"best_feature_{name}"] = summary.best_features[c]
-    return row
-
-
-def run_arm_job(profile: str, arm: str) -> dict[str, int]:
-    """Train and score every seed of an arm: the work behind `07_claims`, one process an arm."""
-    torch.set_num_threads(get_profile(profile).threads_per_run)
-    settings, chosen = get_profile(profile), get_arm(arm)
-    seeds = seeds_of(settings, chosen)
-    for seed in seeds:
-        train_arm(settings, chosen, seed)
-        for step in (*settings.claim_snapshots, settings.claim_steps):
-            measured(settings, chosen, seed, step)
-        report_progress(f"arm {arm}", seed + 1, len(seeds))
-    return {"seeds": len(seeds)}
-
-
-def arm_table(profile: Profile) -> pd.DataFrame:
-    """Every score: one row a seed and step. Columns: arm, seed, step, tokens, then those of `measured`, l0, loss, seconds."""
-    rows = []
-    for arm in ARMS:
-        for seed in seeds_of(profile, arm):
-            trained = train_arm(profile, arm, seed)
-            last = trained.history.iloc[-1]
-            for step in (*profile.claim_snapshots, profile.claim_steps):
-                found = measured(profile, arm, seed, step)
-                at = {"arm": arm.name, "seed": seed, "step": step, "tokens": step * profile.batch_size}
-                rows.append(at | found | {"l0": last["l0"], "loss": last["loss"], "seconds": trained.seconds})
-    return pd.DataFrame(rows)
-
-
-# --- the claims ------------------------------------------------------------------------------------------------------------
+    DIFFERENCE = "difference"
+    SPREAD = "spread of seeds"
+    PERMUTED = "permuted labels"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the study as a difference between two arms."""
+    """A claim as something that each block has a value of."""
 
-    claim: str
+    text: str
+    kind: Kind
     published: str
     """The evidence published for it."""
-    first: str
-    second: str
-    expected: float
-    """The difference in success rates, first less second, that the published runs show; 0 where "no help" is claimed."""
+    first: tuple[str, str]
+    """Arm, and when it is measured."""
+    second: tuple[str, str] | None = None
+    measure: Measure = Measure.DIFFERENCE
+    within: bool = False
+    """It says that there is no effect that matters, not that there is one."""
 
 
 CLAIMS = (
-    Claim("Filtering makes the split reliable", "runs 4-6: 3 of 3; unfiltered: 1 of 3", "random", "random-all", 2 / 3),
     Claim(
-        "The same filter does not split at narrow size", "runs 4-6: 3 of 3; run 12: no", "random", "narrow-size", 1.0
+        "Filtering contexts makes the split better", Kind.PUBLISHED, "runs 4-6: 3 of 3 split; unfiltered runs 1-3: 1 of 3",
+        ("filtered", END), ("all data", END),
     ),
-    Claim("Normalising at a warm start hurts", "runs 7-9: 3 of 3; run 10: no", "warm", "warm-normalised", 1.0),
-    Claim("Zeroing the parent does not help", "run 11: 2/3; runs 7-9: 3 of 3", "warm-zeroed", "warm", 0.0),
-)
-CONTROLS = (
-    Claim("Filtering tokens does better than contexts", "not tried", "random-token", "random", math.nan),
-    Claim("It is this feature's filter that counts", "not tried", "random", "random-other", math.nan),
-)
-MARGIN = 0.25
-"""A claim of no help is supported when the interval of the difference ends below this."""
+    Claim(
+        "The filter needs a wide SAE", Kind.PUBLISHED, "runs 4-6: 3 of 3; run 12, narrow: no",
+        ("filtered", END), ("narrow size", END),
+    ),
+    Claim(
+        "Normalising at a warm start hurts", Kind.PUBLISHED, "runs 7-9: 3 of 3; run 10, normalised: no",
+        ("warm", END), ("warm, normalised", END),
+    ),
+    Claim(
+        "Zeroing the parent does not help, it hurts", Kind.PUBLISHED, "runs 7-9: 3 of 3; run 11, zeroed: 2 of 3 classes",
+        ("warm", END), ("warm, zeroed", END),
+    ),
+    Claim(
+        "A warm start is ahead early", Kind.PUBLISHED, "loss at step 50: 140.0 against 149.7 and 148.6",
+        ("warm", EARLY), ("filtered", EARLY),
+    ),
+    Claim(
+        "With a warm start few tokens suffice", Kind.PUBLISHED, "run 9: yes after 26.2M of 2,000M tokens",
+        ("warm", END), ("warm", EARLY), within=True,
+    ),
+    Claim(
+        "Seeds agree", Kind.PUBLISHED, "runs 4-6: 3 of 3 split", ("filtered", END), measure=Measure.SPREAD, within=True
+    ),
+    Claim("Filtering tokens does better than contexts", Kind.OURS, "", ("token-filtered", END), ("filtered", END)),
+    Claim("Filtering tokens does better than all data", Kind.OURS, "", ("token-filtered", END), ("all data", END)),
+    Claim("Children do better than a wide SAE", Kind.OURS, "", (CHILDREN, END), ("all data", END)),
+    Claim("Children do better than filtering tokens", Kind.OURS, "", (CHILDREN, END), ("token-filtered", END)),
+    Claim("It is this feature's filter that counts", Kind.CONTROL, "", ("filtered", END), ("other filter", END)),
+    Claim(
+        "The filter helps at the same parent-active tokens", Kind.CONTROL, "",
+        ("filtered", SAME_PARENT_TOKENS), ("all data", END),
+    ),
+    Claim("Children do better than a random decoder", Kind.CONTROL, "", (CHILDREN, END), (RANDOM_DECODER, END)),
+    Claim(
+        "Nothing is read into permuted labels", Kind.CONTROL, "", (CHILDREN, END), measure=Measure.PERMUTED, within=True
+    ),
+)  # fmt: skip
 
 
-def verdict_of(low: float, high: float, expected: float) -> str:
-    """`supported`, `not supported` or `undecided`, from the 95% interval of the difference in success rates.
+@dataclass(frozen=True)
+class ClaimResult:
+    """One row of claims.csv."""
 
-    A claimed difference is supported when the interval lies above 0, and not supported when it does not reach the
-    published difference. A claim of no help is supported when it ends below `MARGIN`, not when it lies above 0.
-    """
-    if expected == 0:
-        return "not supported" if low > 0 else "supported" if high < MARGIN else "undecided"
-    if low > 0:
-        return "supported"
-    return "not supported" if high < (expected if math.isfinite(expected) else MARGIN) else "undecided"
-
-
-def compare_arms(table: pd.DataFrame, claims: Iterable[Claim] = (*CLAIMS, *CONTROLS)) -> pd.DataFrame:
-    """One row a claim: both arms' successes, the effect with its interval and p, the same for best F1, the verdict.
-
-    A claim is undecided when the verdict on any of its runs is: too few test tokens of a class.
-    """
-    last = table[table["step"] == table["step"].max()]
-    rows = []
-    for claim in claims:
-        a, b = (last[last["arm"] == name] for name in (claim.first, claim.second))
-        yes_a, yes_b = (int((part["verdict"] == "split").sum()) for part in (a, b))
-        unknown = bool((pd.concat([a, b])["verdict"] == "undecided").any())
-        low, high = newcombe_interval(yes_a, len(a), yes_b, len(b))
-        f1_low, f1_high = bootstrap_difference(a["best_f1"].to_numpy(), b["best_f1"].to_numpy())
-        rows.append(
-            {
-                "claim": claim.claim,
-                "published": claim.published,
-                "arms": f"{claim.first} against {claim.second}",
-                "split": f"{yes_a}/{len(a)} against {yes_b}/{len(b)}",
-                "difference": yes_a / len(a) - yes_b / len(b),
-                "low": low,
-                "high": high,
-                "fisher_p": fisher_p(yes_a, len(a), yes_b, len(b)),
-                "verdict": "undecided" if unknown else verdict_of(low, high, claim.expected),
-                "f1_difference": float(a["best_f1"].mean() - b["best_f1"].mean()),
-                "f1_low": f1_low,
-                "f1_high": f1_high,
-                "mann_whitney_p": float(mannwhitneyu(a["best_f1"], b["best_f1"]).pvalue),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def tokens_to_success(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a run: the tokens at the first scored step with verdict `split`; NaN when never within the run (censored)."""
-    rows = []
-    for (arm, seed), runs in table.sort_values("step").groupby(["arm", "seed"], sort=False):
-        success = runs.loc[runs["verdict"] == "split", "tokens"]
-        rows.append({"arm": arm, "seed": seed, "tokens": float(success.iloc[0]) if len(success) else math.nan})
-    return pd.DataFrame(rows)
-
-
-def convergence(profile: Profile, arms: Sequence[str] = ("warm", "warm-normalised", "random")) -> pd.DataFrame:
-    """Tokens at which each run's loss first stays at a level, that is the random start's median loss at half its steps.
-
-    Columns: arm, seed, tokens (NaN: not within the run), and the level.
-    """
-    histories = {
-        (name, seed): train_arm(profile, get_arm(name), seed).history
-        for name in arms
-        for seed in seeds_of(profile, get_arm(name))
-    }
-    half = profile.claim_steps // 2
-    level = float(
-        np.median([h.loc[h["step"] >= half, "loss"].iloc[0] for (name, _), h in histories.items() if name == "random"])
+    claim: str = column("what is claimed: that the effect is above 0, or, where the test says so, that none matters")
+    kind: Kind = column("whose claim: published by the post, ours, or a control", enum=Kind)
+    published: str = column("the evidence published for it")
+    arms: str = column("the arms that are compared, first less second, with the time where it is not the end")
+    blocks: int = column("narrow SAEs of different seeds")
+    seeds: int = column("wide runs on each")
+    first_S_2: float = column("S_2 of the first arm, mean over blocks")
+    second_S_2: float = column("S_2 of the second arm")
+    effect: float = column(
+        "mean over blocks of the difference in S_2 (of two seeds: its size; under permuted labels: S_2)"
     )
-    rows = [
-        {"arm": name, "seed": seed, "tokens": first_at_or_below(history, "loss", level), "level": level}
-        for (name, seed), history in histories.items()
-    ]
-    return pd.DataFrame(rows)
-
-
-def stability(profile: Profile, arm: str, threshold: float = 0.7) -> pd.DataFrame:
-    """How often a run's best feature for a class is found in the other seeds: encoder and decoder cosine >= threshold.
-
-    Columns: class, found, pairs, rate.
-    """
-    seeds = seeds_of(profile, get_arm(arm))
-    saes = [train_arm(profile, get_arm(arm), seed).sae for seed in seeds]
-    scores = [measured(profile, get_arm(arm), seed, profile.claim_steps) for seed in seeds]
-    found, pairs = dict.fromkeys(CLASSES, 0), dict.fromkeys(CLASSES, 0)
-    for i, own in enumerate(saes):
-        for k, other in enumerate(saes):
-            if i == k:
-                continue
-            for name in CLASSES:
-                j = scores[i][f"best_feature_{name}"]
-                both = torch.minimum(
-                    torch.cosine_similarity(own.W_dec[j][None], other.W_dec, dim=1),
-                    torch.cosine_similarity(own.W_enc[:, j][None], other.W_enc.T, dim=1),
-                )
-                found[name] += bool((both >= threshold).any())
-                pairs[name] += 1
-    return pd.DataFrame(
-        [
-            {"class": name, "found": found[name], "pairs": pairs[name], "rate": found[name] / max(pairs[name], 1)}
-            for name in CLASSES
-        ]
+    low: float = column("lower end of its 95% interval over blocks")
+    high: float = column("upper end")
+    test: str = column("how p is computed")
+    p: float = column("p of that test")
+    p_holm: float = column("p by Holm over the claims; controls stand outside")
+    smallest_effect: float = column("the effect that would have been seen with 80% power")
+    verdict: ClaimVerdict = column(
+        "supported: the interval excludes 0; not supported: it excludes 0.10; else undecided", enum=ClaimVerdict
     )
+    first_strict: float = column("share of the first arm's runs whose strict verdict is split")
+    second_strict: float = column("share of the second's")
+    first_passed: float = column("classes (number, count) that pass the strict verdict in the first arm, mean")
+    second_passed: float = column("the same in the second")
+    first_l0: float = column("L0 on hyphens of the first arm, mean")
+    second_l0: float = column("L0 on hyphens of the second")
+
+
+def judge_claims(runs: Sequence[ArmRun], claims: Sequence[Claim] = CLAIMS) -> tuple[ClaimResult, ...]:
+    """Every claim from the runs of all arms, in order."""
+    rows = [_judge(claim, runs) for claim in claims]
+    adjusted = holm([math.nan if row.kind is Kind.CONTROL else row.p for row in rows])
+    return tuple(replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True))
+
+
+def claim_verdict(found: TTest, within: bool = False) -> ClaimVerdict:
+    """The verdict from an interval; the module's docstring has the rule."""
+    if not math.isfinite(found.low):
+        return ClaimVerdict.UNDECIDED
+    if within:
+        if found.low > -MATTERS and found.high < MATTERS:
+            return ClaimVerdict.SUPPORTED
+        return ClaimVerdict.NOT_SUPPORTED if found.low > MATTERS or found.high < -MATTERS else ClaimVerdict.UNDECIDED
+    if found.low > 0:
+        return ClaimVerdict.SUPPORTED
+    return ClaimVerdict.NOT_SUPPORTED if found.high < MATTERS else ClaimVerdict.UNDECIDED
+
+
+def block_effects(claim: Claim, runs: Sequence[ArmRun]) -> np.ndarray:
+    """The claim's value on each narrow SAE, in their order."""
+    first, second = _by_block(claim.first, runs), _by_block(claim.second, runs)
+    if claim.measure is Measure.SPREAD:
+        return np.array([_spread([run.outcome.graded.S_2 for run in part]) for part in first.values()])
+    if claim.measure is Measure.PERMUTED:
+        return np.array([np.mean([run.S_2_permuted for run in part]) for part in first.values()])
+    return np.array([_mean_S_2(part) - _mean_S_2(second[block]) for block, part in first.items() if block in second])
+
+
+def _judge(claim: Claim, runs: Sequence[ArmRun]) -> ClaimResult:
+    values = block_effects(claim, runs)
+    found = t_test(values)
+    arms = [[run for part in _by_block(which, runs).values() for run in part] for which in (claim.first, claim.second)]
+    strict = [_mean([float(run.outcome.strict.verdict is Verdict.SPLIT) for run in arm]) for arm in arms]
+    passed = [_mean([float(run.outcome.strict.passed) for run in arm]) for arm in arms]
+    S_2, l0 = ([_mean([get(run) for run in arm]) for arm in arms] for get in (_S_2, lambda run: run.outcome.l0_hyphens))
+    how = f"|effect| < {MATTERS:g}, two one-sided t" if claim.within else "t"
+    return ClaimResult(
+        claim=claim.text,
+        kind=claim.kind,
+        published=claim.published,
+        arms=_arms_text(claim),
+        blocks=len(values),
+        seeds=round(len(arms[0]) / max(len(values), 1)),
+        first_S_2=S_2[0],
+        second_S_2=S_2[1],
+        effect=found.mean,
+        low=found.low,
+        high=found.high,
+        test=f"{how} over {len(values)} block means",
+        p=equivalence_p(values, MATTERS) if claim.within else found.p,
+        p_holm=math.nan,
+        smallest_effect=smallest_effect(values),
+        verdict=claim_verdict(found, claim.within),
+        first_strict=strict[0],
+        second_strict=strict[1],
+        first_passed=passed[0],
+        second_passed=passed[1],
+        first_l0=l0[0],
+        second_l0=l0[1],
+    )
+
+
+def _arms_text(claim: Claim) -> str:
+    def name(which: tuple[str, str]) -> str:
+        return which[0] if which[1] == END else f"{which[0]} ({which[1]})"
+
+    if claim.measure is Measure.DIFFERENCE and claim.second is not None:
+        return f"{name(claim.first)} - {name(claim.second)}"
+    return f"{name(claim.first)}, {claim.measure.value}"
+
+
+def _by_block(which: tuple[str, str] | None, runs: Sequence[ArmRun]) -> dict[int, list[ArmRun]]:
+    found: dict[int, list[ArmRun]] = {}
+    for run in runs:
+        if (run.arm, run.at) == which:
+            found.setdefault(run.block, []).append(run)
+    return dict(sorted(found.items()))
+
+
+def _S_2(run: ArmRun) -> float:
+    return run.outcome.graded.S_2
+
+
+def _mean_S_2(runs: Sequence[ArmRun]) -> float:
+    return _mean([_S_2(run) for run in runs])
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Mean distance of two values; NaN for one."""
+    pairs = [abs(a - b) for i, a in enumerate(values) for b in values[:i]]
+    return _mean(pairs)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else math.nan

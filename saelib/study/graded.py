@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,85 +16,94 @@ from jaxtyping import Float
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
-from saelib.acts.activations import Activations
-from saelib.base.cache import content_key, kept_json
-from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
+from saelib.base.table import column
 from saelib.sae.sae import SAE
 from saelib.sae.stream import block_rows
 from saelib.split.contexts import Labels, hyphen_contexts
-from saelib.split.separation import KS, Separation, measure
+from saelib.split.parent import token_set
+from saelib.split.separation import Separation, measure
 from saelib.split.tokens import SPLITS, TokenSet
 from saelib.split.yardstick import Yardstick, make_yardstick
-from saelib.study import study
+from saelib.study import study, texts
 from saelib.study.profiles import Profile
 
-SEPARATION_CODE = (
-    "sae.sae", "split.classes", "split.contexts", "split.detectors", "split.probe", "split.separation", "split.tokens",
-    "split.yardstick", "study.graded",
-)  # fmt: skip
-"""What computes a kept separation."""
 GRADED_CLASSES = ("number", "count")
 """The classes that are averaged into S_k. `compound` is most of P and what remains: no single feature marks it anywhere."""
-GRADED = (
-    *(f"S_{k}{end}" for k in KS for end in ("", "_low", "_high")),
-    *(f"mcc_{k}_{name}" for name in GRADED_CLASSES for k in KS),
-    *(f"{what}_{name}" for what in ("ceiling", "floor") for name in GRADED_CLASSES),
-)
-"""The names of the numbers that `separation` gives, in order."""
+
+_S = "separation: how far the best {} a class (number, count) tell hyphens apart; 0 as the parent's own size, 1 as a probe"
+_LOW, _HIGH = "lower end of its 95% interval (documents drawn anew)", "upper end of its 95% interval"
+_MCC = "Matthews correlation of {} with “-” after a {}, on test"
 
 
-def study_activations(profile: Profile) -> Activations:
-    """The study's activations of all splits, as `saelib.split` takes them."""
-    stores = {split: study.activations(profile, split) for split in SPLITS}
-    tokens = study.tokens(profile)
-    return Activations(study.language_model(profile), stores, {split: (tokens, split) for split in SPLITS})
+@dataclass(frozen=True)
+class Graded:
+    """The graded outcome of one dictionary; every choice on select, every number from test; NaN where hyphens are too few."""
+
+    S_1: float = column(_S.format("feature"), default=math.nan)
+    S_1_low: float = column(_LOW, default=math.nan)
+    S_1_high: float = column(_HIGH, default=math.nan)
+    S_2: float = column(_S.format("two features"), default=math.nan)
+    S_2_low: float = column(_LOW, default=math.nan)
+    S_2_high: float = column(_HIGH, default=math.nan)
+    S_4: float = column(_S.format("four features"), default=math.nan)
+    S_4_low: float = column(_LOW, default=math.nan)
+    S_4_high: float = column(_HIGH, default=math.nan)
+    mcc_1_number: float = column(_MCC.format("the best feature", "number"), default=math.nan)
+    mcc_2_number: float = column(_MCC.format("the best two features", "number"), default=math.nan)
+    mcc_4_number: float = column(_MCC.format("the best four features", "number"), default=math.nan)
+    mcc_1_count: float = column(_MCC.format("the best feature", "count word"), default=math.nan)
+    mcc_2_count: float = column(_MCC.format("the best two features", "count word"), default=math.nan)
+    mcc_4_count: float = column(_MCC.format("the best four features", "count word"), default=math.nan)
+    ceiling_number: float = column(_MCC.format("a linear probe", "number"), default=math.nan)
+    ceiling_count: float = column(_MCC.format("a linear probe", "count word"), default=math.nan)
+    floor_number: float = column(_MCC.format("the parent's own size", "number"), default=math.nan)
+    floor_count: float = column(_MCC.format("the parent's own size", "count word"), default=math.nan)
+
+    @staticmethod
+    def of(found: Separation | None) -> Graded:
+        """The numbers of a separation."""
+        if found is None:
+            return Graded()
+        numbers: dict[str, float] = {}
+        for k, (value, low, high) in found.S.items():
+            numbers |= {f"S_{k}": value, f"S_{k}_low": low, f"S_{k}_high": high}
+        for context in found.contexts:
+            if context.context in GRADED_CLASSES:
+                numbers |= {f"mcc_{k}_{context.context}": value.value for k, value in context.mcc.items()}
+                numbers[f"ceiling_{context.context}"] = context.ceiling.value
+                numbers[f"floor_{context.context}"] = context.floor.value
+        return Graded(**numbers)
 
 
-def separation(profile: Profile, chosen: study.Parent, sae: SAE) -> dict[str, float]:
-    """How far an SAE's features tell the hyphens that join words apart: the numbers of `GRADED`, kept in the cache.
+def measured(profile: Profile, chosen: study.Parent, sae: SAE, without: int | None = None) -> Separation | None:
+    """The separation with all of its contexts and draws; None where the text has too few hyphens that join words.
 
-    S_1, S_2, S_4 with the ends of their 95% intervals; for number and count the MCC of 1, 2 and 4 features, of the probe
-    (ceiling) and of the parent's own size (floor). NaN where the text has too few such hyphens.
+    Args:
+        without: a feature that is left out.
     """
-    narrow = study.narrow_sae(profile).sae
-    key = content_key(
-        stores=[study.activations(profile, split).key for split in SPLITS],
-        sae=study.sae_key(sae),
-        parent=[study.sae_key(narrow), chosen.feature],
-        code=code_version(*SEPARATION_CODE),
-    )
-
-    def compute() -> dict[str, float | None]:
-        found = graded_numbers(measured(profile, chosen, sae))
-        return {name: value if math.isfinite(value) else None for name, value in found.items()}
-
-    kept = kept_json("separations", key, compute)
-    return {name: math.nan if kept[name] is None else float(kept[name]) for name in GRADED}
+    found = yardstick(profile, chosen)
+    return None if found is None else measure(found, _on_used(profile, found, sae, without))
 
 
-def measured(profile: Profile, chosen: study.Parent, sae: SAE) -> Separation | None:
-    """The separation with all of its contexts and draws; None where the text has too few hyphens that join words."""
+def permuted_S_2(profile: Profile, chosen: study.Parent, sae: SAE, seed: int = 0) -> float:
+    """S_2 under labels in random order, in units of the true labels' room: what is read into labels that mean nothing."""
     found = yardstick(profile, chosen)
     if found is None:
-        return None
-    tokens = _hyphen_tokens(profile)
-    return measure(found, {split: _encoded(sae, tokens[split].where(found.used[split]).x) for split in SPLITS})
+        return math.nan
+    shuffled = make_yardstick(hyphen_tokens(profile, chosen), _labels(profile).permuted(seed))
+    value = measure(shuffled, _on_used(profile, shuffled, sae)).draws[2][0]
+    among = found.averaged
+    room = float((found.ceiling_draws[0] - found.floor_draws[0])[among].sum())
+    return float((value - shuffled.floor_draws[0])[among].sum()) / room if room > 0 else math.nan
 
 
-def graded_numbers(found: Separation | None) -> dict[str, float]:
-    """The numbers of `GRADED`; all NaN for None."""
-    numbers = dict.fromkeys(GRADED, math.nan)
-    if found is None:
-        return numbers
-    for k, (value, low, high) in found.S.items():
-        numbers |= {f"S_{k}": value, f"S_{k}_low": low, f"S_{k}_high": high}
-    for context in found.contexts:
-        if context.context in GRADED_CLASSES:
-            numbers |= {f"mcc_{k}_{context.context}": value.value for k, value in context.mcc.items()}
-            numbers[f"ceiling_{context.context}"] = context.ceiling.value
-            numbers[f"floor_{context.context}"] = context.floor.value
-    return numbers
+@torch.no_grad()
+def l0_on_hyphens(profile: Profile, sae: SAE) -> float:
+    """Features active on a hyphen that joins words, mean over the select split: where arms are matched and measured."""
+    x = _hyphen_tokens(profile)["select"].x
+    size = block_rows(sae.cfg.d_sae)
+    return sum(int((sae.encode(x[i : i + size]) > 0).sum()) for i in range(0, len(x), size)) / max(len(x), 1)
 
 
 @functools.lru_cache(maxsize=2)
@@ -110,29 +119,17 @@ def yardstick(profile: Profile, chosen: study.Parent) -> Yardstick | None:
 def hyphen_tokens(profile: Profile, chosen: study.Parent) -> dict[str, TokenSet]:
     """P: for each split every hyphen that joins two words, with the narrow parent's activation on it."""
     narrow = study.narrow_sae(profile).sae
-
-    def with_parent(part: TokenSet) -> TokenSet:
-        fields: dict[str, Any] = vars(part) | {"parent": narrow.encode_feature(part.x, chosen.feature).numpy()}
-        return TokenSet(**fields)
-
-    return {split: with_parent(part) for split, part in _hyphen_tokens(profile).items()}
+    parts = _hyphen_tokens(profile).items()
+    return {split: replace(part, parent=narrow.encode_feature(part.x, chosen.feature).numpy()) for split, part in parts}
 
 
-@functools.lru_cache(maxsize=1)
+@study.once_a_text
 def _hyphen_tokens(profile: Profile) -> dict[str, TokenSet]:
     """P without a parent (its activation 0)."""
-    acts, found = study_activations(profile), {}
-    for split, store in acts.stores.items():
+    acts, found = texts.of_profile(profile), {}
+    for split in SPLITS:
         rows, _ = study.joining_hyphens(profile, split)
-        found[split] = TokenSet(
-            rows=rows,
-            x=store.read(rows).float(),
-            parent=np.zeros(len(rows), dtype=np.float32),
-            document=acts.documents(split, rows),
-            previous=acts.beside(split, rows, -1),
-            current=acts.beside(split, rows, 0),
-            next=acts.beside(split, rows, 1),
-        )
+        found[split] = token_set(acts, split, rows, np.zeros(len(rows), dtype=np.float32))
     return found
 
 
@@ -141,8 +138,19 @@ def _labels(profile: Profile) -> Labels:
     return hyphen_contexts(study.language_model(profile), _hyphen_tokens(profile), contexts)
 
 
+def _on_used(profile: Profile, found: Yardstick, sae: SAE, without: int | None = None) -> dict[str, csr_array]:
+    """An SAE's activations on the tokens that a yardstick uses."""
+    tokens = _hyphen_tokens(profile)
+    return {split: _encoded(sae, tokens[split].where(found.used[split]).x, without) for split in SPLITS}
+
+
 @torch.no_grad()
-def _encoded(sae: SAE, x: Float[Tensor, "n d_in"]) -> csr_array:
-    """An SAE's activations as a sparse matrix, made a block of tokens at a time."""
-    size = block_rows(sae.cfg.d_sae)
-    return vstack([csr_array(sae.encode(x[i : i + size]).numpy()) for i in range(0, len(x), size)])
+def _encoded(sae: SAE, x: Float[Tensor, "n d_in"], without: int | None) -> csr_array:
+    """Activations as a sparse matrix, made a block of tokens at a time."""
+    size, blocks = block_rows(sae.cfg.d_sae), []
+    for i in range(0, len(x), size):
+        acts = sae.encode(x[i : i + size])
+        if without is not None:
+            acts[:, without] = 0
+        blocks.append(csr_array(acts.numpy()))
+    return vstack(blocks)

@@ -35,8 +35,6 @@ class Profile:
     """Contexts of the test split: every reported number comes from here. As many as there are, for the rarest class."""
     evaluate_contexts: int = 500
     """Contexts of the test (or select) split on which L0, FVU and loss recovered are measured."""
-    cofire_contexts: int = 1000
-    """Contexts of the select split on which it is seen how often a feature fires without the parent."""
     causal_tokens: int = 150
     """Tokens a class on which the causal effects of a child are measured; `usefulness` takes twice as many in all."""
     context_least: int = 100
@@ -55,12 +53,16 @@ class Profile:
     """Steps of a full run, the stand-in for the study's 2e9 tokens."""
     short_steps: int = 250
     """Steps of the short run 9 (the study: 26.2M of 2e9 tokens; the same ratio would leave 13 steps here)."""
-    claim_seeds: int = 12
-    """Seeds of each headline arm of `notebooks/07_claims`; the other arms have half as many."""
+    claim_blocks: int = 12
+    """Narrow SAEs of different seeds on which every arm of `notebooks/07_claims` is trained."""
+    claim_wide_seeds: int = 2
+    """Seeds of each arm on each of them."""
     claim_steps: int = 400
     """Steps of each of its runs (1.6M tokens)."""
-    claim_snapshots: tuple[int, ...] = (100, 200)
-    """Steps after which they are scored, too: the tokens-to-success curves."""
+    claim_early: int = 100
+    """Steps after which they are measured, too: the share of a full run that the post's short run 9 has of the others."""
+    claim_trials: int = 4
+    """Most trainings by which an arm's coefficient is calibrated to the L0 of the plain control."""
     children_K: int | None = None
     """Children that are trained in the row of the children method; None: chosen by its rule."""
     children_steps: int | None = None
@@ -113,7 +115,6 @@ def _on_few_tokens(profile: Profile) -> Profile:
         select_contexts=200,
         test_contexts=200,
         evaluate_contexts=32,
-        cofire_contexts=100,
         batch_size=512,
         narrow_steps=60,
         children_K=8,
@@ -123,6 +124,11 @@ def _on_few_tokens(profile: Profile) -> Profile:
         reinit_every=20,
         log_every=5,
         checkpoint_every=10,
+        claim_blocks=2,
+        claim_wide_seeds=1,
+        claim_trials=1,
+        claim_steps=20,
+        claim_early=10,
     )
 
 
@@ -137,10 +143,7 @@ SMOKE = replace(
     d_sae_wide=128,
     other_parents=("digit",),
     context_least=5,
-    claim_seeds=2,
     calibration_seeds=1,
-    claim_steps=20,
-    claim_snapshots=(10,),
     l1_grid=(4e-3, 1e-2),
 )
 SMOLLM2 = replace(

@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 
 from saelib.acts.filter import filter_view
-from saelib.acts.store import POSITIONS, ActivationStore, ShuffledBatches, View, harvest
+from saelib.acts.store import ActivationStore, ShuffledBatches, View, harvest
 from saelib.base.cache import (
     atomic_path,
     cache_dir,
@@ -49,7 +49,6 @@ from saelib.sae.scaled import scaled_acts
 from saelib.sae.stream import feature_activations
 from saelib.sae.train import TRAINING_CODE, TrainConfig, TrainResult, train
 from saelib.split.classes import hyphen_labels, hyphen_rows
-from saelib.study.eye_test import HyphenSet
 from saelib.study.profiles import Profile
 from saelib.study.runs import RunSpec, get_run
 from saelib.text.corpus import build_token_store
@@ -57,8 +56,23 @@ from saelib.text.hub_data import PRETOKENISED, pretokenised_store
 from saelib.text.sources import STUDY_SOURCES
 from saelib.text.tokens import TokenStore
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-@functools.cache
+
+def once_a_text(function: Callable[Concatenate[Profile, P], R]) -> Callable[Concatenate[Profile, P], R]:
+    """Keep a function's results in memory for a profile's text and model: the seed of the narrow SAE changes neither."""
+    kept = functools.cache(function)
+
+    @functools.wraps(function)
+    def call(profile: Profile, *args: P.args, **kwargs: P.kwargs) -> R:
+        return kept(replace(profile, seed=0), *args, **kwargs)  # type: ignore[arg-type]
+
+    call.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
+    return call
+
+
+@once_a_text
 def language_model(profile: Profile) -> LanguageModel:
     """The profile's language model: `mini`, `smollm2`, `gelu-1l`, or the folder of any Hugging Face causal model."""
     if profile.model == "mini":
@@ -70,7 +84,7 @@ def language_model(profile: Profile) -> LanguageModel:
     return load_hf_folder(Path(profile.model), profile.hook_name)
 
 
-@functools.cache
+@once_a_text
 def tokens(profile: Profile) -> TokenStore:
     """The study's text, tokenised and split by document."""
     if profile.text == (PRETOKENISED,):
@@ -90,7 +104,7 @@ def _contexts(profile: Profile) -> dict[str, int]:
     return {"train": profile.train_contexts, "select": profile.select_contexts, "test": profile.test_contexts}
 
 
-@functools.cache
+@once_a_text
 def activations(profile: Profile, split: str) -> ActivationStore:
     """The harvested activations of a split."""
     model = language_model(profile)
@@ -107,7 +121,7 @@ def prepare(profile: Profile) -> dict[str, float]:
     return {"text": text, "harvest": harvested}
 
 
-@functools.cache
+@once_a_text
 def joining_hyphens(profile: Profile, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The hyphens of a split that join two words, from the text alone: their rows, ascending, and their classes."""
     store, model = activations(profile, split), language_model(profile)
@@ -121,20 +135,6 @@ def joins(profile: Profile, split: str) -> np.ndarray:
     out = np.zeros(activations(profile, split).n_tokens, dtype=bool)
     out[joining_hyphens(profile, split)[0]] = True
     return out
-
-
-@functools.cache
-def hyphens(profile: Profile, split: str) -> HyphenSet:
-    """Every hyphen of a split that joins two words, with its class, next token and document."""
-    store = activations(profile, split)
-    rows, label = joining_hyphens(profile, split)
-    context, position = np.divmod(rows, POSITIONS)
-    return HyphenSet(
-        x=store.rows(rows),
-        label=label,
-        next_token=store.token_ids[rows + 1].astype(np.int64),  # a labelled hyphen is never last in its context
-        document=tokens(profile).documents_of(split, context, position + 1),
-    )
 
 
 # --- training, for the narrow SAE and for the runs ---------------------------------------------------------------------
@@ -517,7 +517,7 @@ def view(profile: Profile, by: str, chosen: Parent) -> View:
 def _replacing_probe(profile: Profile, chosen: Parent) -> Callable[[SAE], dict[str, float]]:
     """Share of parent-active select hyphens on which the old parent's index is still the top feature."""
     narrow = narrow_sae(profile).sae
-    x = hyphens(profile, "select").x[:4096]
+    x = activations(profile, "select").rows(joining_hyphens(profile, "select")[0][:4096])
     with torch.no_grad():
         x = x[narrow.encode(x)[:, chosen.feature] > chosen.tau]
 
@@ -542,7 +542,7 @@ def _run_plan(profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, n
     store, narrow = activations(profile, "train"), narrow_sae(profile).sae
     d_sae = profile.d_sae_wide if spec.size == "wide" else profile.d_sae_narrow
     by = filter_by if spec.filtered else "none"
-    l1_coeff = coefficient(profile).l1_coeff
+    l1_coeff = spec.l1_scale * coefficient(profile).l1_coeff
     cfg = _train_config(profile, l1_coeff, n_steps, spec.seed, chosen.feature if spec.zero_parent else None)
     start = "narrow" if spec.init_from_narrow else "random"
     sae_cfg = _sae_config(
