@@ -20,8 +20,9 @@ from saelib.sae.sae import SAE
 from saelib.split.children import Dictionary, Pools
 from saelib.split.contexts import LEAST, Labels, label, member
 from saelib.split.detectors import feature_mcc
-from saelib.split.exported import as_jumprelu, child_numbers, encoder_input, inner_target, replace_parent
+from saelib.split.exported import as_jumprelu, child_numbers, replace_parent
 from saelib.split.leak import Firings, Leak, choose_theta, leak
+from saelib.split.parent import parent_target
 from saelib.split.separation import Added, Separation, added, measure
 from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
 from saelib.split.verdict import Judgement, gather_evidence, judge
@@ -78,10 +79,10 @@ class Work:
         on, weak, off = (getattr(self.tokens, name)[split] for name in ("on", "weak", "off"))
 
         def x(part: TokenSet) -> Tensor:
-            return encoder_input(self.sae, part.x)
+            return self.sae.encoder_input(part.x)
 
         def y(part: TokenSet) -> Tensor:
-            return inner_target(self.sae, self.feature, part.x)
+            return parent_target(self.sae, self.feature, part.x)
 
         def a(part: TokenSet) -> Tensor:
             return torch.from_numpy(part.parent)
@@ -94,7 +95,7 @@ class Work:
 
         With `prune` children that carry nothing are dropped: they fire on too little of P, or P is no worse without them.
         """
-        c = self._encode(lambda x: found.encode(encoder_input(self.sae, x)))
+        c = self._encode(lambda x: found.encode(self.sae.encoder_input(x)))
         share = (c["on"]["select"] > 0).float().mean(0)
         found, c, _ = self._kept(found, c, share >= LEAST_SHARE if prune else share >= 0)
         context_of = self._contexts_of(c["on"]["select"].numpy())
