@@ -6,6 +6,7 @@ Every weight has one orientation, here and everywhere in the package: `W_enc` is
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from saelib.sae.format import (
     tensor_shapes,
     write_folder,
 )
+from saelib.sae.hub_release import is_release, read_release
 
 __all__ = [
     "CONFIG_FILE",
@@ -154,6 +156,10 @@ class SAE(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are; what is encoded must be there too."""
         return self.W_enc.device
+
+    def on(self, device: torch.device) -> SAE:
+        """The SAE on a device: itself when it is there, else a copy."""
+        return self if device == self.device else copy.deepcopy(self).to(device)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations of x."""
@@ -335,17 +341,26 @@ def save_sae(sae: SAE, folder: Path) -> Path:
     return write_folder(folder, sae.cfg.to_dict(), {name: getattr(sae, name) for name in names})
 
 
-def load_sae(path: str | Path) -> SAE:
-    """Read an SAE: a folder written by `save_sae` or by SAELens, or the study's `NAME.pt` with `NAME_cfg.json` beside it.
+def load_sae(source: str | Path) -> SAE:
+    """Read an SAE.
 
-    Weights become float32. Nothing is ever unpickled.
+    Args:
+        source: a folder written by `save_sae` or by SAELens; `RELEASE/ID` of the hub, by sae-lens's own loader (the extra
+            `saelens`); or the study's `NAME.pt` with `NAME_cfg.json` beside it.
+
+    Weights become float32. A folder is never unpickled.
 
     Raises:
-        UserError: neither of these, an unknown architecture, a missing, misshapen or non-finite tensor.
+        UserError: none of these, an architecture that is not read, a missing, misshapen or non-finite tensor, a release that
+            does not exist or cannot be reached.
     """
-    path = Path(path)
-    study = path.suffix == ".pt" and path.with_name(f"{path.stem}_cfg.json").is_file()
-    fields, tensors = read_study_files(path) if study else read_folder(path)
+    path = Path(source).expanduser()
+    if isinstance(source, str) and is_release(source):
+        fields, tensors = read_release(source)
+    elif path.suffix == ".pt" and path.with_name(f"{path.stem}_cfg.json").is_file():
+        fields, tensors = read_study_files(path)
+    else:
+        fields, tensors = read_folder(path)
     sae = SAE(SAEConfig(**fields))
     with torch.no_grad():
         for name, tensor in tensors.items():
