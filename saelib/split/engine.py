@@ -91,7 +91,7 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
             or too rare on the text, contexts that are not there.
     """
     began = time.perf_counter()
-    cfg = config or SplitConfig()
+    cfg, sae = config or SplitConfig(), sae.on(acts.device)
     tokens = gather(acts, sae, feature, cfg.tau)
     work = Work.of(acts, tokens, sae, cfg.contexts, cfg.least)
     found = make_children(work, cfg)
@@ -191,4 +191,4 @@ def fvu_on(children: Dictionary, pools: Pools) -> float:
 def _sibling_cosine(E: Tensor, d_p: Tensor) -> np.ndarray:
     unit = torch.nn.functional.normalize(d_p, dim=0)
     rest = torch.nn.functional.normalize(E - (E @ unit)[:, None] * unit, dim=1)
-    return (rest @ rest.T).numpy()
+    return (rest @ rest.T).cpu().numpy()

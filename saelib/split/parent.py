@@ -107,10 +107,9 @@ def _sample(rows: np.ndarray, most: int) -> np.ndarray:
 
 
 def _token_set(acts: Activations, split: str, rows: np.ndarray, values: np.ndarray) -> TokenSet:
-    store = acts.stores[split]
     return TokenSet(
         rows=rows,
-        x=store.read(rows).float(),
+        x=acts.read(split, rows),
         parent=values[rows],
         document=acts.documents(split, rows),
         previous=acts.beside(split, rows, -1),

@@ -85,7 +85,7 @@ class Work:
             return parent_target(self.sae, self.feature, part.x)
 
         def a(part: TokenSet) -> Tensor:
-            return torch.from_numpy(part.parent)
+            return torch.from_numpy(part.parent).to(part.x.device)
 
         return Pools(x(on), y(on), a(on), x(weak), y(weak), a(weak), x(off))
 
@@ -105,9 +105,9 @@ class Work:
         keep = torch.ones(len(theta), dtype=torch.bool)
         if prune:
             share = (c["on"]["select"] > theta).float().mean(0)
-            keep = (share >= LEAST_SHARE) & self._useful(refitted, theta)
+            keep = (share >= LEAST_SHARE) & self._useful(refitted, theta).cpu()
             keep[share.argmax()] = True
-        found, theta = Dictionary(found.W[:, keep], found.b[keep], found.E[keep]), theta[keep]
+        found, theta = Dictionary(found.W[:, keep], found.b[keep], found.E[keep]), theta[keep].to(found.E.device)
         found, core = self._refit(found, theta)
         scale = found.E.norm(dim=1).clamp_min(1e-6)
         found = Dictionary(found.W * scale, found.b * scale, found.E / scale[:, None])
@@ -119,9 +119,9 @@ class Work:
         return Made(found, theta, core, new, acts, context_of[keep.numpy()])
 
     def _encode(self, encode: Callable[[Tensor], Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Activations on P of every split, and on the weak and off tokens of select and test."""
+        """Activations on P of every split, and on the weak and off tokens of select and test; judged on the processor."""
         return {
-            name: {s: encode(part.x) for s, part in getattr(self.tokens, name).items() if name == "on" or s != "train"}
+            name: {s: encode(part.x).cpu() for s, part in getattr(self.tokens, name).items() if name == "on" or s != "train"}
             for name in ("on", "weak", "off")
         }
 
@@ -152,7 +152,7 @@ class Work:
         """Children whose removal raises the squared error on P of select."""
         pools = self.select_pools.beyond_core()
         c = found.encode(pools.x_on)
-        c = c * (c > theta)
+        c = c * (c > theta.to(c.device))
         r = pools.y_on - c @ found.E
         # |r + c_j e_j|^2 - |r|^2 = 2 c_j r.e_j + c_j^2 |e_j|^2
         return (2 * c * (r @ found.E.T) + c.square() * found.E.square().sum(1)).sum(0) > 0
@@ -164,10 +164,10 @@ class Work:
         a = torch.cat([pools.a_on, pools.a_weak])[:, None]
         y = torch.cat([pools.y_on, pools.y_weak])
         c = found.encode(torch.cat([pools.x_on, pools.x_weak]))
-        c = torch.cat([a, c * (c > theta)], 1)
+        c = torch.cat([a, c * (c > theta.to(c.device))], 1)
         begin = torch.cat([pools.core()[None], found.E])
         gram = c.T @ c
-        ridge = 1e-2 * gram.diagonal()[1:].mean() * torch.eye(len(gram))
+        ridge = 1e-2 * gram.diagonal()[1:].mean() * torch.eye(len(gram), device=gram.device)
         rows = torch.linalg.solve(gram + ridge, c.T @ y + ridge @ begin)
         return Dictionary(found.W, found.b, rows[1:]), rows[0]
 
@@ -233,7 +233,7 @@ class Work:
 
 def columns(acts: Tensor | np.ndarray) -> csc_array:
     """Dense activations in compressed columns."""
-    across = torch.as_tensor(acts).T.contiguous().numpy()
+    across = torch.as_tensor(acts).T.contiguous().cpu().numpy()
     feature, token = np.nonzero(across)
     begins = np.concatenate([[0], np.cumsum(np.bincount(feature, minlength=len(across)))])
     return csc_array((across[feature, token], token, begins), shape=across.T.shape)
