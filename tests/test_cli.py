@@ -177,7 +177,8 @@ def test_help_of_split_names_what_is_taken(capsys: pytest.CaptureFixture[str]) -
 
 def test_help_and_version_import_nothing_heavy() -> None:
     script = (
-        "import sys\nfrom saelib import cli\ncodes = [cli.main([flag]) for flag in ('--help', '--version')]\n"
+        "import sys\nimport saelib\nfrom saelib import cli\n"
+        "codes = [cli.main(words.split()) for words in ('--help', '--version', 'split --help', 'doctor --help')]\n"
         "heavy = {'torch', 'transformer_lens', 'pandas', 'numpy', 'papermill', 'jupytext', 'nbformat'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy or any(codes) else 0)"
     )
