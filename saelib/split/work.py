@@ -121,7 +121,11 @@ class Work:
     def _encode(self, encode: Callable[[Tensor], Tensor]) -> dict[str, dict[str, Tensor]]:
         """Activations on P of every split, and on the weak and off tokens of select and test; judged on the processor."""
         return {
-            name: {s: encode(part.x).cpu() for s, part in getattr(self.tokens, name).items() if name == "on" or s != "train"}
+            name: {
+                s: encode(part.x).cpu()
+                for s, part in getattr(self.tokens, name).items()
+                if name == "on" or s != "train"
+            }
             for name in ("on", "weak", "off")
         }
 
