@@ -239,8 +239,8 @@ def test_a_profile_whose_model_is_not_at_hand_is_told_before_anything_runs(
 def test_what_doctor_asks_first_imports_no_torch() -> None:
     """torch takes seconds to import; without a GPU in /dev it is not asked for one."""
     script = (
-        "import sys\nfrom saelib import doctor\nfrom saelib.lm import gelu_1l_files\ndoctor._GPU_NODES = ()\n"
-        "assert doctor._gpu() is None\ngelu_1l_files.at_hand()\nsys.exit('torch' in sys.modules)"
+        "import sys\nfrom saelib import doctor\ndoctor._GPU_NODES = ()\n"
+        "assert doctor.examine()['gpu'] is None\nsys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

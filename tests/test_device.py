@@ -4,6 +4,7 @@ somewhere by habit meets one of another device and fails; what comes out is what
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +30,17 @@ FOLDER = Path(__file__).parent / "data" / "saelens"
 FEATURE = 3
 
 
+class Workers(ThreadPoolExecutor):
+    """Threads that know the device, too: what is switched on in one is not in the others."""
+
+    def __init__(self, max_workers: int) -> None:
+        super().__init__(max_workers, initializer=lambda: OnElsewhere().__enter__())
+
+
 @pytest.fixture
-def elsewhere() -> Iterator[torch.device]:
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    for module in ("engine", "children"):
+        monkeypatch.setattr(f"saelib.split.{module}.ThreadPoolExecutor", Workers)
     with OnElsewhere():
         yield ELSEWHERE
 
@@ -123,7 +133,7 @@ def test_every_kind_of_sae(name: str, elsewhere: torch.device) -> None:
     )
 
 
-@pytest.mark.parametrize("start", ["rows", "kmeans++", "random"])
+@pytest.mark.parametrize("start", ["rows", "kmeans++", "clusters", "random"])
 def test_children_start_and_revive_elsewhere(start: str, elsewhere: torch.device) -> None:
     g = torch.Generator().manual_seed(1)
     x, y = torch.randn(300, 8, generator=g), torch.randn(300, 8, generator=g)

@@ -152,8 +152,7 @@ def train_children(pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, i
 def train_several(
     pools: Pools, cfgs: Sequence[ChildrenConfig], progress: Callable[[int, int], None] | None = None
 ) -> list[Dictionary]:
-    """`train_children` for each configuration, side by side on the cores (one after the other elsewhere than on the processor);
-    `progress(done, total)` counts trainings."""
+    """`train_children` for each configuration, side by side on the cores; `progress(done, total)` counts trainings."""
     done = 0
 
     def one(cfg: ChildrenConfig) -> Dictionary:
@@ -164,8 +163,6 @@ def train_several(
             progress(done, len(cfgs))
         return found
 
-    if pools.y_on.device.type != "cpu":
-        return [one(cfg) for cfg in cfgs]
     with ThreadPoolExecutor(max_workers=max(1, min(len(cfgs), os.cpu_count() or 1))) as pool:
         return list(pool.map(one, cfgs))
 
