@@ -1,11 +1,13 @@
 """The `saelib` command: a thin layer of click over the functions the notebooks use too.
 
-Exit codes: 0 done; 1 failure (with the path of the partial notebook); 2 bad input or an unusable environment, one line
-with rule, value and remedy; 130 interrupted. Imports that take time happen inside the commands.
+`saelib --help` is a tour: the commands by what one wants to do. Exit codes: 0 done; 1 failure (with the path of the partial
+notebook); 2 bad input or an unusable environment, one line with rule, value and remedy; 130 interrupted. Imports that take time
+happen inside the commands.
 """
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +23,49 @@ DEVICES = ("auto", "cpu", "cuda")
 CONTEXTS = ("auto", "hyphen", "automatic")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+SECTIONS = {
+    "Split a feature": ("split",),
+    "Reproduce the study": ("reproduce",),
+    "Look": ("notebook",),
+    "Check the machine": ("doctor",),
+}
+"""What one wants to do, and the commands for it; a command that is not named here comes last."""
+
+
+class Tour(click.Group):
+    """The commands by what one wants to do; one that does not exist suggests the nearest."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections."""
+        named = {name for names in SECTIONS.values() for name in names}
+        others = tuple(name for name in self.list_commands(ctx) if name not in named)
+        for title, names in {**SECTIONS, "Also": others}.items():
+            found = [(name, self.commands[name].get_short_help_str(110)) for name in names if name in self.commands]
+            if found:
+                with formatter.section(title):
+                    formatter.write_dl(found)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the nearest."""
+        if args[0] in self.commands or args[0].startswith("-"):
+            return super().resolve_command(ctx, args)
+        near = difflib.get_close_matches(args[0], self.commands, n=1)
+        remedy = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(sorted(self.commands))}."
+        raise click.UsageError(f"No such command {args[0]!r}. {remedy}", ctx)
+
+
+@click.group(cls=Tour, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="saelib")
 def cli() -> None:
-    """Split one feature of a sparse autoencoder into the finer features it is made of."""
+    """Split one feature of a sparse autoencoder (SAE) into the finer features it is made of.
+
+    \b
+    saelib split --sae my-sae --feature 7 --out my-split   what is feature 7 made of?
+    saelib reproduce                                       the whole study, into reports/mini
+    saelib doctor                                          what is there, and what is missing
+    """
 
 
 _profile = click.option("--profile", default="mini", show_default=True, help="Model, text and sizes to use.")
@@ -75,11 +116,17 @@ def notebook(
 
 @cli.command()
 @click.option(
-    "--sae", "folder", required=True, help="SAE folder in the SAELens format, or a release and id: RELEASE/ID."
+    "--sae",
+    "folder",
+    required=True,
+    metavar="FOLDER|RELEASE/ID",
+    help="SAE folder in the SAELens format, or a release of the hub and an id in it (needs sae-lens).",
 )
 @click.option("--feature", required=True, type=int, help="The feature to split.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the page, its tables and the SAE.")
-@click.option("--model", default="mini", show_default=True, help="mini, smollm2, gelu-1l, or a Hugging Face folder.")
+@click.option(
+    "--model", default="mini", show_default=True, help="mini, smollm2, gelu-1l, or a Hugging Face folder or name."
+)
 @click.option("--text", default="study", show_default=True, help="study, a text file, or a folder of .txt files.")
 @click.option(
     "--contexts",
@@ -90,13 +137,19 @@ def notebook(
 @click.option("--method", default="children", show_default=True, help=f"{', '.join(METHODS)}.")
 @click.option("--K", "K", type=click.IntRange(min=1), help="Children that are trained.  [default: chosen on select]")
 @click.option("--tau", type=float, help="The parent is on above this.  [default: 2/9.23 of its largest activation]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
-@click.option("--prompt", "prompts", multiple=True, help="A text on which the page shows the children (repeatable).")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random choice.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: a GPU where there is one.")
+@click.option("--prompt", "prompts", multiple=True, help="A text on which the children are shown (repeatable).")
 def split(
     folder: str, feature: int, out: Path | None, model: str, text: str, prompts: tuple[str, ...], **options: Any
 ) -> None:
-    """Split one feature of an SAE into its children: print them, and with --out write a page and the new SAE."""
+    """Split one feature of an SAE into its children; with --out write a page and the new SAE.
+
+    \b
+    saelib split --sae my-sae --feature 7
+    saelib split --sae my-sae --feature 7 --text my-texts/ --contexts hyphen --out my-split
+    saelib split --sae gpt2-small-res-jb/blocks.8.hook_resid_pre --feature 7 --model gpt2
+    """
     for name, known in (("method", METHODS), ("device", DEVICES)):
         if options[name] not in known:
             raise UserError(f"{name} must be one of {', '.join(known)}", repr(options[name]), "pass one")
@@ -107,11 +160,14 @@ def split(
         )
 
     import saelib
+    from saelib.base.device import choose_device
     from saelib.base.progress import shown_progress
     from saelib.report.reproduce import check_writable
-    from saelib.report.split_report import split_text, write_split
+    from saelib.report.split_report import check_prompts, split_text, write_split
     from saelib.split.contexts import read_rules
 
+    device = options.pop("device")
+    choose_device(device)
     if contexts.endswith(".json"):
         read_rules(Path(contexts))
     if out is not None:
@@ -121,12 +177,12 @@ def split(
         raise UserError(f"feature must be in [0, d_sae={sae.cfg.d_sae})", feature, "pass a feature of the SAE")
     if options["method"] == "children":
         del options["method"]
-    if options.pop("device") == "cuda":
-        raise UserError("device must be cpu or auto for a split", "cuda", "children are trained on the processor")
+    options["require_separable"] = contexts not in ("auto", "automatic")
     with shown_progress(f"feature {feature}"):
-        acts = saelib.activations(model, text, hook=sae.cfg.hook_name)
+        acts = saelib.activations(model, text, sae=sae, device=device)
+        check_prompts(sae, feature, acts, prompts, options["tau"])
         found = saelib.split(sae, feature, acts, **options)  # type: ignore[operator]  # the room is callable
-    click.echo(split_text(found))
+    click.echo(split_text(found, prompts))
     if out is not None:
         click.echo(f"open {write_split(found, out, prompts)}")
 
@@ -137,7 +193,7 @@ def split(
 @click.option("--tokens-per-second", type=float, help="Rate for the plan.  [default: measured on this processor]")
 @click.option("--verify", is_flag=True, help="Also read the whole cache and compare it with its checksums.")
 def doctor(as_json: bool, profile: str | None, tokens_per_second: float | None, verify: bool) -> None:
-    """Show what this machine has: packages, cores, memory, GPU, caches, hub, and what each profile lacks."""
+    """Show what this machine has and what each profile lacks: packages, memory, GPU, caches, hub."""
     import json
 
     from saelib import doctor as machine

@@ -6,7 +6,9 @@ import os
 import platform
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +39,12 @@ def examine(profile: str | None = None, tokens_per_second: float | None = None) 
     plan = _plan(profile, tokens_per_second)
     cache = cache_dir()
     memory = psutil.virtual_memory()
-    reachable = hub_reachable()
+    with ThreadPoolExecutor(
+        max_workers=1
+    ) as pool:  # what may be waited for and what may take long to import, side by side
+        answer = pool.submit(hub_reachable)
+        gpu = _gpu()
+        reachable = answer.result()
     return {
         "python": f"{platform.python_version()} at {sys.executable}",
         "platform": platform.platform(),
@@ -46,7 +53,7 @@ def examine(profile: str | None = None, tokens_per_second: float | None = None) 
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "memory_bytes": memory.total,
         "memory_available_bytes": memory.available,
-        "gpu": _gpu(),
+        "gpu": gpu,
         "cache": {
             "path": str(cache),
             "bytes": cache_bytes(),
@@ -79,7 +86,7 @@ def _plan(profile: str | None, tokens_per_second: float | None) -> RunPlan | Non
 
 def missing_for_profiles(reachable: bool) -> dict[str, list[str]]:
     """What each profile still has to get, and from where; an empty list: it can run with no network."""
-    from saelib.lm import gelu_1l
+    from saelib.lm import gelu_1l_files
     from saelib.study.profiles import PROFILES
     from saelib.text import hub_data
     from saelib.text.sources import SMOLLM2, STUDY_SOURCES, archive_path
@@ -96,8 +103,8 @@ def missing_for_profiles(reachable: bool) -> dict[str, list[str]]:
             if not archive_path(source).exists()
         ]
         if profile.model == "gelu-1l":
-            if not gelu_1l.at_hand():
-                lacking.append(f"gelu-1l ({hub}; or set {gelu_1l.VARIABLE} or HF_HOME)")
+            if not gelu_1l_files.at_hand():
+                lacking.append(f"gelu-1l ({hub}; or set {gelu_1l_files.VARIABLE} or HF_HOME)")
             for repo, variable in (
                 (hub_data.PRETOKENISED, hub_data.PRETOKENISED_VARIABLE),
                 (hub_data.INTERPRETATION, hub_data.INTERPRETATION_VARIABLE),
@@ -136,11 +143,25 @@ def format_findings(findings: dict[str, Any]) -> str:
     }
     if "verified" in cache:
         rows["verified"] = f"{cache['verified']} things in the cache, {len(cache['damaged'])} of them damaged"
-    lines = [f"{name:<10} {value}" for name, value in rows.items()]
+    lines = [(name, str(value)) for name, value in rows.items()]
+    alike: dict[tuple[str, ...], list[str]] = {}  # profiles that lack the same share a line
     for name, lacking in findings["missing"].items():
-        lines.append(f"{'profile':<10} {name}: {'lacks ' + '; '.join(lacking) if lacking else 'all at hand'}")
-    lines += [f"{'plan':<10} {line}" for line in findings.get("plan_text", [])]
-    return "\n".join([*lines, *(f"damaged    {path}" for path in cache.get("damaged", []))])
+        alike.setdefault(tuple(lacking), []).append(name)
+    for lacking, names in alike.items():
+        text = f"lacks {'; '.join(lacking)}" if lacking else "all at hand"
+        lines.append(("profile" if len(names) == 1 else "profiles", f"{', '.join(names)}: {text}"))
+    lines += [("plan", line) for line in findings.get("plan_text", [])]
+    lines += [("damaged", path) for path in cache.get("damaged", [])]
+    return "\n".join(_wrapped(name, text) for name, text in lines)
+
+
+def _wrapped(name: str, text: str) -> str:
+    """One finding, its further lines below the first; paths are not broken."""
+    wide = max(shutil.get_terminal_size((110, 24)).columns, 60)
+    first, later = f"{name:<10} ", " " * 11
+    return textwrap.fill(
+        text, wide, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def verify() -> tuple[int, list[str]]:
@@ -206,7 +227,15 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
+_GPU_NODES = ("nvidia*", "kfd", "dxg")
+"""What stands in /dev where there is a GPU: NVIDIA's, AMD's, Windows' own."""
+
+
 def _gpu() -> str | None:
+    """The GPU that torch would use. Importing torch takes seconds, so it is asked only where there may be one."""
+    processor_only = versions().get("torch", "").endswith("+cpu")
+    if processor_only or not any(True for name in _GPU_NODES for _ in Path("/dev").glob(name)):
+        return None
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None

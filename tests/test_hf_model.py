@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from elsewhere import ELSEWHERE, OnElsewhere
 
 from saelib.acts.store import POSITIONS, harvest
 from saelib.base.errors import UserError
-from saelib.lm.hf_model import HFModel, layers_of, load_hf_folder, load_smollm2
+from saelib.lm.hf_model import HFModel, find_hf_folder, layers_of, load_hf_folder, load_smollm2
 from saelib.lm.model import EMBEDDED_FOLDER
 from saelib.sae.evaluate import loss_of_logits, sae_quality
 from saelib.sae.sae import SAE, SAEConfig, init_random
+from saelib.study.texts import activations
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers")
@@ -118,6 +120,90 @@ def test_harvest_and_quality(folder: Path, tmp_path: Path, empty_cache: Path) ->
     assert quality.tokens == 4 * POSITIONS and quality.fvu > 0 and quality.loss_clean > 0
     empty = sae_quality(SAE(cfg), model, store, 4)
     assert empty.loss_recovered == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("site", ["hook_resid_pre", "hook_mlp_out", "hook_resid_post"])
+def test_centred_writing_weights(folder: Path, tokens: torch.Tensor, site: str) -> None:
+    """As a model whose writing weights were centred computes it; one without LayerNorm is left as it is."""
+    model = load_hf_folder(folder, f"blocks.1.{site}", center_writing_weights=True)
+    plain = load_hf_folder(folder, f"blocks.1.{site}")
+    assert model.center_writing_weights and model.key != plain.key, "stores of the two are not mixed"
+    if folder.name == "llama":
+        assert torch.equal(model.activations(tokens), plain.activations(tokens))
+        return
+    expected = load_hf_folder(folder, f"blocks.1.{site}")
+    writers = ("wte.weight", "wpe.weight", "c_proj.weight", "c_proj.bias")
+    for name, parameter in expected.module.transformer.named_parameters():
+        if name.endswith(writers):
+            parameter.sub_(parameter.mean(-1, keepdim=True))
+    torch.testing.assert_close(model.activations(tokens), expected.activations(tokens), rtol=1e-4, atol=1e-5)
+    acts, logits = model.splice(tokens)
+    torch.testing.assert_close(logits(acts), plain.module(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def cached(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model as huggingface_hub keeps it: blobs, and a snapshot of links to them."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / f"models--someone--tiny-{folder.name}"
+    snapshot = repository / "snapshots" / revision
+    for part in (repository / "refs", repository / "blobs", snapshot):
+        part.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    for i, path in enumerate(sorted(folder.iterdir())):
+        shutil.copy(path, repository / "blobs" / str(i))
+        (snapshot / path.name).symlink_to(Path("../../blobs") / str(i))
+    return snapshot
+
+
+def test_a_model_by_its_name(folder: Path, cached: Path, tokens: torch.Tensor, empty_cache: Path) -> None:
+    name = f"someone/tiny-{folder.name}"
+    assert find_hf_folder(name) == find_hf_folder(f"tiny-{folder.name}") == cached
+    assert find_hf_folder(folder) == folder
+    model = load_hf_folder(find_hf_folder(name), "blocks.1.hook_resid_pre")
+    assert model.name == name
+    own = load_hf_folder(folder, "blocks.1.hook_resid_pre")
+    assert torch.equal(model.activations(tokens), own.activations(tokens)) and model.key == own.key
+    text = [f"A {i}-point plan was read, and a long-standing one." * 30 for i in range(40)]
+    sae = init_random(SAEConfig(32, 64, "blocks.2.hook_resid_pre", "gpt2", True), torch.Generator().manual_seed(0))
+    acts = activations(name, text, sae=sae, device="cpu")
+    assert acts.model.name == name and acts.model.hook_name == "blocks.2.hook_resid_pre"
+    assert acts.model.center_writing_weights is True, "processed as the SAE says"
+    assert acts.stores["train"].manifest["model_key"] == acts.model.key
+    narrow = init_random(SAEConfig(16, 64, "blocks.2.hook_resid_pre", "gpt2"), torch.Generator().manual_seed(0))
+    with pytest.raises(UserError, match="the SAE's d_in must be the activations' 32; got 16"):
+        activations(name, ["never harvested"], sae=narrow)
+
+
+@pytest.mark.parametrize("name", ["someone/else", "gpt-of-nobody", "no-folder/"])
+def test_a_model_that_is_not_there_is_one_line_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    began = time.perf_counter()
+    with pytest.raises(UserError) as caught:
+        load_hf_folder(find_hf_folder(name), "blocks.0.hook_mlp_out")
+    assert time.perf_counter() - began < 1
+    wanted = (
+        f"model {name} must be at hand; got no such folder, none in the hub cache"
+        if name[-1] != "/"
+        else "a model folder"
+    )
+    assert str(caught.value).startswith(wanted) and "\n" not in str(caught.value)
+
+
+def test_on_another_device(folder: Path, tokens: torch.Tensor) -> None:
+    model = load_hf_folder(folder, "blocks.1.hook_resid_post")
+    with OnElsewhere():
+        there = model.on(ELSEWHERE)
+        assert there.device == ELSEWHERE and model.device == torch.device("cpu") and there.on(ELSEWHERE) is there
+        acts, logits = there.splice(tokens)
+        torch.testing.assert_close(acts.cpu(), model.activations(tokens), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits(acts).cpu(), model.splice(tokens)[1](acts.cpu()), rtol=1e-4, atol=1e-5)
+    if folder.name == "gpt2":
+        assert there.module.transformer.wte.weight is there.module.lm_head.weight, "tied weights stay tied"
 
 
 def remove_weights(folder: Path) -> None:

@@ -6,6 +6,7 @@ What it wrote once is verified without it in tests/test_sae_format.py.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from saelib.base.errors import UserError
 from saelib.sae.sae import SAE, SAEConfig, init_random, load_sae, save_sae
 from saelib.sae.train import TrainConfig, train
 
@@ -79,6 +81,78 @@ def test_every_switch_in_both_directions(
     back = sae_lens.SAE.load_from_disk(save_sae(ours, tmp_path / "ours"))
     assert back.cfg.architecture() == architecture and back.cfg.metadata.hook_name == HOOK
     assert_same(ours, back)
+
+
+@pytest.fixture
+def cached_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache that holds some folders of a repository, as huggingface_hub lays it out, and no hub."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--jbloom--GPT2-Small-SAEs-Reformatted"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    snapshot = repository / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    return snapshot
+
+
+@pytest.mark.parametrize(
+    ("architecture", "extra"),
+    [("standard", {}), ("jumprelu", {}), ("topk", {"k": 6}), ("topk", {"k": 6, "rescale_acts_by_decoder_norm": True})],
+)
+def test_a_release_from_the_hubs_cache(cached_release: Path, architecture: str, extra: dict[str, Any]) -> None:
+    theirs = made(architecture, **extra)
+    theirs.save_model(cached_release / "blocks.8.hook_resid_pre")
+    ours = load_sae("gpt2-small-res-jb/blocks.8.hook_resid_pre")
+    assert_same(ours, theirs)
+    assert ours.cfg.hook_name == HOOK and ours.cfg.metadata["release"] == "gpt2-small-res-jb"
+    assert ours.cfg.center_writing_weights is True, "as the release says that its model was loaded"
+    again = load_sae("jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre")
+    assert torch.equal(again.W_enc, ours.W_enc) and again.cfg.center_writing_weights is None
+
+
+def test_a_release_as_older_versions_wrote_it(cached_release: Path) -> None:
+    """The repository's own configuration is of version 3: everything at the top level."""
+    theirs = made("standard")
+    theirs.save_model(cached_release / "blocks.8.hook_resid_pre")
+    old = {
+        "d_in": D_IN, "d_sae": D_SAE, "dtype": "torch.float32", "device": "mps", "model_name": "gpt2-small",
+        "hook_point": "blocks.8.hook_resid_pre", "hook_point_layer": 8, "prepend_bos": True, "context_size": 128,
+    }  # fmt: skip
+    (cached_release / "blocks.8.hook_resid_pre" / "cfg.json").write_text(json.dumps(old))
+    ours = load_sae("gpt2-small-res-jb/blocks.8.hook_resid_pre")
+    assert_same(ours, theirs)
+    assert (ours.cfg.hook_name, ours.cfg.model_name) == ("blocks.8.hook_resid_pre", "gpt2-small")
+    assert ours.cfg.center_writing_weights is True
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        (
+            "gated",
+            "an SAE must be one of standard, jumprelu, topk; got 'gated' in gpt2-small-res-jb/blocks.8.hook_resid_pre",
+        ),
+        ("transcoder", "must rebuild the one activation that it reads; got a transcoder in gpt2-small-res-jb/blocks.8"),
+    ],
+)
+def test_a_release_of_another_kind_is_refused(cached_release: Path, architecture: str, message: str) -> None:
+    extra = {"d_out": D_IN, "apply_b_dec_to_input": False} if architecture == "transcoder" else {}
+    made(architecture, **extra).save_model(cached_release / "blocks.8.hook_resid_pre")
+    with pytest.raises(UserError, match=message):
+        load_sae("gpt2-small-res-jb/blocks.8.hook_resid_pre")
+
+
+def test_a_release_that_is_half_there(cached_release: Path) -> None:
+    made("standard").save_model(cached_release / "blocks.8.hook_resid_pre")
+    (cached_release / "blocks.8.hook_resid_pre" / "sae_weights.safetensors").unlink()
+    with pytest.raises(
+        UserError, match="sae-lens must be able to load the SAE; got gpt2-small-res-jb/blocks"
+    ) as caught:
+        load_sae("gpt2-small-res-jb/blocks.8.hook_resid_pre")
+    assert "\n" not in str(caught.value)
 
 
 def batches() -> Iterator[torch.Tensor]:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Integer
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
 
 from saelib.acts.store import POSITIONS, ActivationStore, harvest
 from saelib.base.progress import report_progress
@@ -34,6 +36,15 @@ class Activations:
     """For each of `SPLITS`, its activations."""
     texts: Mapping[str, tuple[TokenStore, str]]
     """For each of `SPLITS`, the token store and the name of the split there."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where a split is computed: where the model is. The stores lie on disk."""
+        return self.model.device
+
+    def read(self, split: str, rows: Integer[np.ndarray, " n"]) -> Float[Tensor, "n d_in"]:
+        """The activations of ascending rows of a split, fp32, on the device."""
+        return self.stores[split].read(rows).to(self.device).float()
 
     def documents(self, split: str, rows: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
         """The document each row of a split's store came from."""

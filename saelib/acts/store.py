@@ -212,7 +212,7 @@ def _write_chunks(
                 if not acts.isfinite().all():
                     got = f"NaN or infinity in contexts {part} to {part + len(tokens) - 1} at {model.hook_name}"
                     raise UserError(f"{label}: activations must be finite", got, "check the language model's weights")
-                data = acts.bfloat16().reshape(-1, acts.shape[-1]).view(torch.int16).numpy().tobytes()
+                data = acts.bfloat16().reshape(-1, acts.shape[-1]).view(torch.int16).cpu().numpy().tobytes()
                 digest.update(data)
                 file.write(data)
             file.flush()

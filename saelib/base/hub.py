@@ -6,10 +6,11 @@ most a second, and what is missing is said in one line.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -97,6 +98,30 @@ def hub_reachable(seconds: float = 0.8) -> bool:
     thread.start()
     thread.join(seconds)
     return bool(answers and answers[0])
+
+
+@contextlib.contextmanager
+def offline(switched_off: bool = True) -> Iterator[None]:
+    """While inside, huggingface_hub takes what is in the cache and asks nobody: no retries, no waiting.
+
+    The variable is what it reads when it is first imported, the constant what it looks at afterwards.
+    """
+    if not switched_off:
+        yield
+        return
+    before = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from huggingface_hub import constants
+
+    constant, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = constant if before is not None else False
+        if before is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before
 
 
 def named_path(variable: str | None) -> Path | None:

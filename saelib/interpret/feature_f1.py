@@ -54,7 +54,7 @@ def feature_f1(store: ActivationStore, sae: SAE, tokens: list[int]) -> pd.DataFr
     hits = torch.zeros(sae.cfg.d_sae)
     largest = torch.zeros(sae.cfg.d_sae)
     for rows, x in store.blocks(block_rows(sae.cfg.d_sae)):
-        acts = sae.encode(x)
+        acts = sae.encode(x.to(sae.device)).cpu()
         fires = acts > 0
         fired += fires.sum(0)
         hits += fires[marked[rows]].sum(0)
@@ -125,7 +125,10 @@ def best_feature_f1(store: ActivationStore, sae: SAE, marked: Bool[np.ndarray, "
     """
     d_sae, rows = sae.cfg.d_sae, np.flatnonzero(marked)
     block = block_rows(d_sae)
-    parts = [sae.encode(store.read(rows[i : i + block]).float()).numpy() for i in range(0, len(rows), block)]
+    parts = [
+        sae.encode(store.read(rows[i : i + block]).to(sae.device).float()).cpu().numpy()
+        for i in range(0, len(rows), block)
+    ]
     levels = np.sort(np.concatenate([np.empty((0, d_sae), dtype=np.float32), *parts]).T, axis=1)  # (d_sae, n_marked)
     counted = _CountedBetween(levels, marked)
     stream(sae, store, None, [counted])

@@ -272,7 +272,7 @@ def logit_effects(direction: Float[Tensor, " d_in"], model: LanguageModel, k: in
     d_model = model.W_U.shape[0]
     if len(direction) != d_model:
         raise UserError(f"the direction must have the model's width, {d_model}", len(direction), "use the model's SAE")
-    effect = direction.detach() @ model.W_U  # (d_vocab,)
+    effect = (direction.detach().to(model.device) @ model.W_U).cpu()  # (d_vocab,)
     if not bool(effect.isfinite().all()):
         raise UserError("the direction must be finite", "NaN or infinity", "train or load the SAE again")
     order = effect.argsort(descending=True)
@@ -296,7 +296,7 @@ def prompt_activations(sae: SAE, model: LanguageModel, prompt: str) -> tuple[lis
     """
     check_match(sae, model)
     tokens = model.to_tokens(prompt)
-    x = finite(model.activations(tokens)[0], 0)
+    x = finite(model.activations(tokens)[0], 0).to(sae.device)
     return model.to_str_tokens(tokens[0]), scaled_acts(sae, x)
 
 
@@ -316,7 +316,7 @@ def top_features(
     Raises:
         UserError: an activation is NaN or infinite, or there is not one text a token.
     """
-    acts = feature_acts.detach().reshape(-1, feature_acts.shape[-1])
+    acts = feature_acts.detach().cpu().reshape(-1, feature_acts.shape[-1])
     if tokens is not None and len(tokens) != len(acts):
         raise UserError("there must be one text a token", f"{len(tokens)} for {len(acts)}", "pass the prompt's tokens")
     n = min(k + 1, acts.shape[1])

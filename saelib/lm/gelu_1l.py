@@ -16,59 +16,15 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from saelib.base.cache import cache_dir, file_sha256, read_json
+from saelib.base.cache import file_sha256, read_json
 from saelib.base.errors import UserError
-from saelib.base.hub import cached_snapshot, fetch_snapshot, hub_reachable, missing, named_folder
+from saelib.lm.gelu_1l_files import NEEDS, find_gelu_1l
 from saelib.lm.hooked import centre_writing_weights, without_buffers
 from saelib.lm.model import OneLayerModel
 
-REPOSITORY = "NeelNanda/GELU_1L512W_C4_Code"
-TOKENIZER_REPOSITORY = "NeelNanda/gpt-neox-tokenizer-digits"
-VARIABLE = "SAELIB_GELU_1L"
-"""Environment variable that names a local folder."""
-_NEEDS = "config.json, *final.pth, tokenizer.json"
 _SPECIAL = ("<|BOS|>", "<|bos|>", "<|endoftext|>", "<s>")
 _KIND = {"n_layers": 1, "act_fn": "gelu", "attn_only": False, "normalization": "LN", "shortformer_pos": False}
 """The architecture that this package computes; a configuration with other values is of another model."""
-
-
-def at_hand() -> bool:
-    """Whether the model can be loaded with no network."""
-    local = named_folder(VARIABLE) or _if_whole(cache_dir() / "models" / "gelu-1l")
-    return local is not None or _in_hub_cache() is not None
-
-
-def find_gelu_1l() -> tuple[Path, Path]:
-    """The folders of the model and of its tokenizer.
-
-    Raises:
-        UserError: neither is at hand; the three ways to supply them are named, within a second.
-    """
-    local = named_folder(VARIABLE) or _if_whole(cache_dir() / "models" / "gelu-1l")
-    if local is not None:
-        return local, local
-    cached = _in_hub_cache()
-    if cached is not None:
-        return cached
-    if not hub_reachable():
-        raise missing("gelu-1l", _NEEDS, VARIABLE)
-    model = fetch_snapshot(REPOSITORY, ["config.json", "*final.pth"])
-    name = read_json(model / "config.json").get("tokenizer_name") or TOKENIZER_REPOSITORY
-    return model, fetch_snapshot(name, ["tokenizer*.json", "special_tokens_map.json"])
-
-
-def _in_hub_cache() -> tuple[Path, Path] | None:
-    model, tokenizer = _if_whole(cached_snapshot(REPOSITORY), tokenizer=False), cached_snapshot(TOKENIZER_REPOSITORY)
-    for folder in (model, tokenizer):
-        if model is not None and folder is not None and (folder / "tokenizer.json").is_file():
-            return model, folder
-    return None
-
-
-def _if_whole(folder: Path | None, tokenizer: bool = True) -> Path | None:
-    if folder is None or not (folder / "config.json").is_file() or not list(folder.glob("*final.pth")):
-        return None
-    return folder if not tokenizer or (folder / "tokenizer.json").is_file() else None
 
 
 def load_gelu_1l(center_writing_weights: bool = True) -> OneLayerModel:
@@ -90,10 +46,10 @@ def load_gelu_folder(folder: Path, tokenizer_folder: Path, center_writing_weight
     config = _config(folder)
     checkpoints = sorted(folder.glob("*final.pth"))
     if not checkpoints:
-        raise UserError("a gelu-1l folder must hold a file *final.pth", folder, f"put {_NEEDS} there")
+        raise UserError("a gelu-1l folder must hold a file *final.pth", folder, f"put {NEEDS} there")
     tokenizer_file = tokenizer_folder / "tokenizer.json"
     if not tokenizer_file.is_file():
-        raise UserError("a gelu-1l folder must hold tokenizer.json", tokenizer_folder, f"put {_NEEDS} there")
+        raise UserError("a gelu-1l folder must hold tokenizer.json", tokenizer_folder, f"put {NEEDS} there")
     weights = _weights(checkpoints[0], config)
     if center_writing_weights:
         weights = fold_final_layer_norm(centre_writing_weights(weights))
@@ -123,7 +79,7 @@ def fold_final_layer_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
-        raise UserError("a gelu-1l folder must hold config.json", folder, f"put {_NEEDS} there")
+        raise UserError("a gelu-1l folder must hold config.json", folder, f"put {NEEDS} there")
     config: dict[str, Any] = read_json(folder / "config.json")
     config.setdefault("normalization", config.get("normalization_type"))
     for name, wanted in _KIND.items():

@@ -1,7 +1,12 @@
 """Any Hugging Face causal language model, hooked at the output of an MLP or at the residual stream of a layer.
 
 The model runs as transformers wrote it. Harvesting leaves the forward pass at the hook, so an early layer costs what the
-layers before it cost. Nothing is folded or centred.
+layers before it cost. Nothing is folded. A model comes from a folder, or by its name on the hub from the hub's cache, or from the
+hub itself.
+
+`center_writing_weights`, as transformer_lens does it and many published SAEs need it, takes the mean over d_model out of every
+weight that writes to the residual stream. The stream and each MLP's output are linear in those, so here their own mean is taken
+out. LayerNorm does not see it; a model without LayerNorm is left alone, as by transformer_lens.
 """
 
 from __future__ import annotations
@@ -11,11 +16,12 @@ import copy
 import functools
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,7 @@ from torch import Tensor, nn
 
 from saelib.base.cache import atomic_dir, cache_dir, ensure_dir, file_sha256, locked, read_json
 from saelib.base.errors import UserError
+from saelib.base.hub import cached_snapshot, fetch_snapshot, hub_address, hub_cache, hub_reachable
 from saelib.lm.hook_point import HookPoint, parse_hook
 from saelib.lm.model import LanguageModel, Logits
 from saelib.text.sources import SMOLLM2, download
@@ -60,11 +67,27 @@ class HFModel(LanguageModel):
     bos_token: str
     eos_token: str
     center_writing_weights: bool = False
+    """As transformer_lens would have it; without LayerNorm in the model it changes nothing there either."""
 
     @property
     def hook_name(self) -> str:  # type: ignore[override]
         """`blocks.<layer>.<site>`."""
         return self.hook.name
+
+    def on(self, device: torch.device) -> HFModel:
+        """The model on a device: itself when it is there, else a copy; tied weights stay tied."""
+        if device == self.device:
+            return self
+        moved: dict[int, Any] = {
+            id(p): nn.Parameter(p.detach().to(device), requires_grad=False) for p in self.module.parameters()
+        }
+        moved |= {id(b): b.to(device) for b in self.module.buffers()}
+        return replace(self, module=copy.deepcopy(self.module, moved))
+
+    @functools.cached_property
+    def _centre(self) -> bool:
+        """Whether an activation's mean over d_model is taken out."""
+        return self.center_writing_weights and any(isinstance(part, nn.LayerNorm) for part in self.module.modules())
 
     @property
     def n_ctx(self) -> int:
@@ -110,7 +133,8 @@ class HFModel(LanguageModel):
         try:
             self._run(tokens, leave)
         except _Reached as reached:
-            return reached.value.float()
+            value = reached.value.float()
+            return value - value.mean(-1, keepdim=True) if self._centre else value
         raise AssertionError("the hooked module is part of every forward pass")
 
     @torch.no_grad()
@@ -141,7 +165,7 @@ class HFModel(LanguageModel):
         else:
             handle = self._site.register_forward_hook(after)
         try:
-            return self.module(tokens, use_cache=False)
+            return self.module(tokens.to(self.device), use_cache=False)
         finally:
             handle.remove()
 
@@ -172,12 +196,56 @@ def layers_of(module: nn.Module) -> nn.ModuleList:
     return max(lists, key=len)
 
 
+_REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
+          "special_tokens_map.json")  # fmt: skip
+
+
+def find_hf_folder(model: str | Path) -> Path:
+    """The folder of a Hugging Face model: the folder named, or a repository's, from the hub's cache or else from the hub.
+
+    A name without an owner, such as `gpt2`, is also found in the cache under its one owner there.
+
+    Raises:
+        UserError: no such folder, none in the cache, and the hub cannot be reached (told within a second) or does not have it.
+    """
+    name, folder = str(model), Path(model).expanduser()
+    if folder.exists() or not _REPOSITORY.fullmatch(name):
+        return folder
+    owned = [] if "/" in name else sorted(hub_cache().glob(f"models--*--{name}"))
+    found = cached_snapshot(name)
+    if found is None and len(owned) == 1:
+        found = cached_snapshot(owned[0].name.removeprefix("models--").replace("--", "/"))
+    if found is not None and (found / "config.json").is_file() and list(found.glob("*.safetensors")):
+        return found
+    if not hub_reachable():
+        host = hub_address().host
+        got = f"no such folder, none in the hub cache {hub_cache()}, and {host} not reachable or switched off"
+        raise UserError(f"model {name} must be at hand", got, f"pass a folder, set HF_HOME, or connect to {host}")
+    return fetch_snapshot(name, _FILES)
+
+
+def _name_of(folder: Path) -> str:
+    """The repository's name where the folder is a snapshot of the hub's cache, else the folder's."""
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
 def load_hf_folder(
-    folder: Path, hook_name: str, *, name: str | None = None, bos_token: str | None = None, eos_token: str | None = None
+    folder: Path,
+    hook_name: str,
+    *,
+    name: str | None = None,
+    bos_token: str | None = None,
+    eos_token: str | None = None,
+    center_writing_weights: bool = False,
 ) -> HFModel:
     """A causal language model from a local folder: `config.json`, `*.safetensors`, `tokenizer.json`. Nothing is fetched.
 
-    BOS and EOS are the tokenizer's unless given; a tokenizer with only one of them uses it for both.
+    BOS and EOS are the tokenizer's unless given; a tokenizer with only one of them uses it for both. The name is the
+    folder's, or the repository's in a hub cache.
 
     Raises:
         UserError: a file is missing, the weights are pickles, transformers cannot read the folder, or it has no such hook.
@@ -212,7 +280,8 @@ def load_hf_folder(
     hook = parse_hook(hook_name, len(layers_of(module)))
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     module.eval().requires_grad_(False)
-    return HFModel(name or folder.name, module, tokenizer, digest.hexdigest()[:16], hook, bos, eos)
+    key = digest.hexdigest()[:16] + ("c" if center_writing_weights else "")
+    return HFModel(name or _name_of(folder), module, tokenizer, key, hook, bos, eos, center_writing_weights)
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

@@ -169,7 +169,7 @@ class PlainBlock:
     @torch.no_grad()
     def mlp_out(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """`blocks.0.hook_mlp_out`, fp32."""
-        return torch.cat([self._some(few) for few in tokens.split(self.CONTEXTS)])
+        return torch.cat([self._some(few) for few in tokens.to(self.W_E.device).split(self.CONTEXTS)])
 
     def _normed(self, x: Tensor, which: int) -> Tensor:
         weight, bias = self.norms[which]

@@ -11,7 +11,7 @@ import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +70,21 @@ class LanguageModel(ABC):
     @abstractmethod
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and what is computed; tokens may come from anywhere."""
+        return self.W_U.device
+
+    def on(self, device: torch.device) -> LanguageModel:
+        """The model on a device: itself when it is there, else a copy.
+
+        Raises:
+            UserError: this kind of model cannot be moved.
+        """
+        if device == self.device:
+            return self
+        raise UserError(f"device of the model {self.name} must be {self.device}", device, f"pass {self.device.type}")
 
     @abstractmethod
     def activations(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d_in"]:
@@ -163,6 +178,12 @@ class OneLayerModel(LanguageModel):
         d_vocab, n_ctx = self.weights["embed.W_E"].shape[0], self.weights["pos_embed.W_pos"].shape[0]
         return mini_lm.MiniLMConfig(d_model=d_model, n_heads=n_heads, n_ctx=n_ctx, d_vocab=d_vocab)
 
+    def on(self, device: torch.device) -> OneLayerModel:
+        """The model on a device: itself when it is there, else a copy."""
+        if device == self.device:
+            return self
+        return replace(self, weights={name: tensor.to(device) for name, tensor in self.weights.items()})
+
     def plain(self, dtype: torch.dtype = torch.float32) -> mini_lm.PlainBlock:
         """The block's arithmetic, laid out for bulk work."""
         return mini_lm.PlainBlock(self.weights, dtype)
@@ -189,7 +210,7 @@ class OneLayerModel(LanguageModel):
 
     def residual_mid(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """`blocks.0.hook_resid_mid`: embedding, position and attention."""
-        x = self.weights["embed.W_E"][tokens] + self.weights["pos_embed.W_pos"][: tokens.shape[1]]
+        x = self.weights["embed.W_E"][tokens.to(self.device)] + self.weights["pos_embed.W_pos"][: tokens.shape[1]]
         return x + mini_lm.attention(x, self.weights)
 
     def mlp_out(self, residual_mid: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
@@ -218,8 +239,9 @@ class OneLayerModel(LanguageModel):
 
     @functools.cached_property
     def hooked(self) -> Any:
-        """The same model in transformer_lens (imported here, since that takes seconds)."""
-        return hooked_model(self.weights, n_ctx=self.cfg.n_ctx, act_fn="gelu", name=self.name)
+        """The same model in transformer_lens on the processor (imported here, since that takes seconds)."""
+        weights = {name: tensor.cpu() for name, tensor in self.weights.items()}
+        return hooked_model(weights, n_ctx=self.cfg.n_ctx, act_fn="gelu", name=self.name)
 
     def bulk(self, dtype: HarvestDtype = "float32") -> Callable[[Int[Tensor, "b t"]], Float[Tensor, "b t d_in"]]:
         """The block's arithmetic, laid out for bulk work."""
@@ -234,8 +256,8 @@ class OneLayerModel(LanguageModel):
         self, tokens: Int[Tensor, "b t"], tolerance: float = 1e-5, plain: mini_lm.PlainBlock | None = None
     ) -> float:
         """Largest difference of plain and transformer_lens `mlp_out`, relative to the largest entry; refuse a bad one."""
-        expected = hook_value(self.hooked, tokens, HOOK_NAME)
-        got = (plain or self.plain()).mlp_out(tokens)
+        expected = hook_value(self.hooked, tokens.cpu(), HOOK_NAME)
+        got = (plain or self.plain()).mlp_out(tokens).cpu()
         error = float((got - expected).abs().max() / expected.abs().max())
         if not error <= tolerance:
             raise UserError(

@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from saelib.acts.activations import Activations
 from saelib.acts.store import POSITIONS
 from saelib.base.cache import ensure_dir
+from saelib.base.errors import UserError
 from saelib.report.children_page import beaten_by, children_page, parent_sentence, verdict_sentence
+from saelib.sae.sae import SAE
+from saelib.sae.stream import Encoder
 from saelib.split.result import Split
 
 MOST_ROWS = 30
@@ -32,8 +36,32 @@ def write_split(split: Split, out: Path, prompts: Sequence[str] = ()) -> Path:
     return page.save(out / "index.html")
 
 
-def split_text(split: Split) -> str:
-    """A split for a terminal: the parent, the children as a table, the verdict; what controls do better comes first."""
+def check_prompts(sae: SAE, feature: int, acts: Activations, prompts: Sequence[str], tau: float | None = None) -> None:
+    """Refuse prompts on which the parent never fires, before anything is trained.
+
+    Args:
+        tau: the parent's threshold where it was given; a threshold that is found later may refuse more prompts.
+
+    Raises:
+        UserError: a prompt without a token of the parent.
+    """
+    parent = Encoder(sae, np.array([feature]))
+    for prompt in prompts:
+        reached = parent.values(acts.model.activations(acts.model.to_tokens(prompt))[0, 1:])
+        if not float(reached.max() if len(reached) else 0.0) > (tau or 0.0):
+            rule = f"a prompt must hold a token on which feature {feature} exceeds {tau or 0:g}"
+            raise UserError(rule, repr(prompt), "pass a text in which the parent fires")
+
+
+def split_text(split: Split, prompts: Sequence[str] = ()) -> str:
+    """A split for a terminal: the parent, the children as a table, the verdict; what controls do better comes first.
+
+    Args:
+        prompts: texts of which each token that is in P is shown with the children that fire on it.
+
+    Raises:
+        UserError: a prompt without a token of the parent.
+    """
     frame = split.children
     shown = pd.DataFrame(
         {
@@ -55,7 +83,21 @@ def split_text(split: Split) -> str:
         lines.append("")
     lines += beaten_by(split)
     lines.append(f"verdict: {verdict_sentence(split)}")
+    for prompt in prompts:
+        lines += ["", prompt, *_fired(split, prompt)]
     return "\n".join(lines)
+
+
+def _fired(split: Split, prompt: str) -> list[str]:
+    """A line for each token of a prompt on which the parent or a child fires."""
+    frame = split.on(prompt)
+    names = [str(name) for name in frame.columns[3:]]
+    lines = []
+    for row in frame.to_dict("records"):
+        fired = [f"{name} ({row[name]:.2f})" for name in names if row[name] > 0]
+        if row["parent"] > split.parent.tau or fired:
+            lines.append(f"{row['token']!r:>14}  parent {row['parent']:5.2f}  {', '.join(fired) or 'no child'}")
+    return lines
 
 
 def _two(value: float) -> str:

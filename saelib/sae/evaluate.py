@@ -44,7 +44,8 @@ def next_token_loss(
 def loss_of_logits(logits: Float[Tensor, "b t d_vocab"], tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t-1"]:
     """Cross-entropy of each next token."""
     flat = logits[:, :-1].flatten(0, 1)
-    return F.cross_entropy(flat, tokens[:, 1:].flatten(), reduction="none").view(tokens.shape[0], -1)
+    targets = tokens[:, 1:].flatten().to(logits.device)
+    return F.cross_entropy(flat, targets, reduction="none").view(tokens.shape[0], -1)
 
 
 class LossEnds(NamedTuple):
@@ -75,11 +76,12 @@ def sae_quality(
     `ends` is `loss_ends` of the same contexts, where it is known already.
     """
     ends = ends or loss_ends(model, store, n_contexts)
-    mean = torch.zeros(store.d_in, dtype=torch.float64)
+    sae = sae.on(model.device)
+    mean = torch.zeros(store.d_in, dtype=torch.float64, device=model.device)
     square = 0.0
     residual_error = active = 0.0
     loss = 0.0
-    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
+    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=model.device)
     for tokens in _batches(store, n_contexts):  # (b, t)
         clean, logits = model.splice(tokens)  # (b, t, d_in)
         x = clean[:, 1:].flatten(0, 1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     raw = read_json(folder / CONFIG_FILE)
     if not isinstance(raw, dict):
         raise UserError(f"{CONFIG_FILE} must hold a JSON object", folder / CONFIG_FILE, _REMEDY)
-    fields = _fields(raw, folder / CONFIG_FILE)
-    tensors = _read_tensors(folder / WEIGHTS_FILE)
-    if fields["architecture"] == "jumprelu" and "log_threshold" in tensors:  # SAELens before 4
-        tensors["threshold"] = tensors.pop("log_threshold").exp()
-    _drop_unit_scaling(tensors, folder)
-    _check_tensors(tensors, fields, folder)
+    fields, tensors = checked(raw, lambda: _read_tensors(folder / WEIGHTS_FILE), folder)
     require_intact(folder, "an SAE", f"copy or train it again (or delete {SUMS_FILE} if the change was meant)")
     if fields["normalize_activations"] == "expected_average_only_in" and (folder / SCALER_FILE).is_file():
         scale = (read_json(folder / SCALER_FILE) or {}).get("scaling_factor")
@@ -105,6 +100,27 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if (folder / WHITENING_FILE).is_file():
         got = f"{WHITENING_FILE} in {folder}"
         raise UserError("whitening must be folded into the weights", got, "pass the SAE that SAELens saved at the end")
+    return fields, tensors
+
+
+def checked(
+    raw: Mapping[str, Any], read: Callable[[], Mapping[str, Tensor]] | Mapping[str, Tensor], source: Path | str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Fields for `SAEConfig` and fp32 tensors from the contents of a `cfg.json` and its weights, checked against each other.
+
+    Args:
+        read: the tensors, or what reads them once the configuration is known to be of a kind that is understood.
+        source: the folder or release, for messages.
+
+    Raises:
+        UserError: an architecture or mode unknown here, a missing, misshapen or non-finite tensor.
+    """
+    fields = _fields(dict(raw), source / CONFIG_FILE if isinstance(source, Path) else source)
+    tensors = {name: tensor.detach().float() for name, tensor in (read() if callable(read) else read).items()}
+    if fields["architecture"] == "jumprelu" and "log_threshold" in tensors:  # SAELens before 4
+        tensors["threshold"] = tensors.pop("log_threshold").exp()
+    _drop_unit_scaling(tensors, source)
+    _check_tensors(tensors, fields, source)
     return fields, tensors
 
 
@@ -165,7 +181,7 @@ def _compare_sizes(raw: dict[str, Any], d_in: int, d_sae: int, config: Path) -> 
             raise UserError(f"{name} must be the weights' {actual}", f"{given} in {config}", "pair the right two files")
 
 
-def _fields(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+def _fields(raw: dict[str, Any], path: Path | str) -> dict[str, Any]:
     """Fields of `SAEConfig` from a `cfg.json` of any SAELens version since 3, or ours."""
     metadata = raw.get("metadata") or {}
     if not isinstance(metadata, dict):
@@ -178,10 +194,10 @@ def _fields(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     normalise = raw.get("normalize_activations") or "none"
     if normalise is True:
         normalise = "expected_average_only_in"
+    _refuse_other_kinds(raw, known, str(architecture), path)
     hook = str(known.get("hook_name") or known.get("hook_point") or "")
     reshape = raw.get("reshape_activations", "hook_z" if "hook_z" in hook else "none")
     for name, value, allowed in (
-        ("architecture", architecture, ARCHITECTURES),
         ("activation_fn", activation, ("relu", "topk")),
         ("normalize_activations", normalise, NORMALISATIONS),
         ("reshape_activations", reshape, ("none",)),
@@ -217,6 +233,22 @@ def _fields(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
+def _refuse_other_kinds(raw: dict[str, Any], known: dict[str, Any], architecture: str, path: Path | str) -> None:
+    """Dictionaries that are no SAE of one activation (transcoders write elsewhere than they read, crosscoders read several)
+    and kinds of SAE that are not known here."""
+    remedy = f"pass an SAE whose architecture is {', '.join(ARCHITECTURES[:-1])} or {ARCHITECTURES[-1]}"
+    hook, written = (known.get(name) for name in ("hook_name", "hook_name_out"))
+    elsewhere = raw.get("d_out") not in (None, raw.get("d_in")) or bool(written and written != hook)
+    several = isinstance(hook, list | tuple) or isinstance(raw.get("d_in"), list | tuple)
+    for other, is_one in (("transcoder", elsewhere), ("crosscoder", several)):
+        if is_one or other in architecture:
+            rule = "an SAE must rebuild the one activation that it reads"
+            raise UserError(rule, f"a {other} in {path}", remedy)
+    if architecture not in ARCHITECTURES:
+        rule = f"architecture of an SAE must be one of {', '.join(ARCHITECTURES)}"
+        raise UserError(rule, f"{architecture!r} in {path}", remedy)
+
+
 def _refuse_pickle(path: Path) -> None:
     """A file that must be unpickled is refused whatever it is called: opening one can run any code."""
     rule = "an SAE must come as safetensors: opening a pickle can run any code"
@@ -235,12 +267,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         rule = "weights must be an intact safetensors file, not a pickle: opening one can run any code"
         raise UserError(rule, path, "convert it with the library that wrote it")
     try:
-        return {name: tensor.float() for name, tensor in safetensors.torch.load(data).items()}
+        return dict(safetensors.torch.load(data))
     except SafetensorError as error:
         raise UserError("weights must be an intact safetensors file", path, "copy or train the SAE again") from error
 
 
-def _drop_unit_scaling(tensors: dict[str, Tensor], folder: Path) -> None:
+def _drop_unit_scaling(tensors: dict[str, Tensor], folder: Path | str) -> None:
     """SAELens 3 wrote a `scaling_factor` of ones, which says nothing; any other value changes the reconstruction."""
     if "scaling_factor" in tensors:
         if not torch.allclose(tensors["scaling_factor"], torch.ones(())):
@@ -249,10 +281,10 @@ def _drop_unit_scaling(tensors: dict[str, Tensor], folder: Path) -> None:
         del tensors["scaling_factor"]
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], fields: Mapping[str, Any], source: Path) -> None:
+def _check_tensors(tensors: Mapping[str, Tensor], fields: Mapping[str, Any], source: Path | str) -> None:
     shapes = tensor_shapes(fields["architecture"], fields["d_in"], fields["d_sae"])
     if set(tensors) != set(shapes):
-        what = WEIGHTS_FILE if source.is_dir() else source.name
+        what = source.name if isinstance(source, Path) and not source.is_dir() else WEIGHTS_FILE
         raise UserError(f"{what} must hold {sorted(shapes)}", f"{sorted(tensors)} in {source}", _REMEDY)
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
@@ -261,7 +293,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], fields: Mapping[str, Any], sou
     _require_finite(tensors, source)
 
 
-def _require_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
+def _require_finite(tensors: Mapping[str, Tensor], folder: Path | str) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise UserError(f"{name} of an SAE must be finite", f"NaN or infinity for {folder}", "train the SAE again")

@@ -6,6 +6,7 @@ Every weight has one orientation, here and everywhere in the package: `W_enc` is
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from saelib.sae.format import (
     tensor_shapes,
     write_folder,
 )
+from saelib.sae.hub_release import is_release, read_release
 
 __all__ = [
     "CONFIG_FILE",
@@ -120,6 +122,14 @@ class SAEOutput(NamedTuple):
     """The feature activations, zero or positive."""
 
 
+class Normalised(NamedTuple):
+    """A normalised activation: `x * scale + shift` is what it was."""
+
+    x: Float[Tensor, "*batch d_in"]
+    scale: Float[Tensor, "*batch 1"] | float
+    shift: Float[Tensor, "*batch 1"] | float
+
+
 class SAE(nn.Module):
     """A one-layer autoencoder.
 
@@ -141,6 +151,15 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
         if cfg.architecture == "jumprelu":
             self.threshold = nn.Parameter(torch.zeros(cfg.d_sae), requires_grad=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; what is encoded must be there too."""
+        return self.W_enc.device
+
+    def on(self, device: torch.device) -> SAE:
+        """The SAE on a device: itself when it is there, else a copy."""
+        return self if device == self.device else copy.deepcopy(self).to(device)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations of x."""
@@ -169,14 +188,14 @@ class SAE(nn.Module):
 
     def _columns(self, x: Tensor, features: int | slice | Tensor) -> Tensor:
         """Activations of the kinds whose features do not depend on each other."""
-        pre = (self._input(x) @ self.W_enc[:, features]).add_(self.b_enc[features])
+        pre = (self.encoder_input(x) @ self.W_enc[:, features]).add_(self.b_enc[features])
         if self.cfg.architecture == "jumprelu":
             return torch.relu(pre) * (pre > self.threshold[features])
         return pre.relu_()  # in place: blocks of tokens are as large as memory is fast
 
     def _topk(self, x: Tensor) -> Tensor:
         assert self.cfg.k is not None
-        pre = self._input(x) @ self.W_enc + self.b_enc
+        pre = self.encoder_input(x) @ self.W_enc + self.b_enc
         pre = pre * self.W_dec.norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else pre
         values, features = pre.topk(self.cfg.k, dim=-1, sorted=False)
         return torch.zeros_like(pre).scatter(-1, features, values.relu())
@@ -194,7 +213,7 @@ class SAE(nn.Module):
         if self.cfg.normalize_activations in RUN_TIME_NORMALISATIONS:
             if x is None:
                 raise ValueError("an SAE that normalises its input decodes only beside that input: pass x")
-            _, scale, shift = self._normalised(x)
+            _, scale, shift = self.normalised(x)
             x_hat = x_hat * scale + shift
         return x_hat
 
@@ -209,7 +228,7 @@ class SAE(nn.Module):
         if self.cfg.rescale_acts_by_decoder_norm:
             feature_acts = feature_acts * self._inverse_norm()
         if self.cfg.normalize_activations in RUN_TIME_NORMALISATIONS:
-            feature_acts = feature_acts * self._normalised(x)[1]
+            feature_acts = feature_acts * self.normalised(x).scale
         return feature_acts
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> SAEOutput:
@@ -225,19 +244,23 @@ class SAE(nn.Module):
         """1 / |d_j|; a row of zeros, whose activation is 0, gives a number instead of NaN."""
         return 1 / self.W_dec.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
 
-    def _input(self, x: Tensor) -> Tensor:
-        """What the encoder's weights meet."""
-        if self.cfg.normalize_activations in RUN_TIME_NORMALISATIONS:
-            x = self._normalised(x)[0]
+    def encoder_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """What the encoder's weights meet: x normalised as the SAE does, less b_dec where it is subtracted."""
+        x = self.normalised(x).x
         return x - self.b_dec if self.cfg.apply_b_dec_to_input else x
 
-    def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Normalised x, and the scale and shift that undo it (SAELens's layer_norm leaves its 1e-5 out of them)."""
+    def normalised(self, x: Float[Tensor, "*batch d_in"]) -> Normalised:
+        """x as the SAE normalises it at run time, with what undoes that; x itself where it does not.
+
+        SAELens's layer_norm leaves its 1e-5 out of the scale.
+        """
         if self.cfg.normalize_activations == "constant_norm_rescale":
             coefficient = self.cfg.d_in**0.5 / x.norm(dim=-1, keepdim=True)  # in SAELens's order, to its rounding
-            return x * coefficient, 1 / coefficient, 0.0
-        mean, std = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
-        return (x - mean) / (std + 1e-5), std, mean
+            return Normalised(x * coefficient, 1 / coefficient, 0.0)
+        if self.cfg.normalize_activations == "layer_norm":
+            mean, std = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
+            return Normalised((x - mean) / (std + 1e-5), std, mean)
+        return Normalised(x, 1.0, 0.0)
 
 
 def kaiming_uniform(shape: tuple[int, int], generator: torch.Generator | None) -> Float[Tensor, "fan_out fan_in"]:
@@ -318,17 +341,26 @@ def save_sae(sae: SAE, folder: Path) -> Path:
     return write_folder(folder, sae.cfg.to_dict(), {name: getattr(sae, name) for name in names})
 
 
-def load_sae(path: str | Path) -> SAE:
-    """Read an SAE: a folder written by `save_sae` or by SAELens, or the study's `NAME.pt` with `NAME_cfg.json` beside it.
+def load_sae(source: str | Path) -> SAE:
+    """Read an SAE.
 
-    Weights become float32. Nothing is ever unpickled.
+    Args:
+        source: a folder written by `save_sae` or by SAELens; `RELEASE/ID` of the hub, by sae-lens's own loader (the extra
+            `saelens`); or the study's `NAME.pt` with `NAME_cfg.json` beside it.
+
+    Weights become float32. A folder is never unpickled.
 
     Raises:
-        UserError: neither of these, an unknown architecture, a missing, misshapen or non-finite tensor.
+        UserError: none of these, an architecture that is not read, a missing, misshapen or non-finite tensor, a release that
+            does not exist or cannot be reached.
     """
-    path = Path(path)
-    study = path.suffix == ".pt" and path.with_name(f"{path.stem}_cfg.json").is_file()
-    fields, tensors = read_study_files(path) if study else read_folder(path)
+    path = Path(source).expanduser()
+    if isinstance(source, str) and is_release(source):
+        fields, tensors = read_release(source)
+    elif path.suffix == ".pt" and path.with_name(f"{path.stem}_cfg.json").is_file():
+        fields, tensors = read_study_files(path)
+    else:
+        fields, tensors = read_folder(path)
     sae = SAE(SAEConfig(**fields))
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -77,11 +77,15 @@ class Encoder:
 
     @torch.no_grad()
     def values(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows k"]:
-        """The features' activations, as `SAE.encode` gives them; when raw, `(x - b_dec) @ W_enc`."""
+        """The features' activations, as `SAE.encode` gives them; when raw, `(x - b_dec) @ W_enc`.
+
+        Computed where the SAE is and given back on the processor, where entries are sorted and counted.
+        """
+        x = x.to(self.sae.device)
         if self.raw:
             chosen = slice(None) if self.features is None else self.features
-            return (x - self.sae.b_dec) @ self.sae.W_enc[:, chosen]
-        return self.sae.encode(x) if self.features is None else self.sae.encode_features(x, self.features)
+            return ((x - self.sae.b_dec) @ self.sae.W_enc[:, chosen]).cpu()
+        return (self.sae.encode(x) if self.features is None else self.sae.encode_features(x, self.features)).cpu()
 
     def entries(self, x: Float[Tensor, "rows d_in"], first_row: int) -> Entries:
         """The entries of a block that begins at `first_row`."""
@@ -142,7 +146,7 @@ def feature_activations(store: ActivationStore, sae: SAE, feature: int) -> Float
     )
     out = np.empty(store.n_tokens, dtype=np.float32)
     for rows, x in store.blocks(block_rows(sae.n_encoded(1))):
-        out[rows] = sae.encode_feature(x, feature).numpy()
+        out[rows] = sae.encode_feature(x.to(sae.device), feature).cpu().numpy()
     return out
 
 

@@ -128,7 +128,10 @@ class _Served:
             return self.tensors
         n = len(self.tensors[0])
         if self.at + self.size > n:
-            self.order, self.at = torch.randperm(n, generator=self.generator), 0
+            order = torch.randperm(
+                n, generator=self.generator
+            )  # drawn on the processor: the same batches on any device
+            self.order, self.at = order.to(self.tensors[0].device), 0
         index = self.order[self.at : self.at + self.size]
         self.at += self.size
         return tuple(t[index] for t in self.tensors)
@@ -183,16 +186,18 @@ def _train(pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, int], Non
     E = _start(on.tensors[1], cfg, generator)
     W = E.T.clone() if M is None else torch.linalg.lstsq(M, E.T).solution.contiguous()
     W = W / W.norm(dim=0).clamp_min(1e-12)  # a target of zeros gives a child of zeros: dead, and revived
-    b = torch.zeros(cfg.K)
+    b = E.new_zeros(cfg.K)
     if cfg.start == "clusters":
         W, b = _apart(on.tensors, W, E)
-    fired = torch.zeros(cfg.K)
+    fired = E.new_zeros(cfg.K)
     parameters = (W, b, E)
     m, v = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
     n_on, n_off = on.size + weak.size, max(off.size, 1)
-    weight = torch.cat([torch.full((n_on,), 1.0 / n_on), torch.full((off.size,), cfg.off_weight / n_off)])[:, None]
-    price = torch.cat([torch.full((n_on,), cfg.l1 / n_on), torch.full((off.size,), cfg.l1_off / n_off)])[:, None]
-    zeros = torch.zeros(off.size, E.shape[1])
+    weight, price = (
+        torch.cat([E.new_full((n_on,), on_parent / n_on), E.new_full((off.size,), off_parent / n_off)])[:, None]
+        for on_parent, off_parent in ((1.0, cfg.off_weight), (cfg.l1, cfg.l1_off))
+    )
+    zeros = E.new_zeros(off.size, E.shape[1])
     for step in range(cfg.n_steps):
         (x1, t1), (x2, t2), (x3,) = on.next(), weak.next(), off.next()
         x, t = torch.cat([x1, x2, x3]), torch.cat([t1, t2, zeros])  # (B, d)
@@ -233,7 +238,7 @@ def _refit(d: Dictionary, pools: Pools, scale: Tensor) -> Tensor:
     c = d.encode(torch.cat([pools.x_on, pools.x_weak]))
     y = torch.cat([pools.y_on, pools.y_weak]) / scale
     gram = c.T @ c
-    return torch.linalg.solve(gram + 1e-3 * gram.diagonal().mean() * torch.eye(len(gram)), c.T @ y)
+    return torch.linalg.solve(gram + 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device), c.T @ y)
 
 
 def _metric(y: Float[Tensor, "n d"], exponent: float) -> Float[Tensor, "d d"] | None:
@@ -250,7 +255,7 @@ def _metric(y: Float[Tensor, "n d"], exponent: float) -> Float[Tensor, "d d"] | 
 def _start(y: Float[Tensor, "n d"], cfg: ChildrenConfig, generator: torch.Generator) -> Float[Tensor, "K d"]:
     unit = torch.nn.functional.normalize(y, dim=1)
     if cfg.start == "random":
-        return torch.nn.functional.normalize(torch.randn(cfg.K, y.shape[1], generator=generator), dim=1)
+        return torch.nn.functional.normalize(torch.randn(cfg.K, y.shape[1], generator=generator), dim=1).to(y.device)
     if cfg.start == "rows":
         index = torch.randperm(len(y), generator=generator)[: cfg.K]
         E = unit[index]
@@ -259,7 +264,7 @@ def _start(y: Float[Tensor, "n d"], cfg: ChildrenConfig, generator: torch.Genera
         chosen = [0]
         far = 1 - unit @ unit[0]
         for _ in range(cfg.K - 1):
-            j = int(torch.multinomial(far.clamp_min(1e-9), 1, generator=generator))
+            j = int(torch.multinomial(far.clamp_min(1e-9).cpu(), 1, generator=generator))
             chosen.append(j)
             far = torch.minimum(far, 1 - unit @ unit[j])
         E = unit[chosen]
@@ -268,7 +273,7 @@ def _start(y: Float[Tensor, "n d"], cfg: ChildrenConfig, generator: torch.Genera
                 own = (unit @ E.T).argmax(1)
                 E = torch.nn.functional.normalize(torch.zeros_like(E).index_add_(0, own, unit), dim=1)
     if len(E) < cfg.K:
-        E = torch.cat([E, torch.randn(cfg.K - len(E), y.shape[1], generator=generator)])
+        E = torch.cat([E, torch.randn(cfg.K - len(E), y.shape[1], generator=generator).to(y.device)])
     return torch.nn.functional.normalize(E, dim=1).clone()
 
 
@@ -278,7 +283,7 @@ def _apart(on: tuple[Tensor, ...], W: Tensor, E: Tensor) -> tuple[Tensor, Tensor
     along = t @ E.T  # (n, K)
     own = along.argmax(1)
     p = x @ W
-    W, b = W.clone(), torch.zeros(W.shape[1])
+    W, b = W.clone(), W.new_zeros(W.shape[1])
     for j in range(W.shape[1]):
         mine = own == j
         if mine.sum() < 2 or mine.all():
@@ -303,7 +308,8 @@ def _revive(
     x, t = on.tensors
     index = torch.randperm(len(x), generator=generator)[:4096]
     r = t[index] - torch.relu(torch.addmm(b, x[index], W)) @ E
-    picked = torch.multinomial(r.square().sum(1) + 1e-12, len(dead), replacement=True, generator=generator)
+    error = (r.square().sum(1) + 1e-12).cpu()
+    picked = torch.multinomial(error, len(dead), replacement=True, generator=generator)
     E[dead] = torch.nn.functional.normalize(r[picked], dim=1)
     direction = x[index][picked]
     W[:, dead] = torch.nn.functional.normalize(direction, dim=1).T

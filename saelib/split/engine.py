@@ -32,6 +32,7 @@ from saelib.split.result import Split, describe_parent
 from saelib.split.stability import iou, overall, stability
 from saelib.split.swap import swap_table
 from saelib.split.work import Made, Work
+from saelib.split.yardstick import require_separable
 
 K_GRID = (8, 16, 32, 64, 128)
 K_GAIN = 0.02
@@ -57,6 +58,8 @@ class SplitConfig:
     controls: bool = True
     """Also measure the rows to beat."""
     seed: int = 0
+    require_separable: bool = False
+    """Refuse contexts none of which counts (see `saelib.split.yardstick.require_separable`), in place of judging by nothing."""
     children: ChildrenConfig = field(default_factory=ChildrenConfig)
     """How the children are trained; its K and seed are replaced by the ones above."""
 
@@ -91,9 +94,11 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
             or too rare on the text, contexts that are not there.
     """
     began = time.perf_counter()
-    cfg = config or SplitConfig()
+    cfg, sae = config or SplitConfig(), sae.on(acts.device)
     tokens = gather(acts, sae, feature, cfg.tau)
     work = Work.of(acts, tokens, sae, cfg.contexts, cfg.least)
+    if cfg.require_separable:
+        require_separable(work.yardstick)
     found = make_children(work, cfg)
     made = found.made
     report_progress("judging", 0, 1)
@@ -191,4 +196,4 @@ def fvu_on(children: Dictionary, pools: Pools) -> float:
 def _sibling_cosine(E: Tensor, d_p: Tensor) -> np.ndarray:
     unit = torch.nn.functional.normalize(d_p, dim=0)
     rest = torch.nn.functional.normalize(E - (E @ unit)[:, None] * unit, dim=1)
-    return (rest @ rest.T).numpy()
+    return (rest @ rest.T).cpu().numpy()

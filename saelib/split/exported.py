@@ -3,8 +3,8 @@
 The new SAE is JumpReLU in the SAELens format: every feature of the rest keeps its number and its weights (threshold 0 where it
 had a plain ReLU), the parent's core keeps the parent's number, the children follow at the end.
 
-A TopK SAE has no place for features outside its competition. It is turned into JumpReLU first: each feature's threshold is the
-one at which it fires as often as it did under TopK.
+A TopK SAE has no place for features outside its competition. It is turned into JumpReLU first: each feature's threshold is one
+at which it fires as often as it did under TopK.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from saelib.base.errors import UserError
-from saelib.sae.format import RUN_TIME_NORMALISATIONS
 from saelib.sae.sae import SAE
+from saelib.sae.stream import block_rows
 from saelib.split.children import Dictionary
+
+_COLUMNS = 512
+"""Features whose pre-activations are sorted at once."""
 
 
 @torch.no_grad()
@@ -26,7 +29,7 @@ def as_jumprelu(sae: SAE, x: Float[Tensor, "n d_in"]) -> SAE:
     """The same SAE as JumpReLU: exactly, from standard; at equal rates on `x`, from TopK."""
     if sae.cfg.architecture == "jumprelu":
         return sae
-    out = SAE(replace(sae.cfg, architecture="jumprelu", k=None, rescale_acts_by_decoder_norm=False))
+    out = SAE(replace(sae.cfg, architecture="jumprelu", k=None, rescale_acts_by_decoder_norm=False)).to(sae.device)
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         getattr(out, name).copy_(getattr(sae, name))
     if sae.cfg.architecture == "topk":
@@ -35,31 +38,26 @@ def as_jumprelu(sae: SAE, x: Float[Tensor, "n d_in"]) -> SAE:
             out.W_enc.mul_(norm)
             out.b_enc.mul_(norm)
             out.W_dec.div_(norm[:, None])
-        fired = (sae.encode(x) > 0).float().mean(0)
-        pre = torch.relu(encoder_input(out, x) @ out.W_enc + out.b_enc)
-        rank = ((1 - fired) * (len(x) - 1)).round().long()
-        values = pre.sort(0).values
-        out.threshold.copy_(values.gather(0, rank[None])[0].clamp_min(0))
+        n_fired = torch.stack([(sae.encode(part) > 0).sum(0) for part in x.split(block_rows(sae.cfg.d_sae))]).sum(0)
+        inner = out.encoder_input(x)
+        for some in torch.arange(sae.cfg.d_sae, device=x.device).split(_COLUMNS):
+            pre = inner @ out.W_enc[:, some] + out.b_enc[some]
+            out.threshold[some] = thresholds_at(pre, n_fired[some])
     return out
 
 
-def encoder_input(sae: SAE, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-    """What the encoder's weights meet: x normalised as the SAE does, less b_dec where it is subtracted."""
-    return sae._input(x)
-
-
 @torch.no_grad()
-def inner_target(sae: SAE, feature: int, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-    """What the rest leaves for the parent, in the space the decoder writes to.
+def thresholds_at(pre: Float[Tensor, "n d_sae"], n_fired: Integer[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
+    """For each feature the threshold that its `n_fired` largest pre-activations exceed.
 
-    y = x - x_hat(x) + a_p(x) d_p; for an SAE that normalises its input, in units of the normalised activation.
+    Half-way between the last of those and the next smaller one (or 0), so that no token lies on a threshold, where rounding
+    would decide whether it fires. A feature that never fired gets 1.5 times its largest pre-activation.
     """
-    acts = sae.encode(x)
-    acts[:, feature] = 0
-    y = x - sae.decode(acts, x)
-    if sae.cfg.normalize_activations in RUN_TIME_NORMALISATIONS:
-        y = y / sae._normalised(x)[1]
-    return y
+    nothing = pre.new_zeros(1, pre.shape[1])
+    values = torch.cat([torch.relu(pre).sort(0, descending=True).values, nothing])  # (n + 1, d_sae)
+    last = values.gather(0, (n_fired - 1).clamp_min(0)[None])[0]
+    after = values.gather(0, n_fired[None])[0]
+    return torch.where(n_fired > 0, (last + after) / 2, 1.5 * last)
 
 
 @torch.no_grad()
@@ -78,7 +76,7 @@ def replace_parent(
     if K < 1 or sae.cfg.architecture != "jumprelu":
         got = f"{sae.cfg.architecture}, {K}"
         raise UserError("a JumpReLU SAE and at least one child are needed", got, "see as_jumprelu")
-    out = SAE(replace(sae.cfg, d_sae=sae.cfg.d_sae + K))
+    out = SAE(replace(sae.cfg, d_sae=sae.cfg.d_sae + K)).to(sae.device)
     length = core.norm().clamp_min(1e-6)
     new = {"W_enc": (children.W, 1), "b_enc": (children.b, 0), "W_dec": (children.E, 0), "threshold": (theta, 0)}
     for name, (tensor, dim) in new.items():

@@ -3,7 +3,7 @@
 Notation: the SAE gives activations a(x) and a reconstruction x_hat; p is the parent, tau its threshold, d_p its decoder row.
 
     P    = tokens with a_p(x) > tau
-    y(x) = x - x_hat(x) + a_p(x) d_p        what the rest leaves for the parent (and its children) to explain
+    y(x) = x - x_hat(x) + a_p(x) d_p        what the rest leaves for the parent (and its children) to explain; `parent_target`
 
 One streaming pass over each split's store finds P, a sample of the parent's weaker tokens and a sample of tokens on which it
 is silent; only these are held.
@@ -38,10 +38,13 @@ LEAST_ON = 200
 
 @torch.no_grad()
 def parent_target(sae: SAE, feature: int, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-    """`y = x - x_hat(x) + a_p(x) d_p`: x less what the SAE without the parent reconstructs."""
+    """What the rest leaves for the parent, in the space the decoder writes to.
+
+    y = x - x_hat(x) + a_p(x) d_p; for an SAE that normalises its input, in units of the normalised activation.
+    """
     acts = sae.encode(x)
     acts[:, feature] = 0
-    return x - sae.decode(acts, x)
+    return (x - sae.decode(acts, x)) / sae.normalised(x).scale
 
 
 def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) -> ParentTokens:
@@ -108,10 +111,9 @@ def token_set(
     acts: Activations, split: str, rows: Integer[np.ndarray, " n"], parent: Float[np.ndarray, " n"]
 ) -> TokenSet:
     """The tokens on some rows of a split; `parent` is the parent's activation on them."""
-    store = acts.stores[split]
     return TokenSet(
         rows=rows,
-        x=store.read(rows).float(),
+        x=acts.read(split, rows),
         parent=parent,
         document=acts.documents(split, rows),
         previous=acts.beside(split, rows, -1),

@@ -46,7 +46,7 @@ def probe(x: Mapping[str, Float[Tensor, "_ d"]], member: Mapping[str, Bool[np.nd
         member: for train and select, the contexts of each token.
     """
     m = member["select"].shape[1]
-    logits = _logits(x, torch.from_numpy(member["train"]))
+    logits = _logits(x, torch.from_numpy(member["train"]).to(x["train"].device))
     select_mcc = np.zeros(m)
     fires = np.zeros((len(x["test"]), m), dtype=bool)
     for c in range(m):
@@ -65,11 +65,11 @@ def _logits(x: Mapping[str, Tensor], member: Tensor) -> dict[str, np.ndarray]:
     eigenvalues, basis = torch.linalg.eigh((scaled["train"].T @ scaled["train"]).double() / len(scaled["train"]))
     basis = basis.float()
     n, m = member.shape
-    ridge = torch.tensor([1 / (C * n) for C in CS]).repeat_interleave(m)  # (M,)
+    ridge = torch.tensor([1 / (C * n) for C in CS], device=member.device).repeat_interleave(m)  # (M,)
     weights = ridge_logistic(
         scaled["train"] @ basis, member.float().repeat(1, len(CS)), ridge, eigenvalues.clamp_min(0).float()
     )
-    return {s: (scaled[s] @ basis @ weights[:-1] + weights[-1]).numpy() for s in ("select", "test")}
+    return {s: (scaled[s] @ basis @ weights[:-1] + weights[-1]).cpu().numpy() for s in ("select", "test")}
 
 
 def ridge_logistic(
@@ -85,7 +85,7 @@ def ridge_logistic(
     """
     spread = (y.mean(0) * (1 - y.mean(0))).clamp_min(1e-6)
     h = torch.cat([variance[:, None] * spread + ridge, spread[None]])  # (d + 1, M)
-    out, left = torch.zeros_like(h), torch.arange(h.shape[1])
+    out, left = torch.zeros_like(h), torch.arange(h.shape[1], device=h.device)
     b = out
     loss, logit = _loss(z, y, ridge, b)
     g = _gradient(z, y, ridge, b, logit)

@@ -143,12 +143,12 @@ class Split:
         """
         ids = self.acts.model.to_tokens(text)
         x = self.acts.model.activations(ids)[0, 1:]
-        parent = self.original.encode_feature(x, self.parent.feature)
+        parent = self.original.encode_feature(x, self.parent.feature).cpu()
         if not bool((parent > self.parent.tau).any()):
             got = f"{text!r}, where it reaches {float(parent.max()) if len(parent) else 0.0:.2f}"
             rule = f"the text must hold a token on which the parent exceeds tau={self.parent.tau:.2f}"
             raise UserError(rule, got, "pass a text in which the parent fires")
-        found = self.sae.encode_features(x, torch.tensor(self.numbers))
+        found = self.sae.encode_features(x, torch.tensor(self.numbers)).cpu()
         words = self.acts.model.to_str_tokens(ids[0, 1:])
         frame = pd.DataFrame({"position": range(1, len(words) + 1), "token": words, "parent": parent.numpy()})
         for j, (number, name) in enumerate(zip(self.numbers, self.children["name"], strict=True)):

@@ -46,11 +46,11 @@ def swap_table(acts: Activations, before: SAE, after: SAE, rows_on: np.ndarray) 
         ("overall", np.arange(total), np.ones_like(mask)),
     ):
         chosen = np.sort(rng.choice(among, min(CONTEXTS[where], len(among)), replace=False))
-        sums = _Sums(acts.model.d_in)
+        sums = _Sums(acts.model.d_in, acts.device)
         for begin in range(0, len(chosen), _BATCH):
             part = chosen[begin : begin + _BATCH]
-            tokens = torch.from_numpy(np.asarray(store.contexts[part]).astype(np.int64))
-            sums.add(acts.model, (before, after), tokens, torch.from_numpy(at[part]))
+            tokens = torch.from_numpy(np.asarray(store.contexts[part]).astype(np.int64)).to(acts.device)
+            sums.add(acts.model, (before, after), tokens, torch.from_numpy(at[part]).to(acts.device))
         rows[where] = sums.row()
     return pd.DataFrame(rows).T.rename_axis("where")
 
@@ -58,9 +58,9 @@ def swap_table(acts: Activations, before: SAE, after: SAE, rows_on: np.ndarray) 
 class _Sums:
     """Running sums over some tokens."""
 
-    def __init__(self, d_in: int) -> None:
+    def __init__(self, d_in: int, device: torch.device) -> None:
         self.n, self.square = 0, 0.0
-        self.total = torch.zeros(d_in, dtype=torch.float64)
+        self.total = torch.zeros(d_in, dtype=torch.float64, device=device)
         self.errors, self.active = np.zeros(2), np.zeros(2)
         self.losses, self.predictions = np.zeros(4), 0
 

@@ -20,8 +20,9 @@ from saelib.sae.sae import SAE
 from saelib.split.children import Dictionary, Pools
 from saelib.split.contexts import LEAST, Labels, label, member
 from saelib.split.detectors import feature_mcc
-from saelib.split.exported import as_jumprelu, child_numbers, encoder_input, inner_target, replace_parent
+from saelib.split.exported import as_jumprelu, child_numbers, replace_parent
 from saelib.split.leak import Firings, Leak, choose_theta, leak
+from saelib.split.parent import parent_target
 from saelib.split.separation import Added, Separation, added, measure
 from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
 from saelib.split.verdict import BOUNDS, Bounds, Judgement, gather_evidence, judge
@@ -78,13 +79,13 @@ class Work:
         on, weak, off = (getattr(self.tokens, name)[split] for name in ("on", "weak", "off"))
 
         def x(part: TokenSet) -> Tensor:
-            return encoder_input(self.sae, part.x)
+            return self.sae.encoder_input(part.x)
 
         def y(part: TokenSet) -> Tensor:
-            return inner_target(self.sae, self.feature, part.x)
+            return parent_target(self.sae, self.feature, part.x)
 
         def a(part: TokenSet) -> Tensor:
-            return torch.from_numpy(part.parent)
+            return torch.from_numpy(part.parent).to(part.x.device)
 
         return Pools(x(on), y(on), a(on), x(weak), y(weak), a(weak), x(off))
 
@@ -94,7 +95,7 @@ class Work:
 
         With `prune` children that carry nothing are dropped: they fire on too little of P, or P is no worse without them.
         """
-        c = self._encode(lambda x: found.encode(encoder_input(self.sae, x)))
+        c = self._encode(lambda x: found.encode(self.sae.encoder_input(x)))
         share = (c["on"]["select"] > 0).float().mean(0)
         found, c, _ = self._kept(found, c, share >= LEAST_SHARE if prune else share >= 0)
         context_of = self._contexts_of(c["on"]["select"].numpy())
@@ -104,9 +105,9 @@ class Work:
         keep = torch.ones(len(theta), dtype=torch.bool)
         if prune:
             share = (c["on"]["select"] > theta).float().mean(0)
-            keep = (share >= LEAST_SHARE) & self._useful(refitted, theta)
+            keep = (share >= LEAST_SHARE) & self._useful(refitted, theta).cpu()
             keep[share.argmax()] = True
-        found, theta = Dictionary(found.W[:, keep], found.b[keep], found.E[keep]), theta[keep]
+        found, theta = Dictionary(found.W[:, keep], found.b[keep], found.E[keep]), theta[keep].to(found.E.device)
         found, core = self._refit(found, theta)
         scale = found.E.norm(dim=1).clamp_min(1e-6)
         found = Dictionary(found.W * scale, found.b * scale, found.E / scale[:, None])
@@ -118,9 +119,13 @@ class Work:
         return Made(found, theta, core, new, acts, context_of[keep.numpy()])
 
     def _encode(self, encode: Callable[[Tensor], Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Activations on P of every split, and on the weak and off tokens of select and test."""
+        """Activations on P of every split, and on the weak and off tokens of select and test; judged on the processor."""
         return {
-            name: {s: encode(part.x) for s, part in getattr(self.tokens, name).items() if name == "on" or s != "train"}
+            name: {
+                s: encode(part.x).cpu()
+                for s, part in getattr(self.tokens, name).items()
+                if name == "on" or s != "train"
+            }
             for name in ("on", "weak", "off")
         }
 
@@ -151,7 +156,7 @@ class Work:
         """Children whose removal raises the squared error on P of select."""
         pools = self.select_pools.beyond_core()
         c = found.encode(pools.x_on)
-        c = c * (c > theta)
+        c = c * (c > theta.to(c.device))
         r = pools.y_on - c @ found.E
         # |r + c_j e_j|^2 - |r|^2 = 2 c_j r.e_j + c_j^2 |e_j|^2
         return (2 * c * (r @ found.E.T) + c.square() * found.E.square().sum(1)).sum(0) > 0
@@ -163,10 +168,10 @@ class Work:
         a = torch.cat([pools.a_on, pools.a_weak])[:, None]
         y = torch.cat([pools.y_on, pools.y_weak])
         c = found.encode(torch.cat([pools.x_on, pools.x_weak]))
-        c = torch.cat([a, c * (c > theta)], 1)
+        c = torch.cat([a, c * (c > theta.to(c.device))], 1)
         begin = torch.cat([pools.core()[None], found.E])
         gram = c.T @ c
-        ridge = 1e-2 * gram.diagonal()[1:].mean() * torch.eye(len(gram))
+        ridge = 1e-2 * gram.diagonal()[1:].mean() * torch.eye(len(gram), device=gram.device)
         rows = torch.linalg.solve(gram + ridge, c.T @ y + ridge @ begin)
         return Dictionary(found.W, found.b, rows[1:]), rows[0]
 
@@ -236,7 +241,7 @@ class Work:
 
 def columns(acts: Tensor | np.ndarray) -> csc_array:
     """Dense activations in compressed columns."""
-    across = torch.as_tensor(acts).T.contiguous().numpy()
+    across = torch.as_tensor(acts).T.contiguous().cpu().numpy()
     feature, token = np.nonzero(across)
     begins = np.concatenate([[0], np.cumsum(np.bincount(feature, minlength=len(across)))])
     return csc_array((across[feature, token], token, begins), shape=across.T.shape)

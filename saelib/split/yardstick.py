@@ -166,6 +166,25 @@ def make_yardstick(
     )
 
 
+def require_separable(yardstick: Yardstick) -> None:
+    """Refuse contexts that were asked for by name when none of them counts: there is nothing to judge children by.
+
+    Raises:
+        UserError: each context has too few tokens or more than half of them, or is one that a linear probe does not find or
+            that needs no feature.
+    """
+    if yardstick.averaged.any():
+        return
+    found = [
+        f"{context.name}: {reason or 'what most of the tokens are'} (MCC {best:.2f})"
+        for context, reason, best in zip(
+            yardstick.contexts, yardstick.reasons, yardstick.ceiling.select_mcc, strict=True
+        )
+    ]
+    rule = "at least one context must be told apart by a linear probe on the parent's tokens, and hold at most half of them"
+    raise UserError(rule, "; ".join(found), "choose other contexts, or another parent")
+
+
 def _reason(c: int, ceiling: Marked, floor: Marked, member: Mapping[str, np.ndarray]) -> Reason:
     if min(member["select"][:, c].sum(), member["test"][:, c].sum()) < LEAST_TOKENS:
         return Reason.TOO_FEW

@@ -81,7 +81,8 @@ def language_model(profile: Profile) -> LanguageModel:
         return load_gelu_1l(center_writing_weights=profile.center_writing_weights)
     if profile.model == "smollm2":
         return load_smollm2(profile.hook_name)
-    return load_hf_folder(Path(profile.model), profile.hook_name)
+    centred = profile.center_writing_weights
+    return load_hf_folder(Path(profile.model), profile.hook_name, center_writing_weights=centred)
 
 
 @once_a_text

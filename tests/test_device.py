@@ -1,0 +1,161 @@
+"""Device: chosen once, carried by the objects. The paths run on a pretended device (`elsewhere.py`) where any tensor that is put
+somewhere by habit meets one of another device and fails; what comes out is what the processor gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from elsewhere import ELSEWHERE, Elsewhere, Misplaced, OnElsewhere
+from made_up_split import documents, hyphen_sae
+
+from saelib.acts.activations import SPLITS, Activations, harvest_documents
+from saelib.base.device import choose_device
+from saelib.base.errors import UserError
+from saelib.interpret.features import prompt_activations, top_features
+from saelib.lm.model import load_embedded
+from saelib.report.split_report import split_text, write_split
+from saelib.sae.evaluate import sae_quality
+from saelib.sae.sae import SAE, load_sae
+from saelib.split.children import ChildrenConfig, Pools, train_children
+from saelib.split.engine import SplitConfig, split_feature
+from saelib.split.exported import as_jumprelu
+
+FOLDER = Path(__file__).parent / "data" / "saelens"
+FEATURE = 3
+
+
+class Workers(ThreadPoolExecutor):
+    """Threads that know the device, too: what is switched on in one is not in the others."""
+
+    def __init__(self, max_workers: int) -> None:
+        super().__init__(max_workers, initializer=lambda: OnElsewhere().__enter__())
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    for module in ("engine", "children"):
+        monkeypatch.setattr(f"saelib.split.{module}.ThreadPoolExecutor", Workers)
+    with OnElsewhere():
+        yield ELSEWHERE
+
+
+@pytest.fixture(scope="module")
+def acts(tmp_path_factory: pytest.TempPathFactory) -> Activations:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAELIB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return harvest_documents(load_embedded(), documents())
+
+
+@pytest.fixture(scope="module")
+def sae(acts: Activations) -> SAE:
+    return hyphen_sae(acts).requires_grad_(False)
+
+
+def test_the_pretended_device_refuses_what_a_gpu_refuses(elsewhere: torch.device) -> None:
+    x = torch.arange(6.0).reshape(2, 3).to(elsewhere)
+    assert isinstance(x, Elsewhere) and x.device == elsewhere and float(x.sum()) == 15
+    assert torch.equal((x * torch.tensor([1.0, 2.0, 3.0], device=elsewhere)).cpu()[0], torch.tensor([0.0, 2.0, 6.0]))
+    assert torch.equal(x[torch.tensor([1])].cpu(), torch.tensor([[3.0, 4.0, 5.0]])), (
+        "indices may come from the processor"
+    )
+    for wrong in (
+        lambda: x + torch.ones(3),
+        lambda: torch.cat([x, torch.ones(1, 3)]),
+        lambda: torch.eye(3) @ x.T,
+        lambda: torch.ones(4)[torch.tensor([1]).to(elsewhere)],
+        lambda: torch.rand(3, generator=torch.Generator(), device=elsewhere),
+    ):
+        with pytest.raises(Misplaced):
+            wrong()
+    with pytest.raises(RuntimeError, match="numpy"):
+        x.numpy()
+
+
+def test_the_model_and_its_harvest(
+    acts: Activations, elsewhere: torch.device, monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    there = harvest_documents(load_embedded().on(elsewhere), documents())
+    assert there.device == elsewhere and acts.device == torch.device("cpu")
+    for split in SPLITS:
+        mine, theirs = (each.stores[split].rows(slice(500)) for each in (there, acts))
+        assert there.stores[split].folder.is_relative_to(empty_cache)
+        torch.testing.assert_close(mine, theirs, rtol=2**-7, atol=1e-3)
+
+
+def test_a_split_is_the_same_elsewhere(
+    acts: Activations, sae: SAE, elsewhere: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saelib.split.engine.K_GRID", (4, 8))
+    monkeypatch.setattr("saelib.split.engine.K_STEPS", 10)
+    children = ChildrenConfig(n_steps=40, batch_on=64, batch_weak=16, batch_off=64)
+    cfg = SplitConfig(contexts="hyphen", seeds=2, children=children)
+    here = split_feature(sae, FEATURE, acts, cfg)
+    model = acts.model.on(elsewhere)
+    found = split_feature(sae, FEATURE, replace(acts, model=model), cfg)
+    assert sae.device == torch.device("cpu"), "the user's SAE stays where it is"
+    assert found.sae.device == found.original.device == found.tokens.on["test"].x.device == elsewhere
+    for name, tensor in here.sae.state_dict().items():
+        torch.testing.assert_close(getattr(found.sae, name).cpu().detach(), tensor, rtol=1e-4, atol=1e-5)
+    assert found.verdict == here.verdict and found.numbers == here.numbers
+    np.testing.assert_allclose(found.controls["S_2"], here.controls["S_2"], atol=1e-3)
+    np.testing.assert_allclose(found.swap.to_numpy(), here.swap.to_numpy(), rtol=1e-3)
+    prompt = "The long-term plan was read."
+    assert list(found.on(prompt)["token"]) == list(here.on(prompt)["token"])
+    page = write_split(found, tmp_path / "out", [prompt])
+    assert page.stat().st_size > 10_000 and split_text(found) == split_text(here)
+    saved = load_sae(tmp_path / "out" / "sae")
+    torch.testing.assert_close(saved.W_dec, here.sae.W_dec, rtol=1e-4, atol=1e-5)
+
+
+def test_tools_beside_a_split(acts: Activations, sae: SAE, elsewhere: torch.device) -> None:
+    model = acts.model.on(elsewhere)
+    words, found = prompt_activations(sae, model, "A long-term plan")
+    assert len(top_features(found, 2, words))
+    quality = sae_quality(sae, model, acts.stores["test"], 2)
+    assert quality == pytest.approx(sae_quality(sae, acts.model, acts.stores["test"], 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.iterdir()))
+def test_every_kind_of_sae(name: str, elsewhere: torch.device) -> None:
+    sae = load_sae(FOLDER / name).requires_grad_(False)
+    x = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    there = sae.on(elsewhere)
+    assert there is not sae and there.on(elsewhere) is there
+    torch.testing.assert_close(there(x.to(elsewhere)).x_hat.cpu(), sae(x).x_hat)
+    torch.testing.assert_close(
+        as_jumprelu(there, x.to(elsewhere)).encode(x.to(elsewhere)).cpu(), as_jumprelu(sae, x).encode(x)
+    )
+
+
+@pytest.mark.parametrize("start", ["rows", "kmeans++", "clusters", "random"])
+def test_children_start_and_revive_elsewhere(start: str, elsewhere: torch.device) -> None:
+    g = torch.Generator().manual_seed(1)
+    x, y = torch.randn(300, 8, generator=g), torch.randn(300, 8, generator=g)
+    pools = Pools(x, y, torch.ones(300), x[:50] + 1, y[:50], torch.ones(50), x[50:120] - 1)
+    cfg = ChildrenConfig(
+        K=6, n_steps=24, batch_on=64, batch_weak=16, batch_off=32, start=start, whiten=0.5, revive_every=6
+    )
+    here = train_children(pools, cfg)
+    there = train_children(Pools(*(part.to(elsewhere) for part in pools)), cfg)
+    for mine, theirs in zip(there, here, strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_device_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(
+        UserError, match=r"device cuda needs a GPU that torch can use; got none \(torch .*\): pass cpu or auto"
+    ):
+        choose_device("cuda")
+    with pytest.raises(UserError, match="device must be one of auto, cpu, cuda; got 'tpu'"):
+        choose_device("tpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 1)
