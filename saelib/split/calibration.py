@@ -9,9 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig
 from saelib.split.engine import SplitConfig, make_children
 from saelib.split.implants import Implant, implanted
-from saelib.split.synthetic import IMPOSTORS, SHARES, TRUE, make_case
+from saelib.split.synthetic import TRUE, make_case
 from saelib.split.tokens import ParentTokens
 from saelib.split.verdict import Judgement, Verdict
 from saelib.split.work import Work
@@ -61,66 +60,49 @@ def outcome(work: Work, cfg: SplitConfig) -> Outcome:
     return Outcome(judgement, work.yardstick.ceiling_draws[0], separation["rest + children"].S[2].value)
 
 
-def synthetic_table(
-    names: Iterable[str] = TRUE + IMPOSTORS,
-    effects: Sequence[float] = EFFECTS,
-    parent_tokens: Sequence[int] = (STATED_TOKENS,),
-    seeds: Iterable[int] = range(12),
-    progress: Callable[[str, int, int], None] | None = None,
-) -> pd.DataFrame:
-    """One row a case, effect and size; 95% intervals are Wilson's.
+def synthetic_row(name: str, effect: float, seed: int, n_parent: int = STATED_TOKENS) -> dict[str, Any]:
+    """A synthetic parent judged: case, effect, parent_tokens, seed, verdict, and two outcomes.
 
-    Columns: case, effect, parent_tokens, rare_tokens (of a tree's rarest class), cases, split (judged `split`), false (of which
-    a context passes that is no true child), rate and its low and high: of `split` for true cases, of `false` for impostors.
+    `split`: judged `split`. `false`: a context passes that is no true child; of a circle, of which any part is as good as
+    another, the verdict is `split`.
+
+    Children of `seven clusters` start at clusters: from other starts ReLU and L1 end with children that share the clusters in
+    pairs, which cost less.
     """
-    names, seeds, rows = list(names), list(seeds), []
-    for name in names:
-        for n in parent_tokens:
-            for effect in effects:
-                found = [_one(name, effect, seed, n) for seed in seeds]
-                split, false = (sum(each[i] for each in found) for i in (0, 1))
-                counted = split if name in TRUE else false
-                low, high = wilson_interval(counted, len(seeds))
-                rows.append(
-                    {"case": name, "effect": effect, "parent_tokens": n, "rare_tokens": round(n * min(SHARES)),
-                     "cases": len(seeds), "split": split, "false": false,
-                     "rate": counted / len(seeds), "low": low, "high": high}
-                )  # fmt: skip
-                if progress:
-                    progress("synthetic parents", len(rows), len(names) * len(parent_tokens) * len(effects))
-    return pd.DataFrame(rows)
-
-
-def _one(name: str, effect: float, seed: int, n_parent: int) -> tuple[bool, bool]:
-    """Judged `split`; a context passes that is no true child (of a circle, only the verdict counts: `graded` is right)."""
     case = make_case(name, effect, seed, n_parent)
-    judgement = outcome(case.work, replace(SYNTHETIC, seed=seed)).judgement
-    split = judgement.verdict is Verdict.SPLIT
-    if name == "circle":
-        return split, judgement.verdict in (Verdict.SPLIT, Verdict.PARTIAL)
+    start = "clusters" if name == "seven clusters" else SYNTHETIC.children.start
+    cfg = replace(SYNTHETIC, seed=seed, children=replace(SYNTHETIC.children, start=start))
+    judgement = outcome(case.work, cfg).judgement
     passes = [bool(row.passed) for row in judgement.contexts]
-    return split, any(p and not true for p, true in zip(passes, case.truly_split, strict=True))
+    false = any(p and not true for p, true in zip(passes, case.truly_split, strict=True))
+    if name == "circle":
+        false = judgement.verdict is Verdict.SPLIT
+    return {
+        "case": name, "effect": effect, "parent_tokens": n_parent, "seed": seed, "verdict": str(judgement.verdict),
+        "split": judgement.verdict is Verdict.SPLIT, "false": false,
+    }  # fmt: skip
 
 
-def implants_table(
-    sae: SAE,
-    tokens: ParentTokens,
-    deltas: Sequence[float] = DELTAS,
-    seeds: Iterable[int] = range(20),
-    progress: Callable[[str, int, int], None] | None = None,
-) -> pd.DataFrame:
-    """One row an implant: delta, share, seed, verdict, ceiling (the probe's MCC on test), S_2 of rest + children."""
-    seeds, rows = list(seeds), []
-    plan = [Implant(d, share, seed) for share in IMPLANT_SHARES for d in deltas for seed in seeds]
-    for implant in plan:
-        found = outcome(implanted(sae, tokens, implant), replace(IMPLANTS, seed=implant.seed))
-        rows.append(
-            {"delta": implant.delta, "share": implant.share, "seed": implant.seed, "verdict": str(found.judgement.verdict),
-             "ceiling": float(found.ceiling[0]), "S_2": found.S_2}
+def synthetic_summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """By case, size and effect: cases, split, false, and rate with Wilson's 95% interval: of `split` for true cases, of `false`
+    for impostors."""
+    found = []
+    for (name, n, effect), each in rows.groupby(["case", "parent_tokens", "effect"], sort=False):
+        counted = int(each["split" if name in TRUE else "false"].sum())
+        low, high = wilson_interval(counted, len(each))
+        found.append(
+            {"case": name, "parent_tokens": n, "effect": effect, "cases": len(each), "split": int(each["split"].sum()),
+             "false": int(each["false"].sum()), "rate": counted / len(each), "low": low, "high": high}
         )  # fmt: skip
-        if progress:
-            progress("implants", len(rows), len(plan))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(found)
+
+
+def implant_row(sae: SAE, tokens: ParentTokens, implant: Implant) -> dict[str, Any]:
+    """An implant judged: delta, share, seed, verdict, ceiling (the probe's MCC on test), S_2 of rest + children."""
+    found = outcome(implanted(sae, tokens, implant), replace(IMPLANTS, seed=implant.seed))
+    return {
+        **implant._asdict(), "verdict": str(found.judgement.verdict), "ceiling": float(found.ceiling[0]), "S_2": found.S_2,
+    }  # fmt: skip
 
 
 def implants_summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from saelib.split.tokens import ParentTokens
 from saelib.split.yardstick import DRAWS, Documents, Interval
 
 SAMPLES = ("on", "weak", "off")
-MOST_FOREIGN = 0.1
+MOST_FOREIGN = 0.05
 """A child's threshold is the lowest at which its foreign leak on select is at most this."""
 QUANTILES = tuple(np.arange(0, 1, 0.05).round(2).tolist())
 """Candidate thresholds: 0, then these quantiles of the child's positive activations on P."""

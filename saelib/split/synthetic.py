@@ -50,17 +50,17 @@ TRUE = ("tree", "seven clusters")
 IMPOSTORS = (
     "permuted labels",
     "no children",
-    "dense direction",
+    "loose direction",
     "known to the rest",
     "circle",
 )
 """What holds no split.
 
-`permuted labels`: a tree whose labels are in random order. `no children`: alpha is 0. `dense direction`: the rare class's
-direction is there on 12% of the other classes' tokens too, so most of its firings are theirs. `known to the rest`: the rest of
-the SAE has the rare class's direction. `circle`: phi is uniform and the classes are seven arcs of it, a continuum that any
-dictionary cuts somewhere. A direction that also stands where the parent is silent is no impostor: children learn to fire on it
-only where the parent's is too.
+`permuted labels`: a tree whose labels are in random order. `no children`: alpha is 0. `loose direction`: 12% of the other
+classes' tokens have the rare class's direction instead of their own, so most of its firings are theirs. `known to the rest`:
+the rest of the SAE has the rare class's direction. `circle`: phi is uniform and the classes are seven arcs of it, a continuum
+that any dictionary cuts somewhere. A direction that also stands where the parent is silent is no impostor: children learn to
+fire on it only where the parent's is too.
 """
 
 
@@ -125,7 +125,7 @@ class _World:
 
     def true(self, c: int) -> bool:
         """Whether context c is a true child."""
-        return self.name in TRUE or (self.name in ("dense direction", "known to the rest") and c > 0)
+        return self.name in TRUE or (self.name in ("loose direction", "known to the rest") and c > 0)
 
     def sae(self) -> SAE:
         """Feature 0 is the parent, then the background, then what an impostor adds."""
@@ -162,11 +162,9 @@ class _World:
             within = rng.uniform(-0.5, 0.5, size=len(kind)) if self.name == "circle" else 0.0
             phi = torch.from_numpy(2 * np.pi * (kind + within) / ARCS).float()[:, None]
             return phi.cos() * self.v[0] + phi.sin() * self.v[1]
-        out = self.v[torch.from_numpy(kind)]
-        if self.name == "dense direction":
-            also = torch.from_numpy((kind > 0) & (rng.random(len(kind)) < 0.12)).float()[:, None]
-            out = out + also * self.v[0]
-        return out
+        if self.name == "loose direction":
+            kind = np.where(rng.random(len(kind)) < 0.12, 0, kind)
+        return self.v[torch.from_numpy(kind)]
 
     def silent_tokens(self, n: int, rng: np.random.Generator) -> TokenSet:
         """Tokens on which the parent is silent."""
