@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
 from saelib.base.errors import UserError
 
 
 def kaplan_meier(
-    times: Shaped[np.ndarray, " n"] | Sequence[float], limit: float | Shaped[np.ndarray, " n"]
+    times: Shaped[np.ndarray, " n"] | Sequence[float | int], limit: float | int | Shaped[np.ndarray, " n"]
 ) -> pd.DataFrame:
     """One row an event time: time, at_risk, events, survival (share that has not got there), low, high (95%).
 
@@ -79,7 +79,9 @@ class TimeTo(NamedTuple):
 
 
 def time_to(
-    times: Float[np.ndarray, " n"] | Sequence[float], limit: float | Shaped[np.ndarray, " n"], share: float = 0.5
+    times: Shaped[np.ndarray, " n"] | Sequence[float | int],
+    limit: float | int | Shaped[np.ndarray, " n"],
+    share: float = 0.5,
 ) -> TimeTo:
     """The time by which a share has got there, with its 95% interval; arguments and errors as in `kaplan_meier`.
 
