@@ -142,7 +142,7 @@ def joins(profile: Profile, split: str) -> np.ndarray:
 
 
 def sae_config(profile: Profile, d_sae: int, **metadata: Any) -> SAEConfig:
-    """An SAE of the profile\'s model and site; `metadata` says how it was trained."""
+    """An SAE of the profile's model and site; `metadata` says how it was trained."""
     model = language_model(profile)
     return SAEConfig(
         d_in=profile.d_in,
@@ -216,7 +216,7 @@ def kept_after(profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, 
 
 
 def train_config(profile: Profile, l1_coeff: float, n_steps: int, seed: int, zero_parent: int | None) -> TrainConfig:
-    """A training with the profile\'s rates, batch and intervals."""
+    """A training with the profile's rates, batch and intervals."""
     return TrainConfig(
         l1_coeff=l1_coeff,
         n_steps=n_steps,
