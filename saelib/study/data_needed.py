@@ -241,25 +241,23 @@ def priced(
             "ratio": even.ratio if known else math.nan,
             "at_least": bool(known and censored),
         }
-        rows.append({**row, **more})
+        rows.append({**{str(name): value for name, value in row.items()}, **more})
     return pd.DataFrame(rows)
 
 
 def answer(table: pd.DataFrame) -> str:
     """Notebook 13's answer, from `priced` (or from the CSV it was written to)."""
-    half = table[table["level"] == "half"].set_index("arm")
-
-    def words(arm: str) -> str:
-        row = half.loc[arm]
-        found = TimeTo(row["tokens"], row["low"], row["high"], int(row["reached"]), int(row["seeds"]))
-        return found.words("tokens")
-
-    told = "; ".join(f"{arm}: {words(arm)}" for arm in half.index)
-    judged = half[half["break_even"].notna()]
+    half = table[table["level"] == "half"].to_dict("records")
+    words = {
+        row["arm"]: TimeTo(row["tokens"], row["low"], row["high"], int(row["reached"]), int(row["seeds"])).words("tokens")
+        for row in half
+    }
+    told = "; ".join(f"{arm}: {text}" for arm, text in words.items())
     verdicts = [
-        f"{arm} {'pays' if row['ratio'] < 1 else 'does not pay'} (it needs {'at most ' if row['at_least'] else ''}"
+        f"{row['arm']} {'pays' if row['ratio'] < 1 else 'does not pay'} (it needs {'at most ' if row['at_least'] else ''}"
         f"{row['break_even']:.2%} of tokens to pass, {row['share']:.2%} do)"
-        for arm, row in judged.iterrows()
+        for row in half
+        if math.isfinite(row["ratio"])
     ]
     ends = "; ".join(verdicts) if verdicts else "no filtered arm got there, so there is no price to compare"
     return f"To get half of the way to the probe, training takes ({told}). Filtering, on this machine's rates: {ends}."
