@@ -4,40 +4,22 @@ from __future__ import annotations
 
 from saelib.report.jobs import Job
 
-DATA_NEEDED, REPLACING, CIRCUITS = "13_data_needed", "14_replacing", "15_circuits"
-LEFT_OPEN = (DATA_NEEDED, REPLACING, CIRCUITS)
-"""The notebooks that answer what the 2024 post left open."""
+LEFT_OPEN = {
+    "13_data_needed": "saelib.study.data_needed:run_part_job",
+    "14_replacing": "saelib.study.replacing:run_part_job",
+    "15_circuits": "saelib.study.circuits:run_part_job",
+}
+"""The notebooks that answer what the 2024 post left open, and what does every n-th piece of each one's work."""
 
 
 def side_work(notebook: str, profile: str, width: int, threads: int) -> list[Job]:
-    """The pieces of a notebook, none where it has no such work; the longest first. `width` run side by side."""
-    if notebook == DATA_NEEDED:
-        from saelib.study.data_needed import ARM_NAMES
-
-        return [
-            Job(
-                f"data needed, {arm}", "saelib.study.data_needed:run_arm_job", {"profile": profile, "arm": arm}, threads
-            )
-            for arm in ARM_NAMES
-        ]
-    if notebook == REPLACING:
-        from saelib.study.replacing import ARMS
-
-        return [
-            Job(
-                f"replacing, {arm.name}",
-                "saelib.study.replacing:run_arm_job",
-                {"profile": profile, "arm": arm.name},
-                threads,
-            )
-            for arm in reversed(ARMS)
-        ]
-    if notebook == CIRCUITS:
-        return [
-            Job(
-                f"circuits, part {part + 1}", "saelib.study.circuits:run_parents_job",
-                {"profile": profile, "part": part, "parts": width}, threads,
-            )
-            for part in range(width)
-        ]  # fmt: skip
-    return []
+    """A notebook's work in `width` parts that run side by side; none where it has no such work."""
+    if notebook not in LEFT_OPEN:
+        return []
+    return [
+        Job(
+            f"{notebook}, part {part + 1} of {width}", LEFT_OPEN[notebook],
+            {"profile": profile, "part": part, "parts": width}, threads,
+        )
+        for part in range(width)
+    ]  # fmt: skip

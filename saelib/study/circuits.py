@@ -150,7 +150,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in plain.items()}
 
 
-def run_parents_job(profile: str, part: int, parts: int) -> dict[str, int]:
+def run_part_job(profile: str, part: int, parts: int) -> dict[str, int]:
     """Every `parts`-th parent of the summary: the work behind notebook 15, one process a part."""
     settings = get_profile(profile)
     torch.set_num_threads(settings.threads_per_run)

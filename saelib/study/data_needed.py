@@ -149,14 +149,15 @@ def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:
     return {name: math.nan if value is None else float(value) for name, value in row.items()}
 
 
-def run_arm_job(profile: str, arm: str) -> dict[str, int]:
-    """Train and measure every seed of an arm: the work behind notebook 13, one process an arm."""
+def run_part_job(profile: str, part: int, parts: int) -> dict[str, int]:
+    """Train and measure every `parts`-th seed of all arms: the work behind notebook 13, one process a part."""
     settings = get_profile(profile)
     torch.set_num_threads(settings.threads_per_run)
-    for seed in range(settings.data_seeds):
+    mine = [(arm, seed) for arm in ARM_NAMES for seed in range(settings.data_seeds)][part::parts]
+    for i, (arm, seed) in enumerate(mine):
         points(settings, arm, seed)
-        report_progress(f"data needed, {arm}", seed + 1, settings.data_seeds)
-    return {"seeds": settings.data_seeds}
+        report_progress(f"data needed, part {part + 1} of {parts}", i + 1, len(mine))
+    return {"curves": len(mine)}
 
 
 def points(profile: Profile, arm: str, seed: int) -> list[dict[str, Any]]:
@@ -249,7 +250,9 @@ def answer(table: pd.DataFrame) -> str:
     """Notebook 13's answer, from `priced` (or from the CSV it was written to)."""
     half = table[table["level"] == "half"].to_dict("records")
     words = {
-        row["arm"]: TimeTo(row["tokens"], row["low"], row["high"], int(row["reached"]), int(row["seeds"])).words("tokens")
+        row["arm"]: TimeTo(row["tokens"], row["low"], row["high"], int(row["reached"]), int(row["seeds"])).words(
+            "tokens"
+        )
         for row in half
     }
     told = "; ".join(f"{arm}: {text}" for arm, text in words.items())

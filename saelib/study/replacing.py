@@ -60,11 +60,6 @@ class ReplacingArm:
     zero_parent: bool = False
     """Whether the loss sets the parent's activation to zero."""
 
-    @property
-    def number(self) -> int:
-        """Its place in `ARMS`: what its trainings are called by."""
-        return [arm.name for arm in ARMS].index(self.name)
-
 
 ARMS = (
     ReplacingArm("warm", "as it is"),
@@ -75,18 +70,6 @@ ARMS = (
     ReplacingArm("both", "parent's row and column drawn anew", "both"),
     ReplacingArm("children", "children in the parent's place", "children"),
 )
-
-
-def get_arm(name: str) -> ReplacingArm:
-    """The arm of that name.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = {arm.name: arm for arm in ARMS}
-    if name not in found:
-        raise UserError(f"arm must be one of {', '.join(found)}", repr(name), "pass one of these")
-    return found[name]
 
 
 # --- where a training starts -------------------------------------------------------------------------------------------
@@ -311,11 +294,12 @@ def fvu(sae: SAE, x: Float[Tensor, "n d"], silenced: int | None = None) -> float
     return float((sae.decode(acts, x) - x).square().sum()) / spread if spread > 0 else math.nan
 
 
-def run_arm_job(profile: str, arm: str) -> dict[str, int]:
-    """Train and measure every seed of an arm: the work behind notebook 14, one process an arm."""
-    settings, chosen = get_profile(profile), get_arm(arm)
+def run_part_job(profile: str, part: int, parts: int) -> dict[str, int]:
+    """Train and measure every `parts`-th seed of all arms: the work behind notebook 14, one process a part."""
+    settings = get_profile(profile)
     torch.set_num_threads(settings.threads_per_run)
-    for seed in range(settings.replacing_seeds):
-        end_measures(settings, chosen, seed)
-        report_progress(f"replacing {arm}", seed + 1, settings.replacing_seeds)
-    return {"seeds": settings.replacing_seeds}
+    mine = [(arm, seed) for arm in ARMS for seed in range(settings.replacing_seeds)][part::parts]
+    for i, (arm, seed) in enumerate(mine):
+        end_measures(settings, arm, seed)
+        report_progress(f"replacing, part {part + 1} of {parts}", i + 1, len(mine))
+    return {"trainings": len(mine)}

@@ -105,6 +105,11 @@ def answer(summary: pd.DataFrame) -> str:
     warm = summary[summary["arm"] == "warm"]
     told = "; ".join(f"{name}: {steps('warm', name)}" for name in warm["class"])
     first = warm.iloc[int(warm["first"].to_numpy().argmax())]
+    ahead = (
+        f"{first['class']} first in {first['first']:.0%} of {int(first['seeds'])} seeds"
+        if first["first"] > 0
+        else "on no class before the others"
+    )
     who = "copies of other features" if warm["by_copy"].mean() > 0.5 else "fresh features"
     faster = [
         str(arm)
@@ -113,7 +118,7 @@ def answer(summary: pd.DataFrame) -> str:
     ]
     return (
         f"After a warm start the parent stops being the largest feature on half of a class's tokens after ({told}); {who} "
-        f"take over, {first['class']} first in {first['first']:.0%} of {int(first['seeds'])} seeds. "
+        f"take over, {ahead}. "
         f"With the decoder row drawn anew: {'; '.join(f'{n}: ' + steps('decoder', n) for n in warm['class'])}. "
         + (f"Sooner for some class: {', '.join(faster)}." if faster else "Nothing that was tried is sooner.")
     )
