@@ -26,6 +26,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from saelib.report import report, views
+from saelib.report.open_figures import data_figure
 from saelib.report.tables import keep_table
 from saelib.study import data_needed, price, study
 from saelib.study.hyphen_scale import separation_of
@@ -57,20 +58,11 @@ print(f"the language model reads {1 / lm_second:,.0f} tokens a second")
 
 # %%
 scales = {
-    "SAE tokens": lambda n, source: n,
-    "language-model tokens": lambda n, source: price.lm_tokens(n, source),
-    "seconds": lambda n, source: price.seconds(n, source, lm_second),
+    "SAE tokens": lambda n, arm: n,
+    "language-model tokens": lambda n, arm: price.lm_tokens(n, sources[arm]),
+    "seconds": lambda n, arm: price.seconds(n, sources[arm], lm_second),
 }
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), sharey=True)
-for axis, (name, scale) in zip(axes, scales.items(), strict=True):
-    for i, arm in enumerate(data_needed.ARM_NAMES):
-        curve = table[table["arm"] == arm].groupby("tokens")["S_2"].agg(["median", "min", "max"])
-        x = [scale(float(n), sources[arm]) for n in curve.index]
-        axis.plot(x, curve["median"], marker=".", color=f"C{i}", label=arm)
-        axis.fill_between(x, curve["min"], curve["max"], color=f"C{i}", alpha=0.12, linewidth=0)
-    axis.set(xscale="log", xlabel=name)
-axes[0].set(ylabel="S_2")
-axes[0].legend(fontsize=7)
+data_figure(table, scales)
 plt.show()
 
 # %% [markdown]

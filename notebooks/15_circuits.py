@@ -25,6 +25,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from saelib.report import report, views
+from saelib.report.open_figures import acting_figure, previous_token_figure
 from saelib.report.tables import keep_table
 from saelib.study import circuits, study
 from saelib.study.circuit_tables import rank_correlation
@@ -48,13 +49,7 @@ whole = sources[sources["component"].isin(["direct", "previous token", "linearis
 whole.pivot_table(index=["context", "object"], columns="component", values="share", sort=False)
 
 # %%
-figure, axes = plt.subplots(1, len(cases), figsize=(5.5 * len(cases), 4), squeeze=False)
-for axis, name in zip(axes[0], cases, strict=True):
-    part = sources[(sources["context"] == name) & (sources["component"] == "previous token")].iloc[::-1]
-    ends = [(part["share"] - part["low"]).clip(0), (part["high"] - part["share"]).clip(0)]
-    axis.errorbar(part["share"], part["object"], xerr=ends, fmt="o", capsize=3)
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(title=f"{name} against its siblings", xlabel="share of the contrast from the previous token")
+previous_token_figure(sources)
 plt.show()
 
 # %% [markdown]
@@ -89,15 +84,7 @@ odds = {(name, part): case.odds(part) for name, case in cases.items() for part i
 pd.DataFrame(odds, index=["log-odds", "low", "high"]).T
 
 # %%
-figure, axes = plt.subplots(1, len(cases), figsize=(5.5 * len(cases), 4), squeeze=False)
-for axis, (name, case) in zip(axes[0], cases.items(), strict=True):
-    for way in (way for way in case.ways if way.count == 1):
-        curve = case.curves(way)
-        on, off = curve.fall[case.test.in_class].mean(0), curve.kl[~case.test.in_class].mean(0)
-        axis.plot(on, off, ".-", label=way.name, alpha=0.4 if way.family == "rotation" else 1)
-    axis.set(title=name, xlabel="effect on the class (nats)", ylabel="damage to siblings (KL, nats)")
-    axis.axvline(case.level, color="black", linestyle="--", linewidth=0.8)
-    axis.legend(fontsize=6)
+acting_figure(cases)
 plt.show()
 
 # %% [markdown]

@@ -8,14 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_up_split import hyphen_sae
 from toy_model import D, axis, toy_model
 
-from saelib.interpret.circuits import Incoming
+from saelib.acts.activations import harvest_documents
+from saelib.interpret.circuits import Incoming, ablation
+from saelib.lm.model import load_embedded
 from saelib.sae.sae import SAE, SAEConfig
+from saelib.split.children import ChildrenConfig
+from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.yardstick import Documents
 from saelib.study import circuits
 from saelib.study.circuit_cases import CaseTokens, feature_way, neuron_way, rotation_way, worth, written
-from saelib.study.circuit_tables import contrast_draws, mean_draws, rank_correlation
+from saelib.study.circuit_tables import PREVIOUS, Case, contrast_draws, mean_draws, rank_correlation
 
 NAN = math.nan
 
@@ -91,13 +96,84 @@ def test_neurons_are_taken_with_what_they_write() -> None:
     found = neuron_way(model, torch.tensor([0])).removed(tokens_of(torch.zeros(1, D), mid))
     assert found[0, 3].item() == pytest.approx(22, abs=1e-3) and found[0].count_nonzero() == 1
     both = neuron_way(model, torch.tensor([0, 1]))
-    assert (both.count, both.name) == (2, "2 neurons")
+    assert (both.size, both.name) == (2, "2 neurons")
 
 
 def test_worth_is_activation_times_slope() -> None:
     acts, rows = torch.tensor([[2.0, 0], [0, 1]]), torch.tensor([[1.0, 0], [0, -1]])
     gradient = torch.tensor([[3.0, 1], [1, 4]])
     assert worth(acts, rows, gradient).tolist() == [[6, 0], [0, -4]]
+
+
+# --- a whole case ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    """The hyphen of made-up text, in which a number is followed by other words than the rest."""
+    rng = np.random.default_rng(0)
+    after = {"3": ["point", "day"], "7": ["point", "day"], "long": ["term", "lived"], "well": ["known", "made"]}
+
+    def line() -> str:
+        word = str(rng.choice(list(after)))
+        return f"The {word}-{rng.choice(after[word])} plan number {rng.integers(99)} was read."
+
+    acts = harvest_documents(load_embedded(), [" ".join(line() for _ in range(40)) for _ in range(70)])
+    sae = hyphen_sae(acts)
+    cfg = SplitConfig(contexts="hyphen", K=6, seeds=1, controls=False, children=ChildrenConfig(n_steps=150))
+    split = split_feature(sae, 3, acts, cfg)
+    number = [context.name for context in split.contexts].index("number")
+    return Case(split, number, sae, most=40)
+
+
+def test_a_case_takes_tokens_of_both_sides_and_reads_the_model_s_own_activations(case: Case) -> None:
+    assert case.test.in_class.sum() == 40 and (~case.test.in_class).sum() == 40
+    of = {case.split.acts.model.vocabulary[i].strip() for i in case.behaviour.own.tolist()}
+    assert of & {"point", "day"} and not of & {"term", "known"}
+    rows = case.split.tokens.on["test"]
+    x = rows.x[torch.cdist(case.test.x, rows.x).argmin(1)]  # bf16 in the store
+    assert float((case.test.x - x).norm() / x.norm()) < 0.01
+
+
+def test_shares_of_the_contrast_with_the_error_add_up_to_one(case: Case) -> None:
+    table = case.sources()
+    assert {"parent", "child", "wide", "rotation"} == set(table["family"])
+    for _, part in table.groupby("object"):
+        total = part.loc[part["component"] != PREVIOUS, "share"].sum()
+        assert total == pytest.approx(1, abs=1e-4)
+    previous = table[table["component"].str.endswith("offset 1")].groupby("object")["share"].sum()
+    named = table[table["component"] == PREVIOUS].set_index("object")["share"]
+    pd.testing.assert_series_equal(previous, named.loc[previous.index], check_names=False)
+
+
+def test_what_leaves_the_residual_s_length_as_it_was_is_taken_away_as_predicted(case: Case) -> None:
+    """A little, at right angles to the residual stream: there freezing the last LayerNorm leaves nothing out."""
+    table = case.effects()
+    assert set(table["side"]) == {"class", "siblings"} and (table["tokens_90"] > 0).all()
+    assert set(table["family"]) == {"parent", "child", "wide"}
+    removed, r = 0.01 * case.ways[0].removed(case.test), case.test.residual
+    centred = torch.nn.functional.normalize(r - r.mean(1, keepdim=True), dim=1)
+    removed -= (removed * centred).sum(1, keepdim=True) * centred
+    found = ablation(case.model, case.test.residual, removed, torch.from_numpy(case.test.next))
+    assert np.corrcoef(found.predicted, found.measured)[0, 1] > 0.99
+    parent = table[(table["family"] == "parent") & (table["side"] == "class")].iloc[0]
+    assert parent["low"] <= parent["measured"] <= parent["high"] and parent["measured"] < 0
+
+
+def test_damage_is_compared_at_one_level_with_the_parent_as_one(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    odds = case.odds("select")
+    assert not math.isfinite(case.level) or 0 < case.level <= odds.value / 2
+    way = next(way for way in case.ways if way.family == "parent")
+    reach = float(case.curves(way).fall[case.test.in_class].mean(0).max())
+    monkeypatch.setitem(case.__dict__, "level", max(reach, 0.02) / 2)
+    table = case.damage()
+    assert set(table["family"]) == {"parent", "child", "wide", "neuron", "rotation"} and len(table) == len(case.ways)
+    parent = table[table["family"] == "parent"].iloc[0]
+    if math.isfinite(parent["damage"]):
+        assert parent["ratio"] == 1 and parent["damage"] > 0
+    assert set(case.damage(("parent", "child"))["family"]) == {"parent", "child"}
+    monkeypatch.setitem(case.__dict__, "level", NAN)
+    assert case.damage().empty
 
 
 # --- the answer ---------------------------------------------------------------------------------------------------------------

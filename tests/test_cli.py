@@ -62,6 +62,10 @@ BAD_INPUT = {
     ),
     "run that is no number": (["reproduce", "--run", "x"], "Invalid value for '--run': 'x' is not a valid integer."),
     "no jobs": (["reproduce", "--jobs", "0"], "Invalid value for '--jobs': 0 is not in the range x>=1."),
+    "a notebook beside a run": (
+        ["reproduce", "--notebook", "05_results", "--run", "4"],
+        "--notebook stands alone; got --run or --claims beside it: give one of them",
+    ),
     "unknown command": (["reprodce"], "No such command 'reprodce'. Did you mean 'reproduce'?"),
     "a command like none": (["xyzzy"], "No such command 'xyzzy'. There are doctor, notebook, reproduce, split."),
     "unknown option": (["reproduce", "--jbos", "2"], "No such option '--jbos'"),

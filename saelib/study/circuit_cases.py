@@ -105,11 +105,13 @@ class Way(NamedTuple):
     name: str
     family: str
     """`parent`, `child`, `wide`, `neuron` or `rotation`."""
-    count: int
+    size: int
     """Features or neurons that act together."""
     removed: Callable[[CaseTokens], Tensor]
     read: Tensor | None = None
     """The encoder column, (d,), where it is one feature (or one rotation of the children's)."""
+    write: Tensor | None = None
+    """The decoder row, (d,), where it is one feature."""
 
 
 @torch.no_grad()
@@ -120,8 +122,9 @@ def written(sae: SAE, numbers: Int[Tensor, " k"], x: Float[Tensor, "n d"]) -> Fl
 
 def feature_way(name: str, family: str, sae: SAE, numbers: Int[Tensor, " k"]) -> Way:
     """Take some features' contributions away."""
-    read = sae.W_enc[:, int(numbers[0])].detach() if len(numbers) == 1 else None
-    return Way(name, family, len(numbers), lambda tokens: written(sae, numbers, tokens.x), read)
+    alone = int(numbers[0]) if len(numbers) == 1 else None
+    read, write = (None, None) if alone is None else (sae.W_enc[:, alone].detach(), sae.W_dec[alone].detach())
+    return Way(name, family, len(numbers), lambda tokens: written(sae, numbers, tokens.x), read, write)
 
 
 @torch.no_grad()

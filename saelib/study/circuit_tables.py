@@ -101,12 +101,11 @@ class Case:
         rows = []
         target = torch.from_numpy(self.test.next.astype(np.int64))
         for way in self.ways:
-            if way.read is None or way.family == "rotation":
+            if way.write is None:
                 continue
             removed = way.removed(self.test)
             found = ablation(self.model, self.test.residual, removed, target)
-            direction = removed[int(removed.norm(dim=1).argmax())]
-            count = tokens_for_share(direct_effect(self.model, direction))
+            count = tokens_for_share(direct_effect(self.model, way.write))
             changed = tokens_for_share(found.changed)
             for side, among in (("class", self.test.in_class), ("siblings", ~self.test.in_class)):
                 both = np.column_stack([found.predicted, found.measured])
@@ -131,7 +130,7 @@ class Case:
         if not odds.low > 0:
             return math.nan
         most = min(
-            self._mean(way, "select").max() for way in self.ways if way.family in ("parent", "child") and way.count == 1
+            self._mean(way, "select").max() for way in self.ways if way.family in ("parent", "child") and way.size == 1
         )
         level = _LEVEL * min(odds.value, float(most))
         return level if level > 0 else math.nan
@@ -166,7 +165,7 @@ class Case:
             value, ratio = interval(draws), interval(draws / np.where(parent > 0, parent, np.nan))
             rows.append(
                 {
-                    "context": self.name, "object": way.name, "family": way.family, "count": way.count, "level": self.level,
+                    "context": self.name, "object": way.name, "family": way.family, "count": way.size, "level": self.level,
                     "damage": value.value, "low": value.low, "high": value.high,
                     "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
                 }

@@ -64,7 +64,11 @@ def wide_sae(profile: Profile) -> SAE:
 
 
 def hyphen_cases(profile: Profile) -> dict[str, Case]:
-    """A case a class of `CLASSES` that has tokens on every split."""
+    """A case a class of `CLASSES` that has tokens on every split.
+
+    Raises:
+        UserError: neither has.
+    """
     split, wide, found = hyphen_split(profile), wide_sae(profile), {}
     for c, context in enumerate(split.contexts):
         if context.name in CLASSES:
@@ -72,6 +76,8 @@ def hyphen_cases(profile: Profile) -> dict[str, Case]:
                 found[context.name] = Case(split, c, wide, profile.circuits_tokens)
             except UserError:  # too little text for this class
                 continue
+    if not found:
+        raise UserError(f"one of {' and '.join(CLASSES)} must have tokens on every split", 0, "use more text")
     return found
 
 
