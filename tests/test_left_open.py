@@ -14,6 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from saelib.report.film import KINDS, Film
+from saelib.report.index_page import build_index
 from saelib.report.left_open import NOT_RUN, left_open, left_open_html
 from saelib.report.page import outside_references
 from saelib.report.side_work import LEFT_OPEN, side_work
@@ -142,6 +143,14 @@ def test_answers_are_read_back_from_the_tables(tmp_path: Path) -> None:
     assert other.answer.startswith("Over 3 parents children add 0.40 ") and "between 0.30 and 0.65" in other.answer
     html = left_open_html(folder)
     assert "What the post left open" in html and '<a href="14_replacing.html">' in html and html.count("<dt>") == 4
+
+
+def test_the_index_has_the_section_once_something_of_it_was_run(tmp_path: Path) -> None:
+    nothing = pd.DataFrame(columns=["run"])
+    assert "left open" not in build_index(tmp_path, "mini", nothing, []).read_text()
+    write_replacing(tmp_path)
+    page = build_index(tmp_path, "mini", nothing, []).read_text()
+    assert page.count("What the post left open") == 1 and "7 steps (95% 7 to 7)" in page
 
 
 def test_each_notebook_has_its_work_in_as_many_parts_as_run_side_by_side(root: Path) -> None:
