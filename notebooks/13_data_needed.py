@@ -23,6 +23,7 @@ gpu_sae_tokens_per_second: float | None = None
 
 # %%
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 
 from saelib.report import report, views
@@ -48,7 +49,7 @@ lm_second = price.reading_second(
     study.language_model(settings), np.asarray(study.activations(settings, "test").contexts[:128])
 )
 print(f"the language model reads {1 / lm_second:,.0f} tokens a second")
-{arm: vars(source) for arm, source in sources.items()}
+pd.DataFrame({arm: vars(source) for arm, source in sources.items()}).T
 
 # %% [markdown]
 # ## Separation against tokens

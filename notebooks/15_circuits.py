@@ -56,7 +56,8 @@ plt.show()
 # The five largest (head, offset) of the parent and of the child that is worth most for the class.
 
 # %%
-heads = sources[sources["component"].str.startswith("head") & sources["family"].isin(["parent", "child"])]
+acted = {way.name for case in cases.values() for way in case.ways if way.family in ("parent", "child")}
+heads = sources[sources["component"].str.startswith("head") & sources["object"].isin(acted)]
 heads = heads.assign(size=heads["share"].abs()).sort_values("size", ascending=False)
 heads.groupby(["context", "object"], sort=False).head(5).sort_values(["context", "object"])[
     ["context", "object", "component", "share", "low", "high"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from saelib import __version__, cli
+from saelib.report.side_work import LEFT_OPEN
 
 NOTEBOOK = """\
 # %% tags=["parameters"]

@@ -35,15 +35,21 @@ def data_figure(table: pd.DataFrame, scales: Mapping[str, Callable[[float, str],
 
 
 def previous_token_figure(sources: pd.DataFrame) -> Any:
-    """For each context, the share of every feature's contrast that comes from the previous token, with its interval."""
+    """For each context, the share of every feature's contrast that comes from the previous token, with its interval
+    (which runs off the picture where there is next to no contrast)."""
     names = list(sources["context"].unique())
-    figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False)
+    tall = max(4.0, 0.2 * sources["object"].nunique())
+    figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), tall), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         part = sources[(sources["context"] == name) & (sources["component"] == PREVIOUS)].iloc[::-1]
         ends = [(part["share"] - part["low"]).clip(0), (part["high"] - part["share"]).clip(0)]
         axis.errorbar(part["share"], part["object"], xerr=ends, fmt="o", capsize=3)
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set(title=f"{name} against its siblings", xlabel="share of the contrast from the previous token")
+        axis.set(
+            title=f"{name} against its siblings",
+            xlabel="share of the contrast from the previous token",
+            xlim=(-1.5, 2.5),
+        )
     return figure
 
 

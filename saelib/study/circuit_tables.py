@@ -17,7 +17,7 @@ from saelib.interpret.damage import Behaviour, Curves, curves, damage_at, log_od
 from saelib.sae.sae import SAE
 from saelib.split.result import Split
 from saelib.split.yardstick import Documents, Interval, interval
-from saelib.study.circuit_cases import CaseTokens, Way, case_behaviour, case_tokens, one_layer, ways
+from saelib.study.circuit_cases import CaseTokens, Way, case_behaviour, case_tokens, feature_way, one_layer, ways
 
 PREVIOUS = "previous token"
 _LEVEL = 0.5
@@ -70,10 +70,13 @@ class Case:
     def sources(self) -> pd.DataFrame:
         """One row a feature and component of the contrast on test: object, family, component, amount, share with low and high.
 
-        Components are those of `Incoming.names`, `previous token` (offset 1, all heads), and `linearisation error`.
+        Features are those of the ways of acting, then every other child. Components are those of `Incoming.names`, `previous
+        token` (offset 1, all heads), and `linearisation error`.
         """
-        rows = []
-        for way in self.ways:
+        rows, split = [], self.split
+        children = [feature_way(f"child {n}", "child", split.sae, torch.tensor([n])) for n in split.numbers]
+        told = {way.name for way in self.ways}
+        for way in (*self.ways, *(child for child in children if child.name not in told)):
             if way.read is None:
                 continue
             parts = contrast_parts(self.model, self.test.found, way.read, self.test.in_class)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from saelib.acts.store import POSITIONS
 from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
@@ -90,7 +91,7 @@ def parents(profile: Profile) -> tuple[int, ...]:
     """Features of the narrow SAE that exceed tau on between `RARE` and `COMMON` of select tokens: `circuits_parents` of them,
     drawn at random by the profile's seed; the hyphen's parent is left out."""
     sae, store = study.narrow_sae(profile).sae, study.activations(profile, "select")
-    n = min(store.n_tokens, _DENSITY_CONTEXTS * 127)
+    n = min(store.n_tokens, _DENSITY_CONTEXTS * POSITIONS)
     size = block_rows(sae.cfg.d_sae)
 
     def blocks() -> Any:

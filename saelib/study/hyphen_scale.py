@@ -23,7 +23,7 @@ from saelib.split.yardstick import Yardstick, make_yardstick
 from saelib.study import graded, study
 from saelib.study.profiles import Profile
 
-MOST = 6000
+MOST = 5000
 """Hyphens used a split."""
 _CODE = (
     "sae.sae", "split.classes", "split.contexts", "split.detectors", "split.probe", "split.separation", "split.tokens",

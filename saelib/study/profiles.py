@@ -71,7 +71,7 @@ class Profile:
     """The first point of the curves of `notebooks/13_data_needed`, in SAE tokens."""
     data_steps: int = 400
     """Steps of its longest runs, its last point."""
-    data_points: int = 11
+    data_points: int = 10
     """Points of its curves, evenly spaced in the logarithm of the tokens."""
     data_seeds: int = 6
     """Seeds of each of its arms."""
