@@ -103,7 +103,7 @@ def test_an_unusable_folder_is_one_line_and_exit_2(
     command: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "file").write_text("")
-    for name in ("06_training_efficiency", "07_claims", "08_calibration", "09_split_page"):
+    for name in ("06_training_efficiency", "07_claims", "08_calibration", "09_split_page", *LEFT_OPEN):
         (folder / "notebooks" / f"{name}.py").write_text(NOTEBOOK.partition("run")[0])
     assert cli.main([*command, "--reports", str(folder / "file")]) == 2
     assert capsys.readouterr().err.startswith("error: reports folder must be writable; got ")

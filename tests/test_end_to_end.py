@@ -198,7 +198,9 @@ def test_bad_input_to_a_run_is_one_line_and_exit_2(arguments: list[str], message
 
 
 @pytest.mark.parametrize("name", LEFT_OPEN)
-def test_what_the_post_left_open_is_a_page_with_an_answer_and_its_table(reports: Path, tmp_path: Path, name: str) -> None:
+def test_what_the_post_left_open_is_a_page_with_an_answer_and_its_table(
+    reports: Path, tmp_path: Path, name: str
+) -> None:
     """After the study, into a folder of its own: the session's pages stay as they are."""
     done = saelib("reproduce", "--profile", "smoke", "--notebook", name, "--reports", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
