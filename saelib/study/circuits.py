@@ -41,7 +41,7 @@ PARENT_K, PARENT_STEPS = 32, 600
 _DENSITY_CONTEXTS = 2000
 _CODE = (
     "interpret.circuits", "interpret.damage", "sae.sae", "split.children", "split.contexts", "split.engine", "split.exported",
-    "split.separation", "study.circuit_cases", "study.circuit_tables", "study.circuits",
+    "split.separation", "split.work", "study.circuit_cases", "study.circuit_tables", "study.circuits",
 )  # fmt: skip
 
 

@@ -25,8 +25,8 @@ from saelib.base.progress import report_progress
 from saelib.base.survival import TimeTo, time_to
 from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig, train_children
-from saelib.split.engine import SplitConfig, Work
 from saelib.split.parent import gather
+from saelib.split.work import Work
 from saelib.study import price, study, texts
 from saelib.study.hyphen_scale import separation_of
 from saelib.study.profiles import Profile, get_profile
@@ -36,7 +36,7 @@ LEVELS = {"half": 0.5, "three quarters": 0.75, "nine tenths": 0.9}
 """Fixed levels of S_2, whose ceiling is 1; the level of run 9 is measured."""
 CHILDREN = "children"
 _PLAIN_CONTROL = 13
-_CHILDREN_CODE = ("split.children", "split.engine", "split.exported", "split.parent", "study.data_needed")
+_CHILDREN_CODE = ("split.children", "split.exported", "split.leak", "split.parent", "split.work", "study.data_needed")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def children_points(profile: Profile, seed: int) -> list[dict[str, Any]]:
     chosen, narrow = study.parent(profile), study.narrow_sae(profile).sae
     training = ChildrenConfig(seed=seed)
     K = profile.children_K or training.K
-    a_step = training.batch_on + training.batch_weak + training.batch_off
+    a_step = replace(training, n_steps=1).tokens
     last = profile.children_steps or training.n_steps
     first = min(profile.data_first_tokens, last * a_step)
     rows = []
@@ -141,8 +141,7 @@ def _children_point(profile: Profile, cfg: ChildrenConfig) -> dict[str, float | 
 def _work(profile: Profile) -> Work:
     """The parent's tokens, made once for all trainings of children."""
     chosen, narrow, acts = study.parent(profile), study.narrow_sae(profile).sae, texts.of_profile(profile)
-    cfg = SplitConfig(contexts="hyphen", tau=chosen.tau, seeds=1, controls=False)
-    return Work(narrow, chosen.feature, acts, gather(acts, narrow, chosen.feature, chosen.tau), cfg)
+    return Work.of(acts, gather(acts, narrow, chosen.feature, chosen.tau), narrow, "hyphen")
 
 
 def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:

@@ -46,7 +46,7 @@ WATCHED = 256
 """Select tokens of each class that are looked at after every step."""
 END_TOKENS = 20_000
 """Test tokens on which FVU off P is measured at the end."""
-_REPLACING_CODE = ("sae.scaled", "split.children", "split.engine", "split.exported", "study.replacing")
+_REPLACING_CODE = ("sae.scaled", "split.children", "split.engine", "split.exported", "split.work", "study.replacing")
 
 
 @dataclass(frozen=True)
