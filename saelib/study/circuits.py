@@ -27,6 +27,7 @@ from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.parent import LEAST_ON, TAU_SHARE
 from saelib.split.result import Split
 from saelib.study import study, texts
+from saelib.study.circuit_cases import one_layer
 from saelib.study.circuit_tables import PREVIOUS, Case, rank_correlation
 from saelib.study.profiles import Profile, get_profile
 
@@ -68,9 +69,10 @@ def hyphen_cases(profile: Profile) -> dict[str, Case]:
     """A case a class of `CLASSES` that has tokens on every split.
 
     Raises:
-        UserError: neither has.
+        UserError: neither has, or the model has more than one layer.
     """
     split, wide, found = hyphen_split(profile), wide_sae(profile), {}
+    one_layer(split)  # else no class could be asked about
     for c, context in enumerate(split.contexts):
         if context.name in CLASSES:
             try:

@@ -166,7 +166,7 @@ SMOKE = replace(
     data_steps=16,
     data_points=3,
     data_seeds=2,
-    circuits_tokens=60,
+    circuits_tokens=30,
     circuits_parents=2,
     l1_grid=(4e-3, 1e-2),
 )
