@@ -146,10 +146,9 @@ def test_answers_are_read_back_from_the_tables(tmp_path: Path) -> None:
 
 
 def test_the_index_has_the_section_once_something_of_it_was_run(tmp_path: Path) -> None:
-    nothing = pd.DataFrame(columns=["run"])
-    assert "left open" not in build_index(tmp_path, "mini", nothing, []).read_text()
+    assert "left open" not in build_index(tmp_path, "mini", {}, []).read_text()
     write_replacing(tmp_path)
-    page = build_index(tmp_path, "mini", nothing, []).read_text()
+    page = build_index(tmp_path, "mini", {}, []).read_text()
     assert page.count("What the post left open") == 1 and "7 steps (95% 7 to 7)" in page
 
 

@@ -36,7 +36,7 @@ from saelib.sae.scaled import finite_acts
 from saelib.split.children import ChildrenConfig
 from saelib.split.classes import CLASSES
 from saelib.split.engine import SplitConfig, split_feature
-from saelib.split.exported import inner_target
+from saelib.split.parent import parent_target
 from saelib.study import study, texts
 from saelib.study.hyphen_scale import separation_of
 from saelib.study.profiles import Profile, get_profile
@@ -158,7 +158,7 @@ def children_of(profile: Profile) -> Starts:
     split = split_feature(narrow, chosen.feature, texts.of_profile(profile), cfg)
     numbers, x = torch.tensor(split.numbers), split.tokens.on["train"].x
     with torch.no_grad():
-        y = inner_target(narrow, chosen.feature, x)
+        y = parent_target(narrow, chosen.feature, x)
         encoder = (split.sae.W_enc[:, numbers], split.sae.b_enc[numbers], split.sae.threshold[numbers])
         return children_starts(split.sae.encode_features(x, numbers), y, encoder)
 
