@@ -84,14 +84,23 @@ _force = click.option("--force", is_flag=True, help="Run again what is finished.
     "--jobs", type=click.IntRange(min=1), help="Training runs side by side.  [default: as cores and memory allow]"
 )
 @click.option("--claims", is_flag=True, help="Also the claims, each with many seeds an arm, and the calibration.")
+@click.option("--notebook", "notebooks", multiple=True, help="Only this notebook, such as 13_data_needed (repeatable).")
 @_reports
 @_force
 def reproduce(
-    profile: str, runs: tuple[int, ...], jobs: int | None, claims: bool, reports: Path | None, force: bool
+    profile: str, runs: tuple[int, ...], notebooks: tuple[str, ...], reports: Path | None, force: bool, **options: Any
 ) -> None:
     """Run the whole study and write its report. Started again after an interruption, it resumes."""
     from saelib.report.reproduce import reproduce as run_study
+    from saelib.report.reproduce import run_one_notebook
 
+    if notebooks:
+        if runs or options["claims"]:
+            raise UserError("--notebook stands alone", "--run or --claims beside it", "give one of them")
+        for name in notebooks:
+            click.echo(f"open {run_one_notebook(profile, name, {}, reports, force)}")
+        return
+    jobs, claims = options["jobs"], options["claims"]
     run_study(profile, list(runs) or None, jobs, reports, force, claims)
 
 

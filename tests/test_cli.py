@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from saelib import __version__, cli
+from saelib.report.side_work import LEFT_OPEN
 
 NOTEBOOK = """\
 # %% tags=["parameters"]
@@ -62,6 +63,10 @@ BAD_INPUT = {
     ),
     "run that is no number": (["reproduce", "--run", "x"], "Invalid value for '--run': 'x' is not a valid integer."),
     "no jobs": (["reproduce", "--jobs", "0"], "Invalid value for '--jobs': 0 is not in the range x>=1."),
+    "a notebook beside a run": (
+        ["reproduce", "--notebook", "05_results", "--run", "4"],
+        "--notebook stands alone; got --run or --claims beside it: give one of them",
+    ),
     "unknown command": (["reprodce"], "No such command 'reprodce'. Did you mean 'reproduce'?"),
     "a command like none": (["xyzzy"], "No such command 'xyzzy'. There are doctor, notebook, reproduce, split."),
     "unknown option": (["reproduce", "--jbos", "2"], "No such option '--jbos'"),
@@ -98,7 +103,7 @@ def test_an_unusable_folder_is_one_line_and_exit_2(
     command: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "file").write_text("")
-    for name in ("06_training_efficiency", "07_claims", "08_calibration", "09_split_page"):
+    for name in ("06_training_efficiency", "07_claims", "08_calibration", "09_split_page", *LEFT_OPEN):
         (folder / "notebooks" / f"{name}.py").write_text(NOTEBOOK.partition("run")[0])
     assert cli.main([*command, "--reports", str(folder / "file")]) == 2
     assert capsys.readouterr().err.startswith("error: reports folder must be writable; got ")

@@ -19,6 +19,9 @@ from saelib.acts.activations import text_store
 from saelib.base.table import meanings
 from saelib.lm.model import load_embedded
 from saelib.report.index_page import TABLES
+from saelib.report.left_open import left_open
+from saelib.report.page import outside_references
+from saelib.report.side_work import LEFT_OPEN
 from saelib.sae.sae import load_sae
 from saelib.split.verdict import Verdict
 from saelib.study.claims import CLAIMS
@@ -82,6 +85,7 @@ def test_the_parent_says_at_the_top_whether_it_is_the_hyphens(reports: Path) -> 
 
 def test_every_notebook_has_a_page_and_a_record_and_no_page_needs_a_network(reports: Path, root: Path) -> None:
     several = {"00_start_here", "04_training_run", "10_split_any_feature", "11_other_parent", "12_published_sae"}
+    several |= set(LEFT_OPEN)  # asked for by name: see below
     names = {path.stem for path in (root / "notebooks").glob("*.py")} - several | {"11_other_parent-digit"}
     names |= {f"run-{spec.run:02d}" for spec in RUNS} | {"index"}
     assert names <= {path.stem for path in reports.glob("*.html")}
@@ -191,6 +195,19 @@ def test_bad_input_to_a_run_is_one_line_and_exit_2(arguments: list[str], message
     errors = done.stderr.strip().splitlines()
     assert len(errors) == 1 and re.search(message, errors[0]), done.stderr
     assert not list(tmp_path.rglob("*.html"))
+
+
+@pytest.mark.parametrize("name", LEFT_OPEN)
+def test_what_the_post_left_open_is_a_page_with_an_answer_and_its_table(
+    reports: Path, tmp_path: Path, name: str
+) -> None:
+    """After the study, into a folder of its own: the session's pages stay as they are."""
+    done = saelib("reproduce", "--profile", "smoke", "--notebook", name, "--reports", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "smoke" / f"{name}.json").read_text())
+    answers = {one.page: one.answer for one in left_open(tmp_path / "smoke")}
+    assert answers[f"{name}.html"] == record["headline"]["answer"]  # the same sentence, read back from the CSV
+    assert not outside_references((tmp_path / "smoke" / f"{name}.html").read_text())
 
 
 def test_damaged_checkpoints_are_named(killed: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from saelib.base.provenance import provenance
 from saelib.base.table import frame_of, meanings, write_csv
 from saelib.report.children_charts import strip
 from saelib.report.children_page import bars
+from saelib.report.left_open import left_open_html
 from saelib.report.page import Page, as_page, is_missing, pairs, plain, show, show_count, write_page
 from saelib.study.arms import ArmRun
 from saelib.study.children_rows import CHILDREN, ChildrenResult
@@ -218,6 +219,7 @@ def build_index(
         runs=[page for page in listed if page.run is not None],
         record=record,
         figures=copy_figures(told.get("figures") or [], reports_dir, assets),
+        left_open=left_open_html(reports_dir),
         model=pairs(told.get("model")),
         sae=pairs(told.get("sae")),
         text=pairs(manifest),

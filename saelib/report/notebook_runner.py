@@ -38,8 +38,8 @@ Scalar = str | int | float | bool | None
 
 # Modules that start, show and render work but cannot change what it computes: editing them keeps finished notebooks.
 _NOT_PART_OF_RESULTS = {
-    "cli", "doctor", "figures", "index_page", "jobs", "model_card", "notebook_runner", "page", "progress",
-    "provenance", "report", "reproduce", "run_plan", "run_record",
+    "cli", "doctor", "figures", "index_page", "jobs", "left_open", "model_card", "notebook_runner", "page", "progress",
+    "provenance", "report", "reproduce", "run_plan", "run_record", "side_work",
 }  # fmt: skip
 
 

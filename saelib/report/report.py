@@ -20,6 +20,7 @@ from saelib.base.cache import cache_dir, write_json
 from saelib.base.errors import UserError
 from saelib.base.provenance import provenance
 from saelib.report.page import TEMPLATES, Page, as_page, neighbours, pairs, plain, write_page
+from saelib.report.tables import TABLE_MIME, write_tables
 from saelib.report.views import VIEW_MIME, bundle, view_html
 
 __all__ = ["Page", "collect_headline", "collect_watermark", "headline", "render_page", "watermark"]
@@ -98,7 +99,7 @@ def render_page(
     assets: str = "assets",
     standalone: bool = False,
 ) -> dict[str, Any]:
-    """Write `out_html` and its `.json` sibling from an executed notebook; return what the sibling holds.
+    """Write `out_html`, its `.json` sibling and its tables from an executed notebook; return what the sibling holds.
 
     executed: an .ipynb with outputs. title: the page's name in the browser tab (its heading is the notebook's H1).
     result: what the runner knows (`parameters`, `headline`, `seconds`, `seeds`, `text_manifest`, `device`, `threads`);
@@ -132,6 +133,7 @@ def render_page(
         navigation=not standalone,
     )
     write_json(out_html.with_suffix(".json"), record)
+    write_tables(notebook, out_html.parent, out_html.stem)
     return record
 
 
@@ -232,7 +234,7 @@ def _tidy_outputs(notebook: Any) -> bool:
         kept: list[Any] = []
         for output in cell.outputs:
             data = output.get("data", {})
-            if HEADLINE_MIME in data or WATERMARK_MIME in data:
+            if not {HEADLINE_MIME, WATERMARK_MIME, TABLE_MIME}.isdisjoint(data):
                 continue
             if VIEW_MIME in data:
                 has_views = True

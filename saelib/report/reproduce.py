@@ -108,7 +108,8 @@ def run_one_notebook(
     profile: str, notebook: str, parameters: dict[str, Any], reports: Path | None, force: bool
 ) -> Path:
     """Run one notebook (it makes what it needs itself), render its page and return that page."""
-    from saelib.report.jobs import Memory
+    from saelib.report.jobs import Memory, run_jobs
+    from saelib.report.side_work import side_work
     from saelib.study.profiles import get_profile
 
     settings = get_profile(profile)
@@ -116,7 +117,11 @@ def run_one_notebook(
     folder = reports_dir(reports, profile)
     check_writable(cache_dir())
     threads = settings.threads_per_run if notebook == TRAINING_RUN else cores()
-    _run_stage([page], [], folder, Display(), Memory(), (1, threads), force)
+    display, memory, width = Display(), Memory(), default_jobs(settings)
+    work = side_work(notebook, str(page.parameters["profile"]), width, settings.threads_per_run)
+    if work and page.finished() is None:
+        run_jobs(work, width=width, display=display, memory=memory)
+    _run_stage([page], [], folder, display, memory, (1, threads), force)
     return folder / f"{page.stem}.html"
 
 

@@ -22,6 +22,7 @@ from saelib.base.cache import content_key, file_sha256
 from saelib.base.errors import UserError
 from saelib.base.hub import named_path
 from saelib.report.notebook_runner import ExecutedNotebook, Scalar, cached_notebook, load_notebook, notebook_key
+from saelib.report.side_work import LEFT_OPEN
 from saelib.study.profiles import Profile, get_profile
 from saelib.study.runs import RUNS
 
@@ -44,6 +45,7 @@ _BUILDS_ON: dict[str, tuple[str, ...]] = {
     CLAIMS: FOR_A_RUN,
     OTHER_PARENT: ("01_narrow_sae",),
     PUBLISHED_SAE: FOR_A_RUN,
+    **dict.fromkeys(LEFT_OPEN, FOR_A_RUN),
     "00_start_here": (),
     "10_split_any_feature": (),
     "08_calibration": (),
@@ -119,7 +121,8 @@ def plan_page(profile: str, notebook: str, parameters: dict[str, Any] | None = N
 def plan_study(profile: str, runs: Sequence[int] | None = None, claims: bool = False) -> list[list[Page]]:
     """The notebooks of the study in stages; those of one stage may run side by side. With `runs`, only what they need.
 
-    The claims and the calibration are there when asked for, or when they are finished already.
+    The claims and the calibration are there when asked for, or when they are finished already; the notebooks on what the post
+    left open only when they are finished.
     """
     numbers = _run_numbers()
     for run in runs or ():
@@ -136,6 +139,10 @@ def plan_study(profile: str, runs: Sequence[int] | None = None, claims: bool = F
         last += [plan_page(profile, PUBLISHED_SAE)] if settings.published_sae_variable else []
     evidence = [plan_page(profile, name) for name in EVIDENCE] if runs is None or claims else []
     evidence = [page for page in evidence if claims or page.finished() is not None]
+    left_open = [plan_page(profile, name) for name in LEFT_OPEN] if runs is None else []
+    evidence += [
+        page for page in left_open if page.finished() is not None
+    ]  # run one by one: `saelib reproduce --notebook`
     return [stage for stage in (*first, training, last, evidence) if stage]
 
 

@@ -63,6 +63,22 @@ class Profile:
     """Steps after which they are measured, too: the share of a full run that the post's short run 9 has of the others."""
     claim_trials: int = 4
     """Most trainings by which an arm's coefficient is calibrated to the L0 of the plain control."""
+    replacing_steps: int = 200
+    """Steps that `notebooks/14_replacing` records one by one."""
+    replacing_seeds: int = 12
+    """Seeds of each of its arms."""
+    data_first_tokens: int = 50_000
+    """The first point of the curves of `notebooks/13_data_needed`, in SAE tokens."""
+    data_steps: int = 400
+    """Steps of its longest runs, its last point."""
+    data_points: int = 10
+    """Points of its curves, evenly spaced in the logarithm of the tokens."""
+    data_seeds: int = 6
+    """Seeds of each of its arms."""
+    circuits_tokens: int = 400
+    """Tokens a class and split in `notebooks/15_circuits`."""
+    circuits_parents: int = 60
+    """Parents over which it is asked whether a finer feature is cleaner to act on."""
     children_K: int | None = None
     """Children that are trained in the row of the children method; None: chosen by its rule."""
     children_steps: int | None = None
@@ -144,6 +160,14 @@ SMOKE = replace(
     other_parents=("digit",),
     context_least=5,
     calibration_seeds=1,
+    replacing_steps=8,
+    replacing_seeds=2,
+    data_first_tokens=1024,
+    data_steps=16,
+    data_points=3,
+    data_seeds=2,
+    circuits_tokens=30,
+    circuits_parents=2,
     l1_grid=(4e-3, 1e-2),
 )
 SMOLLM2 = replace(

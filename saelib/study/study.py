@@ -141,7 +141,8 @@ def joins(profile: Profile, split: str) -> np.ndarray:
 # --- training, for the narrow SAE and for the runs ---------------------------------------------------------------------
 
 
-def _sae_config(profile: Profile, d_sae: int, **metadata: Any) -> SAEConfig:
+def sae_config(profile: Profile, d_sae: int, **metadata: Any) -> SAEConfig:
+    """An SAE of the profile's model and site; `metadata` says how it was trained."""
     model = language_model(profile)
     return SAEConfig(
         d_in=profile.d_in,
@@ -214,7 +215,8 @@ def kept_after(profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, 
     return load_sae(training_folder(name, key) / f"sae-{step}")
 
 
-def _train_config(profile: Profile, l1_coeff: float, n_steps: int, seed: int, zero_parent: int | None) -> TrainConfig:
+def train_config(profile: Profile, l1_coeff: float, n_steps: int, seed: int, zero_parent: int | None) -> TrainConfig:
+    """A training with the profile's rates, batch and intervals."""
     return TrainConfig(
         l1_coeff=l1_coeff,
         n_steps=n_steps,
@@ -244,8 +246,8 @@ def train_narrow(profile: Profile, l1_coeff: float) -> TrainResult:
 
 
 def _narrow_plan(profile: Profile, l1_coeff: float) -> tuple[str, str, SAEConfig, TrainConfig]:
-    cfg = _train_config(profile, l1_coeff, profile.narrow_steps, profile.seed, None)
-    sae_cfg = _sae_config(profile, profile.d_sae_narrow, l1_coeff=l1_coeff, seed=profile.seed)
+    cfg = train_config(profile, l1_coeff, profile.narrow_steps, profile.seed, None)
+    sae_cfg = sae_config(profile, profile.d_sae_narrow, l1_coeff=l1_coeff, seed=profile.seed)
     key = content_key(store=activations(profile, "train").key, sae=sae_cfg.to_dict(), cfg=repr(cfg))
     return key, f"narrow-l1-{l1_coeff:g}", sae_cfg, cfg
 
@@ -310,7 +312,7 @@ def _given_narrow(profile: Profile) -> TrainResult | None:
     if sae is None:
         return None
     history = pd.DataFrame({name: [float("nan")] for name in ("step", "tokens", "loss", "l0", "dead_share")})
-    cfg = replace(_sae_config(profile, sae.cfg.d_sae), metadata=sae.cfg.metadata)
+    cfg = replace(sae_config(profile, sae.cfg.d_sae), metadata=sae.cfg.metadata)
     sae.cfg = cfg  # the model's own name, so that wide SAEs may start from it
     return TrainResult(sae, history, 0.0, 0)
 
@@ -544,9 +546,9 @@ def _run_plan(profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, n
     d_sae = profile.d_sae_wide if spec.size == "wide" else profile.d_sae_narrow
     by = filter_by if spec.filtered else "none"
     l1_coeff = spec.l1_scale * coefficient(profile).l1_coeff
-    cfg = _train_config(profile, l1_coeff, n_steps, spec.seed, chosen.feature if spec.zero_parent else None)
+    cfg = train_config(profile, l1_coeff, n_steps, spec.seed, chosen.feature if spec.zero_parent else None)
     start = "narrow" if spec.init_from_narrow else "random"
-    sae_cfg = _sae_config(
+    sae_cfg = sae_config(
         profile, d_sae, l1_coeff=l1_coeff, seed=spec.seed, start=start, normalised=spec.normalised, filter=by,
         parent=chosen.feature, tau=chosen.tau, zero_parent=spec.zero_parent, n_steps=n_steps,
     )  # fmt: skip

@@ -1,0 +1,128 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,-all
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Does a more specific feature help to find a circuit?
+#
+# The 2024 post's next step 4, asked in three parts that are well posed in a one-layer model: where a feature's contrast
+# between a class and its siblings comes from, what the feature does to the next token, and whether it is cleaner to act on.
+# For the hyphen's parent, its children, features of a plain wide SAE, single neurons and random directions in the children's
+# span. Choices are made on select, numbers are of test, intervals draw documents.
+
+# %% tags=["parameters"]
+profile = "mini"
+
+# %%
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from saelib.report import report, views
+from saelib.report.open_figures import acting_figure, previous_token_figure
+from saelib.report.tables import keep_table
+from saelib.study import circuits, study
+from saelib.study.circuit_tables import rank_correlation
+from saelib.study.profiles import get_profile
+
+views.figure_style()
+settings = get_profile(profile)
+cases = circuits.hyphen_cases(settings)
+many = keep_table(circuits.parents_table(settings), "parents")
+
+# %% [markdown]
+# ## Where does it come from?
+#
+# Of the contrast in a feature's pre-activation, the share that each head carries from each source offset; attention is
+# frozen, the MLP is linear for each token, and what that leaves is the linearisation error. Shares of the whole
+# pre-activation would say nothing: the "-" itself is most of it everywhere.
+
+# %%
+sources = pd.concat([case.sources() for case in cases.values()])
+whole = sources[sources["component"].isin(["direct", "previous token", "linearisation error"])]
+whole.pivot_table(index=["context", "object"], columns="component", values="share", sort=False)
+
+# %%
+previous_token_figure(sources)
+plt.show()
+
+# %% [markdown]
+# The five largest (head, offset) of the parent and of the child that is worth most for the class.
+
+# %%
+acted = {way.name for case in cases.values() for way in case.ways if way.family in ("parent", "child")}
+heads = sources[sources["component"].str.startswith("head") & sources["object"].isin(acted)]
+heads = heads.assign(size=heads["share"].abs()).sort_values("size", ascending=False)
+heads.groupby(["context", "object"], sort=False).head(5).sort_values(["context", "object"])[
+    ["context", "object", "component", "share", "low", "high"]
+]
+
+# %% [markdown]
+# ## What does it do?
+#
+# `tokens_90`: how many tokens make up 90% of the direct effect on the logits (final LayerNorm frozen); `changed_90`: the same
+# of the mean change of probabilities. Then the mean change of the actual next token's log-probability when the feature is
+# taken away, predicted from frozen logits and measured; the SAE's error stays in place. `correlation` is over tokens.
+
+# %%
+effects = pd.concat([case.effects() for case in cases.values()])
+effects.drop(columns="family")
+
+# %% [markdown]
+# ## Is it cleaner to act on?
+#
+# The behaviour: what follows the class against what follows its siblings (20 tokens each at most, found on train). It is
+# asked only where its log-odds on the class lie above zero.
+
+# %%
+odds = {(name, part): case.odds(part) for name, case in cases.items() for part in ("select", "test")}
+pd.DataFrame(odds, index=["log-odds", "low", "high"]).T
+
+# %%
+acting_figure(cases)
+plt.show()
+
+# %% [markdown]
+# At the dashed level, over strengths: damage to the siblings, and its ratio to the parent's. Empty: the effect is never that
+# large.
+
+# %%
+damage = pd.concat([case.damage() for case in cases.values()])
+damage
+
+# %% [markdown]
+# ## Over many parents
+#
+# Does what a split adds (`added_2`) predict how much less damage the best child does at the same effect? One context a
+# parent, the most frequent one that is judged.
+
+# %%
+found = rank_correlation(many["added_2"].to_numpy(dtype=float), many["saving"].to_numpy(dtype=float))
+figure, axis = plt.subplots()
+axis.plot(many["added_2"], many["saving"], "o")
+axis.set(xlabel="added_2", ylabel="saving: 1 - child's damage / parent's", title=f"{found['n']} parents")
+plt.show()
+many["reason"].fillna("").replace("", "compared").value_counts()
+
+# %% [markdown]
+# ## Conclusion
+
+# %%
+result = keep_table(circuits.summary_table(sources, effects, damage, many))
+report.headline(
+    answer=circuits.answer(result),
+    classes=list(cases),
+    parents=len(many),
+    parents_compared=found["n"],
+    rank_correlation=found["value"],
+    smallest_correlation_to_be_seen=found["smallest"],
+)
+
+# %%
+report.watermark(seeds={"narrow": settings.seed, "children": 0}, text_manifest=study.text_summary(settings))

@@ -1,0 +1,25 @@
+"""The independent pieces of a notebook's work, which run side by side before the notebook collects them from the cache."""
+
+from __future__ import annotations
+
+from saelib.report.jobs import Job
+
+LEFT_OPEN = {
+    "13_data_needed": "saelib.study.data_needed:run_part_job",
+    "14_replacing": "saelib.study.replacing:run_part_job",
+    "15_circuits": "saelib.study.circuits:run_part_job",
+}
+"""The notebooks that answer what the 2024 post left open, and what does every n-th piece of each one's work."""
+
+
+def side_work(notebook: str, profile: str, width: int, threads: int) -> list[Job]:
+    """A notebook's work in `width` parts that run side by side; none where it has no such work."""
+    if notebook not in LEFT_OPEN:
+        return []
+    return [
+        Job(
+            f"{notebook}, part {part + 1} of {width}", LEFT_OPEN[notebook],
+            {"profile": profile, "part": part, "parts": width}, threads,
+        )
+        for part in range(width)
+    ]  # fmt: skip

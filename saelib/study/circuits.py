@@ -1,0 +1,254 @@
+"""Does a more specific feature help to find a circuit (the 2024 post's next step 4)? The hyphen's parent, and many in summary.
+
+The summary asks of each of many parents: at the same effect on one of its contexts, how much less damage to the siblings does the
+best child do than the parent (saving = 1 - damage of the child / damage of the parent), and does what the split adds
+(`added_2`, see `saelib.split.separation`) predict it?
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from saelib.acts.store import POSITIONS
+from saelib.base.cache import content_key, kept_json
+from saelib.base.code_version import code_version
+from saelib.base.errors import UserError
+from saelib.base.progress import report_progress
+from saelib.sae.sae import SAE
+from saelib.sae.stream import block_rows
+from saelib.split.children import ChildrenConfig
+from saelib.split.engine import SplitConfig, split_feature
+from saelib.split.parent import LEAST_ON, TAU_SHARE
+from saelib.split.result import Split
+from saelib.study import study, texts
+from saelib.study.circuit_cases import one_layer
+from saelib.study.circuit_tables import PREVIOUS, Case, rank_correlation
+from saelib.study.profiles import Profile, get_profile
+
+CLASSES = ("number", "count")
+"""The hyphen's classes that are asked about."""
+COMMON = 0.02
+"""A parent above tau on a larger share of tokens is no candidate."""
+RARE = 5e-4
+"""Nor one on a smaller share (or on too few tokens of train to be split)."""
+PARENT_K, PARENT_STEPS = 32, 600
+"""Children and steps of each parent of the summary; the profile's own numbers where it names some."""
+_DENSITY_CONTEXTS = 2000
+_CODE = (
+    "interpret.circuits", "interpret.damage", "sae.sae", "split.children", "split.contexts", "split.engine", "split.exported",
+    "split.separation", "split.work", "study.circuit_cases", "study.circuit_tables", "study.circuits",
+)  # fmt: skip
+
+
+def hyphen_split(profile: Profile) -> Split:
+    """The study's parent, split by the hyphen's classes."""
+    chosen = study.parent(profile)
+    cfg = SplitConfig(
+        contexts="hyphen", tau=chosen.tau, K=profile.children_K, seeds=1, controls=False, children=_training(profile)
+    )
+    return split_feature(study.narrow_sae(profile).sae, chosen.feature, texts.of_profile(profile), cfg)
+
+
+def _training(profile: Profile, n_steps: int | None = None) -> ChildrenConfig:
+    given = profile.children_steps or n_steps
+    return ChildrenConfig() if given is None else ChildrenConfig(n_steps=given)
+
+
+def wide_sae(profile: Profile) -> SAE:
+    """The plain wide SAE of the study: all data, random start."""
+    return study.trained_run(profile, 13).sae
+
+
+def hyphen_cases(profile: Profile) -> dict[str, Case]:
+    """A case a class of `CLASSES` that has tokens on every split.
+
+    Raises:
+        UserError: neither has, or the model has more than one layer.
+    """
+    split, wide, found = hyphen_split(profile), wide_sae(profile), {}
+    one_layer(split)  # else no class could be asked about
+    for c, context in enumerate(split.contexts):
+        if context.name in CLASSES:
+            try:
+                found[context.name] = Case(split, c, wide, profile.circuits_tokens)
+            except UserError:  # too little text for this class
+                continue
+    if not found:
+        raise UserError(f"one of {' and '.join(CLASSES)} must have tokens on every split", 0, "use more text")
+    return found
+
+
+# --- many parents --------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+@torch.no_grad()
+def parents(profile: Profile) -> tuple[int, ...]:
+    """Features of the narrow SAE that exceed tau on between `RARE` and `COMMON` of select tokens: `circuits_parents` of them,
+    drawn at random by the profile's seed; the hyphen's parent is left out."""
+    sae, store = study.narrow_sae(profile).sae, study.activations(profile, "select")
+    n = min(store.n_tokens, _DENSITY_CONTEXTS * POSITIONS)
+    size = block_rows(sae.cfg.d_sae)
+
+    def blocks() -> Any:
+        return (sae.encode(store.read(np.arange(i, min(i + size, n))).float()) for i in range(0, n, size))
+
+    largest = functools.reduce(torch.maximum, (acts.amax(0) for acts in blocks()))
+    density = sum(((acts > TAU_SHARE * largest).sum(0) for acts in blocks()), torch.zeros(sae.cfg.d_sae)) / n
+    least = max(RARE, 1.5 * LEAST_ON / study.activations(profile, "train").n_tokens)
+    fits = (largest > 0) & (density >= least) & (density <= COMMON)
+    fits[study.parent(profile).feature] = False
+    found = fits.nonzero()[:, 0].numpy()
+    count = min(profile.circuits_parents, len(found))
+    return tuple(sorted(np.random.default_rng(profile.seed).choice(found, count, replace=False).tolist()))
+
+
+def parent_row(profile: Profile, feature: int) -> dict[str, Any]:
+    """One parent, kept in the cache: feature, context (the judged primary one with the most test tokens), added_2, log_odds with
+    low and high on test, damage_parent, damage_child, saving; `reason` where something could not be asked."""
+    narrow = study.narrow_sae(profile).sae
+    key = content_key(
+        stores=[study.activations(profile, split).key for split in ("train", "select", "test")], code=code_version(*_CODE),
+        parent=[study.sae_key(narrow), feature], wide=study.sae_key(wide_sae(profile)),
+        sizes=[profile.circuits_tokens, profile.context_least, profile.children_K, profile.children_steps],
+    )  # fmt: skip
+    kept: dict[str, Any] = kept_json("circuits", key, lambda: _parent_row(profile, narrow, feature))
+    return {name: math.nan if value is None else value for name, value in kept.items()}
+
+
+def _parent_row(profile: Profile, narrow: SAE, feature: int) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(
+        ("added_2", "log_odds", "log_odds_low", "log_odds_high", "damage_parent", "damage_child", "saving")
+    )
+    row = {"feature": feature, "context": "", **row, "reason": ""}
+    cfg = SplitConfig(
+        contexts="automatic", least=profile.context_least, K=profile.children_K or PARENT_K, seeds=1, controls=False,
+        children=_training(profile, PARENT_STEPS),
+    )  # fmt: skip
+    try:
+        split = split_feature(narrow, feature, texts.of_profile(profile), cfg)
+        judged = [(c.n_test, i) for i, c in enumerate(split.separation["rest"].contexts) if c.judged and c.primary]
+        if not judged:
+            return row | {"reason": "no context is judged"}
+        index = max(judged)[1]
+        case = Case(split, index, wide_sae(profile), max(profile.circuits_tokens // 2, 1))
+    except UserError as error:
+        return row | {"reason": f"{error.rule}; got {error.got}"}
+    odds = case.odds("test")
+    row |= {"context": case.name, "log_odds": odds.value, "log_odds_low": odds.low, "log_odds_high": odds.high}
+    row["added_2"] = split.added[2].value
+    damage = case.damage(("parent", "child"))
+    if damage.empty:
+        reason = "log-odds not above 0" if not case.odds("select").low > 0 else "parent or child has no effect"
+        return _plain(row | {"reason": reason})
+    of = {one["family"]: float(one["damage"]) for one in damage[damage["count"] == 1].to_dict("records")}
+    row |= {"damage_parent": of["parent"], "damage_child": of["child"]}
+    row["saving"] = 1 - row["damage_child"] / row["damage_parent"] if row["damage_parent"] > 0 else math.nan
+    return _plain(row)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Numbers as JSON holds them: what is not finite is None."""
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in plain.items()}
+
+
+def run_part_job(profile: str, part: int, parts: int) -> dict[str, int]:
+    """Every `parts`-th parent of the summary: the work behind notebook 15, one process a part."""
+    settings = get_profile(profile)
+    torch.set_num_threads(settings.threads_per_run)
+    mine = parents(settings)[part::parts]
+    for i, feature in enumerate(mine):
+        parent_row(settings, feature)
+        report_progress(f"circuits, part {part + 1} of {parts}", i + 1, len(mine))
+    return {"parents": len(mine)}
+
+
+def parents_table(profile: Profile) -> pd.DataFrame:
+    """The rows of `parent_row` for all of `parents`."""
+    columns = [
+        "feature", "context", "added_2", "log_odds", "log_odds_low", "log_odds_high", "damage_parent", "damage_child",
+        "saving", "reason",
+    ]  # fmt: skip
+    return pd.DataFrame([parent_row(profile, feature) for feature in parents(profile)], columns=columns)
+
+
+# --- in one table ----------------------------------------------------------------------------------------------------------
+
+
+def summary_table(
+    sources: pd.DataFrame, effects: pd.DataFrame, damage: pd.DataFrame, many: pd.DataFrame
+) -> pd.DataFrame:
+    """What the page rests on, one row a number: question (`source`, `effect`, `action`, `prediction`), context, object, family,
+    what, value, low, high, n."""
+    rows: list[dict[str, Any]] = [
+        {**_named("source", row), "what": row["component"], "value": row["share"], **_ends(row)}
+        for row in sources[sources["component"].isin([PREVIOUS, "linearisation error"])].to_dict("records")
+    ]
+    for row in effects.to_dict("records"):
+        rows.append(
+            {**_named("effect", row), "what": f"measured, {row['side']}", "value": row["measured"], **_ends(row)}
+        )
+        rows.append({**_named("effect", row), "what": f"predicted, {row['side']}", "value": row["predicted"]})
+    for row in damage.to_dict("records"):
+        ends = {"low": row["ratio_low"], "high": row["ratio_high"]}
+        rows.append({**_named("action", row), "what": "damage against the parent's", "value": row["ratio"], **ends})
+    found = rank_correlation(many["added_2"].to_numpy(dtype=float), many["saving"].to_numpy(dtype=float))
+    smallest = found.pop("smallest")
+    prediction = {"question": "prediction", "context": "many parents", "object": "added_2", "family": "child"}
+    rows.append({**prediction, "what": "rank correlation with the saving", **found})
+    rows.append({**prediction, "what": "smallest correlation to be seen", "value": smallest, "n": found["n"]})
+    columns = ["question", "context", "object", "family", "what", "value", "low", "high", "n"]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def _named(question: str, row: dict[Any, Any]) -> dict[str, Any]:
+    return {"question": question, **{name: row[name] for name in ("context", "object", "family")}}
+
+
+def _ends(row: dict[Any, Any]) -> dict[str, Any]:
+    return {"low": row["low"], "high": row["high"]}
+
+
+def answer(table: pd.DataFrame) -> str:
+    """Notebook 15's answer, from `summary_table` (or from the CSV it was written to)."""
+
+    def first(question: str, family: str, what: str) -> list[str]:
+        part = table[(table["question"] == question) & (table["family"] == family) & (table["what"] == what)]
+        part = part.drop_duplicates("context")
+        return [f"{row['context']} {_with_ends(row)}" for row in part.to_dict("records")]
+
+    ratios = first("action", "child", "damage against the parent's")
+    acted = (
+        f"At equal effect the best child does this much of the parent's damage to sibling classes: {'; '.join(ratios)}."
+        if ratios
+        else "No behaviour of the hyphen's classes could be acted on: the question was not asked."
+    )
+    found = {row["what"]: row for row in table[table["question"] == "prediction"].to_dict("records")}
+    row, smallest = found["rank correlation with the saving"], found["smallest correlation to be seen"]["value"]
+    many = (
+        f"Over {int(row['n'])} parents what a split adds goes with the saving at rank correlation {_with_ends(row)}; "
+        f"{smallest:.2f} could have been seen."
+        if math.isfinite(float(row["value"]))
+        else f"Only {int(row['n'])} parents could be compared: too few to say whether what a split adds predicts the saving."
+    )
+    parent, child = (first("source", family, PREVIOUS) for family in ("parent", "child"))
+    came = (
+        f" The previous token carries of the contrast: parent {'; '.join(parent)}, child {'; '.join(child)}."
+        if parent
+        else ""
+    )
+    return f"{acted} {many}{came}"
+
+
+def _with_ends(row: dict[Any, Any]) -> str:
+    if not math.isfinite(float(row["value"])):
+        return "not reached"
+    ends = [f"{float(row[name]):.2f}" if math.isfinite(float(row[name])) else "?" for name in ("low", "high")]
+    return f"{float(row['value']):.2f} (95% {ends[0]} to {ends[1]})"

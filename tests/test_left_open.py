@@ -1,0 +1,160 @@
+"""Tables beside a page, the film of the first steps, and the index's section on what the post left open."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from saelib.report.film import KINDS, Film
+from saelib.report.index_page import build_index
+from saelib.report.left_open import NOT_RUN, left_open, left_open_html
+from saelib.report.page import outside_references
+from saelib.report.side_work import LEFT_OPEN, side_work
+from saelib.report.tables import TABLE_MIME, keep_table, write_tables
+from saelib.study.replacing_tables import summary_table
+
+
+def test_a_kept_table_reads_as_from_its_file() -> None:
+    found = keep_table(pd.DataFrame({"a": [1 / 3, np.nan], "b": ["x", "y"]}))
+    assert found["a"].iloc[0] == 0.333333 and found["b"].tolist() == ["x", "y"]
+
+
+def test_tables_are_written_beside_their_page(tmp_path: Path) -> None:
+    def output(name: str, text: str) -> object:
+        return new_output("display_data", data={TABLE_MIME: {"name": name, "csv": text}, "text/plain": ""})
+
+    cells = [new_code_cell("a", outputs=[output("", "x\n1\n"), output("runs", "y\n2\n")])]
+    cells += [new_code_cell("b", outputs=[output("", "x\n3\n")])]
+    paths = write_tables(new_notebook(cells=cells), tmp_path, "14_replacing")
+    assert [path.name for path in paths] == ["14_replacing.csv", "14_replacing-runs.csv"]
+    assert paths[0].read_text() == "x\n3\n" and paths[1].read_text() == "y\n2\n"
+
+
+# --- the film ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def film() -> Film:
+    rows = [
+        {
+            "arm": arm,
+            "step": step,
+            "parent_count": share,
+            "copy_count": 0.0,
+            "fresh_count": 1 - share,
+            "none_count": 0.0,
+        }
+        for arm, last in (("warm", 0.25), ("zeroed", 0.0))
+        for step, share in ((0, 1.0), (1, last))
+    ]
+    return Film(pd.DataFrame(rows), {"warm": "as it is", "zeroed": "parent <zeroed>"}, ["count"])
+
+
+def test_without_a_script_the_film_shows_the_last_step_of_the_first_arm(film: Film) -> None:
+    html = film._repr_html_()
+    widths = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"', html)]
+    assert widths == [130, 0, 390, 0] and "step 1</output>" in html
+    assert "parent &lt;zeroed&gt;" in html and all(words in html for words in KINDS.values())
+    assert not outside_references(html)
+
+
+def test_two_films_on_a_page_do_not_share_a_name(film: Film) -> None:
+    names = [re.search(r'id="(film-\d+)"', film._repr_html_()) for _ in range(2)]
+    assert names[0] and names[1] and names[0].group(1) != names[1].group(1)
+
+
+STAND_IN = """
+var made = {}, box = null;
+function element(data) {
+  return {dataset: data || {}, style: {}, attributes: {}, children: [], firstChild: {},
+    setAttribute: function (k, v) { this.attributes[k] = v; },
+    querySelectorAll: function () { return this.children; }};
+}
+var slider = element(); slider.value = 0;
+var label = element(), play = element(), group = element({class: "count"});
+var buttons = [element({arm: "warm"}), element({arm: "zeroed"})];
+group.children = [0, 1, 2, 3].map(function () { return element(); });
+box = element();
+box.querySelector = function (q) { return q === "input" ? slider : q === "output" ? label : play; };
+box.querySelectorAll = function (q) { return q.indexOf("g[") === 0 ? [group] : buttons; };
+document = {getElementById: function () { return box; }};
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the script with")
+def test_the_slider_moves_the_bars(film: Film) -> None:
+    script = re.search(r"<script>(.*)</script>", film._repr_html_(), re.DOTALL)
+    assert script is not None
+    end = """
+    function widths() { return group.children.map(function (r) { return r.attributes.width; }); }
+    var seen = [widths()];
+    slider.value = 1; slider.oninput(); seen.push(widths());
+    buttons[1].onclick(); seen.push(widths());
+    console.log(JSON.stringify({seen: seen, label: label.textContent, title: group.children[2].firstChild.textContent}));
+    """
+    done = subprocess.run(["node", "-e", STAND_IN + script.group(1) + end], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["seen"] == [[520, 0, 0, 0], [130, 0, 390, 0], [0, 0, 520, 0]]
+    assert found["label"] == "step 1" and found["title"] == "a fresh feature: 100%"
+
+
+# --- the index's section ------------------------------------------------------------------------------------------------------
+
+
+def write_replacing(folder: Path) -> None:
+    runs = pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "first": "count", "S_2": 0.5, "fvu_on": 0.1, "fvu_off": 0.1}
+            | {f"steps_{c}": steps for c in ("count", "number", "compound")}
+            | {f"by_{c}": "fresh" for c in ("count", "number", "compound")}
+            | {f"cosine_{c}": 0.1 for c in ("count", "number", "compound")}
+            for arm, steps in (("warm", 7.0), ("decoder", 3.0))
+            for seed in (0, 1)
+        ]
+    )
+    summary_table(runs, 10).to_csv(folder / "14_replacing.csv", index=False)
+
+
+def test_answers_are_read_back_from_the_tables(tmp_path: Path) -> None:
+    folder = tmp_path / "mini"
+    folder.mkdir()
+    assert left_open_html(folder) == ""
+    write_replacing(folder)
+    (folder / "14_replacing.html").write_text("page")
+    (tmp_path / "splitbench").mkdir()
+    rows = [
+        {"parent": parent, "method": method, "side": side, "seed": seed, "added_2": added}
+        for parent, side, added in (("a", "test", 0.2), ("b", "test", 0.4), ("c", "test", 0.9), ("d", "dev", 9.0))
+        for method in ("children-64", "rest")
+        for seed in (0, 1)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "splitbench" / "splitbench.csv", index=False)
+    other, data, replacing, circuits = left_open(folder)
+    assert data.answer == circuits.answer == NOT_RUN and data.page == ""
+    assert "7 steps (95% 7 to 7)" in replacing.answer and replacing.page == "14_replacing.html"
+    assert other.answer.startswith("Over 3 parents children add 0.40 ") and "between 0.30 and 0.65" in other.answer
+    html = left_open_html(folder)
+    assert "What the post left open" in html and '<a href="14_replacing.html">' in html and html.count("<dt>") == 4
+
+
+def test_the_index_has_the_section_once_something_of_it_was_run(tmp_path: Path) -> None:
+    assert "left open" not in build_index(tmp_path, "mini", {}, []).read_text()
+    write_replacing(tmp_path)
+    page = build_index(tmp_path, "mini", {}, []).read_text()
+    assert page.count("What the post left open") == 1 and "7 steps (95% 7 to 7)" in page
+
+
+def test_each_notebook_has_its_work_in_as_many_parts_as_run_side_by_side(root: Path) -> None:
+    assert all((root / "notebooks" / f"{name}.py").is_file() for name in LEFT_OPEN)
+    for name in LEFT_OPEN:
+        jobs = side_work(name, "smoke", 2, 1)
+        assert [job.arguments for job in jobs] == [{"profile": "smoke", "part": part, "parts": 2} for part in (0, 1)]
+    assert side_work("01_narrow_sae", "smoke", 2, 1) == []
