@@ -12,8 +12,9 @@
 # %% [markdown]
 # # How often is the verdict right?
 #
-# `saelib.split.score` put to synthetic features whose true split is known, and to impostors. Its bounds stand or fall here; the
-# study's own runs have no say in them.
+# Children are trained on parents whose true children are known, and judged like any others: on synthetic parents and impostors,
+# and on this profile's own parent with a split put into its activations. The bounds of the verdict stand or fall here; the
+# study's runs have no say in them.
 
 # %% tags=["parameters"]
 profile = "mini"
@@ -22,75 +23,69 @@ profile = "mini"
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib.split import calibration
 from saelib.report import report, views
+from saelib.report.calibration_figures import implants_figure, sensitivity_figure
+from saelib.report.tables import keep_table
+from saelib.split import calibration
+from saelib.split.verdict import BOUNDS, FROZEN
+from saelib.study import calibrated, study
 from saelib.study.profiles import get_profile
-from saelib.split.score import BOUNDS
-from saelib.split.synthetic import SHARES
 
 views.figure_style()
 settings = get_profile(profile)
-pd.Series(vars(BOUNDS), name="bound, frozen on 2026-11-22").to_frame()
+pd.Series(vars(BOUNDS), name=f"bound, frozen on {FROZEN}").to_frame()
 
 # %% [markdown]
-# ## Sensitivity
+# ## Synthetic parents
 #
-# The share of true splits that are judged `split`, with Wilson's 95% interval. The effect size is how far a child's component
-# stands out along its direction, in standard deviations of everything else there; the curves differ in the test tokens of
-# the rarest of three classes.
+# The share of true trees that are judged `split`, with Wilson's 95% interval. The effect size is how far a child's component
+# stands out along its direction, in standard deviations of everything else there; a tree's rarest class has 5% of the tokens.
 
 # %%
-found = calibration.sensitivity(seeds=range(settings.calibration_seeds))
-figure, axis = plt.subplots()
-for tokens, rows in found.groupby("rare_tokens"):
-    axis.plot(rows["effect"], rows["rate"], marker="o", label=f"{tokens} tokens of the rarest class")
-    axis.fill_between(rows["effect"], rows["low"], rows["high"], alpha=0.12)
-axis.axhline(calibration.DETECTION_MIN, color="black", linestyle="--", linewidth=0.8)
-axis.set(xlabel="effect size (standard deviations)", ylabel="share judged split", ylim=(-0.03, 1.03))
-axis.legend()
+synthetic = keep_table(calibration.synthetic_summary(calibrated.synthetic_table(settings)), "synthetic")
+sensitivity_figure(synthetic[synthetic["case"] == "tree"])
+plt.show()
+
+# %% [markdown]
+# Of impostors, `rate` is the share of which a context passes that is no true child; of true cases, the share judged `split`.
+
+# %%
+synthetic[(synthetic["case"] != "tree") | (synthetic["parent_tokens"] == calibration.STATED_TOKENS)]
+
+# %% [markdown]
+# ## Implants
+#
+# A direction of its own is added to part of this parent's tokens, `delta` standard deviations long, and children are trained
+# anew. At 0 nothing is there to find. Where the verdict stays behind the probe, this assay cannot see a split there.
+
+# %%
+rows = keep_table(calibrated.implants_table(settings), "implants")
+summary = calibration.implants_summary(rows)
+implants_figure(summary)
 plt.show()
 
 # %%
-found.pivot(index="effect", columns="rare_tokens", values="rate")
+summary
 
 # %% [markdown]
-# ## False positives
-#
-# Each impostor at the effect size at which true splits are to be found: the share of cases in which a class passes that is
-# not truly split.
+# Of those that a linear probe sees (MCC of at least 0.8) and the rest of the SAE does not tell apart already:
 
 # %%
-false = calibration.false_positives(seeds=range(settings.calibration_seeds))
-false
-
-# %% [markdown]
-# ## Against effect size
-
-# %%
-by_effect = pd.concat(
-    [
-        calibration.false_positives(seeds=range(max(settings.calibration_seeds // 2, 1)), effect=effect)
-        for effect in (4.0, 7.0, 10.0)
-    ]
-)
-by_effect.pivot(index="impostor", columns="effect", values="rate")
+seen = calibration.implants_seen(rows)
+seen
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
-rare = round(calibration.STATED_TOKENS * min(SHARES))
-stated = found[(found["effect"] == calibration.STATED_EFFECT) & (found["rare_tokens"] == rare)].iloc[0]
+numbers = calibration.conclusion(synthetic, rows)
 report.headline(
-    answer=f"At {calibration.STATED_EFFECT:g} standard deviations and {rare} tokens of the rarest class, {int(stated.found)} of "
-    f"{int(stated.cases)} true splits are found; {false.passed.sum()} of {false.cases.sum()} impostors pass.",
-    detection=float(stated.rate),
-    detection_low=float(stated.low),
-    cases=int(stated.cases),
-    false_positives=int(false.passed.sum()),
-    impostors=int(false.cases.sum()),
-    false_positive_rate=float(false.passed.sum() / false.cases.sum()),
+    answer=f"On synthetic parents {numbers['detected']} of {numbers['true_cases']} true splits are found at "
+    f"{calibration.STATED_EFFECT:g} standard deviations, and {numbers['false']} of {numbers['impostors']} impostors pass. In "
+    f"this parent's activations {numbers['implants_found']} of {numbers['implants_seen']} implants that a probe sees are found, "
+    f"and {numbers['absent_split']} of {numbers['absent']} are found where there is none.",
+    **numbers,
 )
 
 # %%
-report.watermark(seeds={"cases": list(range(settings.calibration_seeds))})
+report.watermark(seeds={"cases": list(range(settings.calibration_seeds))}, text=study.text_summary(settings))

@@ -93,8 +93,6 @@ def test_every_notebook_has_a_page_and_a_record_and_no_page_needs_a_network(repo
         record = json.loads((reports / f"{name}.json").read_text())
         assert record["parameters"]["profile"] == "smoke" and record["versions"]["torch"]
         assert record["headline"]["answer"] and record["seeds"]
-        if name == "08_calibration":  # reads no text
-            continue
         manifest = record["text_manifest"]
         assert all(source["hyphens"] >= 0 and len(source["sha256"]) == 64 for source in manifest["sources"])
     for page in [*reports.glob("*.html"), *reports.glob("assets/*.css")]:

@@ -48,7 +48,7 @@ _BUILDS_ON: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LEFT_OPEN, FOR_A_RUN),
     "00_start_here": (),
     "10_split_any_feature": (),
-    "08_calibration": (),
+    "08_calibration": FOR_A_RUN,
 }
 
 

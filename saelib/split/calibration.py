@@ -126,3 +126,22 @@ def implants_seen(table: pd.DataFrame) -> pd.DataFrame:
         cases=("verdict", "size"), split=("verdict", lambda v: int((v == Verdict.SPLIT).sum()))
     )
     return out.assign(rate=out["split"] / out["cases"]).reset_index()
+
+
+def conclusion(synthetic: pd.DataFrame, implants: pd.DataFrame) -> dict[str, int]:
+    """The counts that decide about the bounds.
+
+    Args:
+        synthetic: what `synthetic_summary` returns; true cases count at the stated point, impostors everywhere.
+        implants: rows of `implant_row`.
+    """
+    stated = (synthetic["effect"] == STATED_EFFECT) & (synthetic["parent_tokens"] == STATED_TOKENS)
+    true = synthetic[synthetic["case"].isin(TRUE) & stated]
+    impostors = synthetic[~synthetic["case"].isin(TRUE)]
+    seen, absent = implants_seen(implants), implants[implants["delta"] == 0]
+    return {
+        "detected": int(true["split"].sum()), "true_cases": int(true["cases"].sum()),
+        "false": int(impostors["false"].sum()), "impostors": int(impostors["cases"].sum()),
+        "implants_found": int(seen["split"].sum()), "implants_seen": int(seen["cases"].sum()),
+        "absent_split": int((absent["verdict"] == Verdict.SPLIT).sum()), "absent": len(absent),
+    }  # fmt: skip

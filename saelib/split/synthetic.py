@@ -92,7 +92,7 @@ def make_case(name: str, effect: float, seed: int, n_parent: int = 1500) -> Case
     on, off, member = {}, {}, {}
     for split in SPLITS:
         on[split], member[split] = world.parent_tokens(sizes[split], rng)
-        off[split] = world.silent_tokens((4 if split == "train" else 20) * n_parent, rng)
+        off[split] = world.silent_tokens((4 if split == "train" else 40) * n_parent, rng)
     none = {split: part.where(np.zeros(0, dtype=np.int64)) for split, part in off.items()}
     silent = {split: round(n * (1 / RATE - 1)) for split, n in sizes.items()}
     tokens = ParentTokens(

@@ -55,6 +55,8 @@ class Bounds:
 
 
 BOUNDS = Bounds()
+FROZEN = "2026-11-26"
+"""When the bounds were frozen, after notebook `08_calibration` and before any run of the second edition was judged by them."""
 
 
 @dataclass(frozen=True)
