@@ -10,7 +10,7 @@ export VENV
 # Study options, e.g. `make reproduce RUN="4 10" JOBS=2 PROFILE=smoke`.
 STUDY := --profile $(PROFILE) $(foreach run,$(RUN),--run $(run)) $(if $(JOBS),--jobs $(JOBS))
 
-.PHONY: help venv install test test-fast test-saelens test-tl4 test-gelu-1l faults lint types reproduce claims smoke reports notebooks docs format lock clean distclean
+.PHONY: help venv install test test-fast test-saelens test-tl4 test-cluster test-gelu-1l faults bench bench-saes lint types reproduce claims smoke reports notebooks docs format lock clean distclean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,8 +44,19 @@ test-tl4: venv ## The model adapter on transformer_lens 4.3, in .venv-tl4.
 	@scripts/overlay.sh .venv-tl4 "transformer_lens==4.3.0"
 	@.venv-tl4/bin/python -m pytest tests/test_model.py tests/test_gelu_1l.py tests/test_hf_model.py $(PYTEST_ARGS)
 
+test-cluster: venv ## The benchmark on a real Dask cluster of two workers, one of them killed, in .venv-cluster.
+	@scripts/overlay.sh .venv-cluster "distributed==2026.8.0"
+	@.venv-cluster/bin/python -m pytest tests/test_bench_cluster.py $(PYTEST_ARGS)
+
 test-gelu-1l: venv ## The study's own profile through its notebooks, on stand-ins in full size: minutes.
 	@SAELIB_TEST_GELU_1L=1 $(BIN)/python -m pytest tests/test_gelu_1l_study.py $(PYTEST_ARGS)
+
+bench: venv ## SplitBench: many parents, many methods; reports/splitbench/. Option: BENCH="--quick".
+	@$(BIN)/saelib bench $(BENCH)
+
+bench-saes: venv ## The SAEs of its suite that sae-lens trains (BatchTopK, JumpReLU, Matryoshka), into reports/splitbench/saes/.
+	@scripts/overlay.sh .venv-saelens "sae-lens==6.54.12"
+	@PYTHON=.venv-saelens/bin/python scripts/train_bench_saes.sh
 
 faults: venv ## 120 kills, damaged files, full disks, races, wrong clocks: writes reports/faults/. Option: FAULTS="--seed 1".
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py $(FAULTS)

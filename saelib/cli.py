@@ -18,7 +18,6 @@ import click
 from saelib import __version__
 from saelib.base.errors import UserError
 
-METHODS = ("children", "all-data", "context-filter", "token-filter", "warm", "warm-zeroed")
 DEVICES = ("auto", "cpu", "cuda")
 CONTEXTS = ("auto", "hyphen", "automatic")
 
@@ -131,7 +130,14 @@ def notebook(
     metavar="FOLDER|RELEASE/ID",
     help="SAE folder in the SAELens format, or a release of the hub and an id in it (needs sae-lens).",
 )
-@click.option("--feature", required=True, type=int, help="The feature to split.")
+@click.option("--feature", type=int, help="The feature to split.")
+@click.option(
+    "--all",
+    "everything",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="In place of --feature: split every feature that is on for 0.1% to 5% of the tokens; an index in DIR.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the page, its tables and the SAE.")
 @click.option(
     "--model", default="mini", show_default=True, help="mini, smollm2, gelu-1l, or a Hugging Face folder or name."
@@ -143,14 +149,31 @@ def notebook(
     show_default=True,
     help="What to tell apart: auto, hyphen, automatic, or a .json of rules.",
 )
-@click.option("--method", default="children", show_default=True, help=f"{', '.join(METHODS)}.")
+@click.option(
+    "--method",
+    default="children",
+    show_default=True,
+    help="children; or, for a table beside the rest: all-data, context-filter, token-filter, warm, warm-zeroed (whole wide "
+    "SAEs), k-means, ica and others (a wrong name lists them), sae:FOLDER, or a function of your own, file.py:function.",
+)
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens a wide method trains on.  [default: 4.1 million]")
+@click.option("--d-sae", type=click.IntRange(min=1), help="Features of a wide method.  [default: 4 times the SAE's]")
 @click.option("--K", "K", type=click.IntRange(min=1), help="Children that are trained.  [default: chosen on select]")
 @click.option("--tau", type=float, help="The parent is on above this.  [default: 2/9.23 of its largest activation]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random choice.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: a GPU where there is one.")
 @click.option("--prompt", "prompts", multiple=True, help="A text on which the children are shown (repeatable).")
+@click.option("--jobs", type=click.IntRange(min=1), help="For --all: features side by side.  [default: the cores]")
+@click.option("--scheduler", help="For --all: a Dask cluster, tcp://host:port, in place of local processes.")
 def split(
-    folder: str, feature: int, out: Path | None, model: str, text: str, prompts: tuple[str, ...], **options: Any
+    folder: str,
+    feature: int | None,
+    everything: Path | None,
+    out: Path | None,
+    model: str,
+    text: str,
+    prompts: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Split one feature of an SAE into its children; with --out write a page and the new SAE.
 
@@ -159,10 +182,13 @@ def split(
     saelib split --sae my-sae --feature 7 --text my-texts/ --contexts hyphen --out my-split
     saelib split --sae gpt2-small-res-jb/blocks.8.hook_resid_pre --feature 7 --model gpt2
     """
-    for name, known in (("method", METHODS), ("device", DEVICES)):
-        if options[name] not in known:
-            raise UserError(f"{name} must be one of {', '.join(known)}", repr(options[name]), "pass one")
-    contexts = options["contexts"]
+    if (feature is None) == (everything is None):
+        raise UserError("one of --feature and --all must be given", "both" if everything else "neither", "pass one")
+    if options["device"] not in DEVICES:
+        raise UserError(f"device must be one of {', '.join(DEVICES)}", repr(options["device"]), "pass one")
+    where = {name: options.pop(name) for name in ("jobs", "scheduler")}
+    budget = {name: options.pop(name) for name in ("tokens", "d_sae")}
+    method, contexts = options.pop("method"), options["contexts"]
     if contexts not in CONTEXTS and not contexts.endswith(".json"):
         raise UserError(
             f"contexts must be one of {', '.join(CONTEXTS)} or a .json of rules", repr(contexts), "pass one"
@@ -174,26 +200,98 @@ def split(
     from saelib.report.reproduce import check_writable
     from saelib.report.split_report import check_prompts, split_text, write_split
     from saelib.split.contexts import read_rules
+    from saelib.split.methods import get_method
 
     device = options.pop("device")
+    if get_method(method).name != "children" or everything is not None:  # on the processor only
+        if device == "cuda":
+            raise UserError("device must be cpu or auto for other methods and for --all", device, "leave --device out")
+        device = "cpu"
+        if prompts:
+            raise UserError("prompts are shown for one feature and the method children", method, "leave --prompt out")
     choose_device(device)
     if contexts.endswith(".json"):
         read_rules(Path(contexts))
     if out is not None:
         check_writable(out, "out must be a writable folder", "pass --out with another folder")
+    if everything is not None:
+        if method != "children" or options["tau"] is not None:
+            raise UserError("--all splits by the method children, each feature at its own tau", method, "leave it out")
+        check_writable(everything, "DIR of --all must be a writable folder", "pass another folder")
+        click.echo(f"open {_split_all(folder, everything, model, text, options, where)}")
+        return
+    assert feature is not None
     sae = saelib.load_sae(folder)
     if not 0 <= feature < sae.cfg.d_sae:
         raise UserError(f"feature must be in [0, d_sae={sae.cfg.d_sae})", feature, "pass a feature of the SAE")
-    if options["method"] == "children":
-        del options["method"]
     options["require_separable"] = contexts not in ("auto", "automatic")
     with shown_progress(f"feature {feature}"):
         acts = saelib.activations(model, text, sae=sae, device=device)
+        if method != "children":
+            click.echo(_split_by(sae, feature, acts, method, out, budget, options))
+            return
         check_prompts(sae, feature, acts, prompts, options["tau"])
         found = saelib.split(sae, feature, acts, **options)  # type: ignore[operator]  # the room is callable
     click.echo(split_text(found, prompts))
     if out is not None:
         click.echo(f"open {write_split(found, out, prompts)}")
+
+
+def _split_all(folder: str, out: Path, model: str, text: str, options: dict[str, Any], where: dict[str, Any]) -> Path:
+    """Split every feature that passes the parent rule; the index."""
+    from saelib.base.progress import shown_progress
+    from saelib.report.split_all import AllRequest, split_all
+
+    contexts = "automatic" if options["contexts"] == "auto" else options["contexts"]
+    request = AllRequest(folder, str(out), model, text, contexts, options["K"] or 64, options["seed"])
+    with shown_progress("every feature"):
+        return split_all(request, None, **where)
+
+
+def _split_by(
+    sae: Any,
+    feature: int,
+    acts: Any,
+    method: str,
+    out: Path | None,
+    budget: dict[str, int | None],
+    options: dict[str, Any],
+) -> str:
+    """Split by another method than ours; the table as text, and where it is kept."""
+    from saelib.split.engine import SplitConfig
+    from saelib.split.judged import split_by
+    from saelib.split.wide import WideConfig
+
+    width = budget["d_sae"] or 4 * sae.cfg.d_sae
+    wide = WideConfig(d_sae=width, n_tokens=budget["tokens"] or WideConfig().n_tokens)
+    found = split_by(sae, feature, acts, method, SplitConfig(**options), wide)
+    return found.text() + (f"\nwritten to {found.save(out)}" if out is not None else "")
+
+
+@cli.command()
+@click.option("--methods", multiple=True, help="Only this method (repeatable, or separated by commas).")
+@click.option("--parents", multiple=True, help="Only this parent, <SAE>:<feature>, or those of this SAE (repeatable).")
+@click.option("--quick", is_flag=True, help="Eight made-up parents and five methods; needs neither text nor model.")
+@click.option("--suite", type=click.Path(path_type=Path), help="JSON file of SAEs.  [default: suite.json in --out]")
+@click.option("--choose", type=click.IntRange(min=1), help="Choose this many parents of each SAE anew.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of tables and page.  [default: reports/splitbench]"
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes side by side.  [default: the cores]")
+@click.option("--scheduler", help="A Dask cluster, tcp://host:port, in place of local processes (extra `cluster`).")
+def bench(methods: tuple[str, ...], parents: tuple[str, ...], out: Path | None, **options: Any) -> None:
+    """Run SplitBench: many parents, many methods, one table. Started again, it goes on where it was."""
+    from saelib.base.progress import shown_progress
+    from saelib.report.bench_report import BenchRequest
+    from saelib.report.bench_report import bench as run_bench
+    from saelib.report.reproduce import reports_dir
+
+    out = reports_dir(None, "smoke/splitbench" if options["quick"] else "splitbench") if out is None else out
+    names = tuple(name for part in methods for name in part.split(","))
+    request = BenchRequest(out, methods=names, parents=parents, **options)
+    with shown_progress("bench"):
+        page = run_bench(request)
+    click.echo(f"open {page}")
 
 
 @cli.command()

@@ -43,8 +43,8 @@ def read_pyproject(root: Path = ROOT) -> dict[str, Any]:
     return tomllib.loads((root / "pyproject.toml").read_text())
 
 
-ELSEWHERE = ("peers", "saelens")
-"""Extras that live in an environment of their own: sae-lens needs packages that are not tested here."""
+ELSEWHERE = ("cluster", "peers", "saelens")
+"""Extras that live in an environment of their own: what they need is not tested in this one."""
 
 
 def declared(pyproject: dict[str, Any]) -> list[Requirement]:

@@ -68,7 +68,7 @@ BAD_INPUT = {
         "--notebook stands alone; got --run or --claims beside it: give one of them",
     ),
     "unknown command": (["reprodce"], "No such command 'reprodce'. Did you mean 'reproduce'?"),
-    "a command like none": (["xyzzy"], "No such command 'xyzzy'. There are doctor, notebook, reproduce, split."),
+    "a command like none": (["xyzzy"], "No such command 'xyzzy'. There are bench, doctor, notebook, reproduce, split."),
     "unknown option": (["reproduce", "--jbos", "2"], "No such option '--jbos'"),
     "unknown option of all": (["--versoin"], "No such option '--versoin'"),
 }
@@ -123,7 +123,7 @@ SPLIT = {
     "no file of rules": ({"--contexts": "no.json"}, "file of rules must be there; got no.json"),
     "unknown method": (
         {"--method": "magic"},
-        "method must be one of children, all-data, context-filter, token-filter, ",
+        "method must be one of children, children-8, ",
     ),
     "unknown device": ({"--device": "tpu"}, "device must be one of auto, cpu, cuda; got 'tpu'"),
     "no children": ({"--K": "0"}, "Invalid value for '--K'"),

@@ -131,10 +131,12 @@ def measure(yardstick: Yardstick, acts: Mapping[str, Any]) -> Separation:
 
 
 def summary(
-    yardstick: Yardstick, draws: Mapping[int, Float[np.ndarray, "draws m"]]
+    yardstick: Yardstick,
+    draws: Mapping[int, Float[np.ndarray, "draws m"]],
+    among: Bool[np.ndarray, " m"] | None = None,
 ) -> tuple[dict[int, Interval], dict[int, Interval]]:
-    """S_k and the mean raw MCC, over the judged primary contexts."""
-    among = yardstick.averaged
+    """S_k and the mean raw MCC, over the judged primary contexts or over those in `among`; NaN where there are none."""
+    among = yardstick.averaged if among is None else among
     floor = yardstick.floor_draws[:, among]
     room = (yardstick.ceiling_draws[:, among] - floor).sum(1)
     S = {k: interval(_ratio((value[:, among] - floor).sum(1), room)) for k, value in draws.items()}

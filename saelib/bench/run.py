@@ -1,0 +1,309 @@
+"""Run the benchmark: one piece a parent and a method, side by side, kept as soon as it is there.
+
+Pieces of one parent share its tokens and yardstick, so they are handed out a parent at a time; each piece is written to the cache
+when it is done, and what is there is not done again. Where they run is joblib's business: local processes (loky), or a Dask
+cluster (`scheduler`). Every piece runs in one thread, so that its numbers do not depend on where it ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from saelib.base.cache import atomic_path, cache_dir, content_key, kept_json
+from saelib.base.code_version import code_version
+from saelib.base.errors import UserError
+from saelib.base.progress import report_progress
+from saelib.bench.backend import one_thread, side_by_side
+from saelib.bench.known import KnownActivations, match
+from saelib.bench.parents import Parent, rows_hash, scorer_version
+from saelib.bench.suite import BenchConfig, Origin, sae_hash
+from saelib.split.judged import COLUMNS, Judge, Judged
+from saelib.split.methods import JUDGE_CODE, Method, Task, get_method
+from saelib.split.parent import gather
+from saelib.split.stability import overall, stability
+from saelib.split.work import Work
+
+DEFAULT_METHODS = (
+    "children-8", "children-16", "children-32", "children-64", "children-128", "children-cheap", "children-dear",
+    "no-negatives", "no-target", "wrong-parent", "matryoshka", "subspace", "residual", "small-sae", "k-means",
+    "spherical-k-means", "ica", "random-decoder", "permuted", "rest", "quantiles", "all-data", "all-data-clean",
+    "all-data-3", "context-filter", "token-filter", "warm", "warm-zeroed",
+)  # fmt: skip
+"""Methods of a whole run; wide SAEs of ten times the tokens or four times the features are asked for by name."""
+QUICK_METHODS = ("children-16", "rest", "k-means", "random-decoder", "all-data")
+KEYS = ("parent", "origin", "side", "stratum", "feature", "method", "kind", "seed")
+KNOWN: dict[str, str] = {
+    "true_children": "true children, where they are known",
+    "matched_f1": "mean F1 of true children and the children matched with them",
+    "found": "share of true children found (F1 of at least 0.7)",
+    "false": "share of children that are false (F1 below 0.3 with every true one); not for wide SAEs",
+}
+REST: dict[str, str] = {
+    "stability": "IoU on P of the first seed's features with those of other seeds that they are matched to",
+    "peak_memory": "most memory the process held, in bytes, since the piece began",
+    "scorer": "version of what measures",
+    "reason": "why there is no row of numbers",
+}
+ROW: dict[str, str] = {
+    "parent": "the SAE's name and the feature",
+    "origin": "the SAE",
+    "side": "dev, test or known",
+    "stratum": "separable, or none: no contexts to tell apart",
+    "feature": "the parent's number",
+    "method": "see docs/splitbench.md",
+    "kind": "local, readout or wide",
+    "seed": "of the method",
+    **COLUMNS,
+    **KNOWN,
+    **REST,
+}
+"""Name and meaning of the columns of splitbench.csv, in order."""
+BENCH_CODE = (*JUDGE_CODE, "bench.known", "bench.run")
+TIMES = ("seconds", "seconds_shared", "peak_memory")
+"""Columns that are not the same twice."""
+
+
+KIND = "splitbench"
+"""Where pieces are kept in the cache."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """One parent's share of the work, as it travels to a process or a machine: all of it plain data."""
+
+    origin: Origin
+    parent: Parent
+    methods: tuple[str, ...]
+    cfg: BenchConfig
+    cache: str = field(default="")
+    """The cache of who asks; a worker that sees that folder uses it, another its own."""
+
+
+def methods_of(parent: Parent, methods: Sequence[str], few: set[str]) -> tuple[str, ...]:
+    """The methods that are run for a parent: those that train a wide SAE for each parent only for the parents in `few`."""
+    chosen = [(name, get_method(name)) for name in methods]
+    costly = {name for name, m in chosen if m.kind == "wide" and m.per_parent}
+    return tuple(n for n, _ in chosen if n not in costly or parent.parent in few)
+
+
+def subset(parents: Sequence[Parent], n: int) -> set[str]:
+    """`n` parents of each side, drawn by a hash of their names, and all known ones."""
+    out = {p.parent for p in parents if p.side == "known"}
+    for side in ("dev", "test"):
+        names = [p.parent for p in parents if p.side == side and p.stratum == "separable"]
+        out |= set(sorted(names, key=lambda name: content_key(drawn=name))[:n])
+    return out
+
+
+def run_bench(
+    origins: Sequence[Origin], parents: Sequence[Parent], methods: Sequence[str], cfg: BenchConfig,
+    jobs: int | None = None, scheduler: str | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Every method on every parent: the table of `ROW`, sorted.
+
+    Args:
+        jobs: processes side by side on this machine; None as many as there are cores.
+        scheduler: address of a Dask scheduler, `tcp://host:8786`, in place of local processes.
+
+    Raises:
+        UserError: an unknown method or SAE, a parent that is not as parents.csv says, no cluster at that address.
+    """
+    by_name = {origin.name: origin for origin in origins}
+    if missing := sorted({p.origin for p in parents} - set(by_name)):
+        raise UserError(
+            "every parent's SAE must be in the suite", ", ".join(missing), "add it, or leave its parents out"
+        )
+    few = subset(parents, cfg.few_parents)
+    rows: list[dict[str, Any]] = []
+    work: list[Pieces] = []
+    for p in sorted(parents, key=lambda p: (p.origin, p.feature)):
+        own = cfg if p.parent in few else replace(cfg, seeds=1)
+        bench = _Bench(Pieces(by_name[p.origin], p, methods_of(p, methods, few), own, str(cache_dir())))
+        lacking = tuple(name for name in bench.pieces.methods if not bench.is_kept(name))
+        for name in bench.pieces.methods:
+            rows += bench.kept(name) if name not in lacking else []
+        if lacking:
+            work.append(replace(bench.pieces, methods=lacking))
+    report_progress("parents", 0, len(work))
+    if work:
+        for done, (place, found) in enumerate(side_by_side(run_pieces, work, jobs, scheduler), 1):
+            _Bench(work[place]).keep(found)
+            rows += found
+            report_progress("parents", done, len(work))
+    return as_table(rows)
+
+
+def run_pieces(pieces: Pieces) -> list[dict[str, Any]]:
+    """The rows of one parent: each method's from the cache, or made now."""
+    if pieces.cache and Path(pieces.cache).is_dir():
+        os.environ["SAELIB_CACHE"] = pieces.cache
+    rows: list[dict[str, Any]] = []
+    with one_thread():
+        bench = _Bench(pieces)
+        for name in pieces.methods:
+            rows += bench.kept(name)
+    return rows
+
+
+class _Bench:
+    """One parent, opened when the first piece is not kept yet."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self.pieces, self.origin, self.parent = pieces, pieces.origin, pieces.parent
+        self.cfg = pieces.origin.sized(pieces.cfg)
+        self._judge: Judge | None = None
+
+    def key(self, name: str) -> str:
+        """Of all that determines a piece: parent, SAE, text, method, sizes and code."""
+        own = ("side", "group", "scorer")  # what a parent has from its place among others, or that `code` says better
+        return content_key(
+            parent={k: v for k, v in asdict(self.parent).items() if k not in own},
+            origin=[self.origin.model, self.origin.text, repr(self.origin.world)],
+            method=name,
+            made_by=get_method(name).version,
+            sizes=asdict(self.cfg) | {"few_parents": None},
+            code=code_version(*BENCH_CODE),
+        )
+
+    def is_kept(self, name: str) -> bool:
+        """Whether the piece is there."""
+        return (cache_dir() / KIND / f"{self.key(name)}.json").exists()
+
+    def kept(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a piece, from the cache or made now."""
+        rows: list[dict[str, Any]] = kept_json(KIND, self.key(name), lambda: self.make(get_method(name), name))
+        return [row | {"side": self.parent.side} for row in rows]  # a side may change with the other parents
+
+    def keep(self, rows: list[dict[str, Any]]) -> None:
+        """Keep what a worker with a cache of its own made."""
+        for name in self.pieces.methods:
+            own = [row for row in rows if row["method"] == name]
+            kept_json(KIND, self.key(name), functools.partial(list, own))
+
+    def make(self, method: Method, name: str) -> list[dict[str, Any]]:
+        """One row a seed."""
+        seeds = range((self.cfg.wide_seeds if method.kind == "wide" else self.cfg.seeds) if method.seeded else 1)
+        rows, fires = [], []
+        for seed in seeds:
+            p = self.parent
+            row: dict[str, Any] = dict.fromkeys(ROW)
+            row |= {
+                "parent": p.parent, "origin": p.origin, "side": p.side, "stratum": p.stratum, "feature": p.feature,
+                "method": name, "kind": method.kind, "seed": seed, "scorer": scorer_version(),
+            }  # fmt: skip
+            judge = self.judge
+            with _peak_memory() as peak:
+                try:
+                    found = self._run(judge, method, seed)
+                except UserError as error:
+                    rows.append(row | {"reason": str(error)})
+                    continue
+            fires.append(found.fires)
+            rows.append(row | found.row | self._known(method, found) | {"peak_memory": peak()})
+        if len(fires) > 1 and fires[0].shape[1]:
+            agree = overall(stability(fires[0], fires[1:]), fires[0])
+            rows = [row | {"stability": agree} for row in rows]
+        return [{k: _plain(v) for k, v in row.items()} for row in rows]
+
+    @property
+    def judge(self) -> Judge:
+        """The parent's yardstick, made when it is first asked for."""
+        if self._judge is None:
+            self._judge = _judge(self.origin, self.parent, self.cfg)
+        return self._judge
+
+    def _run(self, judge: Judge, method: Method, seed: int) -> Judged:
+        task = Task(self.origin.open()[1], judge.work, self.cfg.K, seed, self.cfg.children, self.cfg.wide)
+        return judge.run(method, task, swap=self.cfg.swap and seed == 0)
+
+    def _known(self, method: Method, found: Judged) -> dict[str, Any]:
+        acts = self.origin.open()[1]
+        if not isinstance(acts, KnownActivations) or found.sae is None:
+            return {}
+        truth = acts.truth("test", self.judge.work.tokens.on["test"].rows)
+        matched = match(found.fires, truth)
+        out: dict[str, Any] = {"true_children": truth.shape[1], "matched_f1": matched.f1, "found": matched.found}
+        return out | ({"false": matched.false} if method.kind != "wide" else {})
+
+
+def _judge(origin: Origin, parent: Parent, cfg: BenchConfig) -> Judge:
+    """The parent's tokens and yardstick, after a look whether it is still the one that was chosen."""
+    sae, acts = origin.open()
+    if (found := sae_hash(sae)) != parent.sae_sha256:
+        rule = f"the SAE {origin.name} must be the one of parents.csv ({parent.sae_sha256})"
+        raise UserError(rule, found, "take that SAE, or choose the parents anew")
+    tokens = gather(acts, sae, parent.feature, parent.tau)
+    rows = rows_hash(tokens.on["select"].rows, tokens.on["test"].rows)
+    if rows != parent.p_sha256:
+        rule = f"the tokens of {parent.parent} must be those of parents.csv ({parent.p_sha256})"
+        raise UserError(rule, rows, "use the text they were chosen on, or choose the parents anew")
+    return Judge(Work.of(acts, tokens, sae, parent.how, cfg.least))
+
+
+@contextlib.contextmanager
+def _peak_memory() -> Iterator[Callable[[], float]]:
+    """A function that says how much memory this process held at most since now (Linux; elsewhere what it holds)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def peak() -> float:
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return float(line.split()[1]) * 1024
+        return float(psutil.Process().memory_info().rss)
+
+    yield peak
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it: NaN as null."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as the table of `ROW`, sorted by parent, method and seed: the same wherever and in whatever order they were made."""
+    frame = pd.DataFrame([dict(row) for row in rows], columns=[*ROW])
+    text = ("parent", "origin", "side", "stratum", "method", "kind", "verdict", "scorer", "reason")
+    for name in frame.columns:
+        if name not in text:
+            frame[name] = pd.to_numeric(frame[name], errors="coerce")
+    return frame.sort_values(["origin", "feature", "method", "seed"], kind="stable").reset_index(drop=True)
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> Path:
+    """Write splitbench.csv."""
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
+    return path
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read splitbench.csv.
+
+    Raises:
+        UserError: it is missing or has other columns.
+    """
+    if not path.is_file():
+        raise UserError("results must be in a CSV", path, "run saelib bench first")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.DtypeWarning)
+        frame = pd.read_csv(path)
+    if list(frame.columns) != [*ROW]:
+        raise UserError(
+            "splitbench.csv must have its columns", ", ".join(map(str, frame.columns)), "run saelib bench anew"
+        )
+    return frame

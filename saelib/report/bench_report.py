@@ -1,0 +1,89 @@
+"""`saelib bench`: from a suite to a folder with parents.csv, splitbench.csv, leaderboard.csv and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saelib.base.cache import ensure_dir
+from saelib.base.errors import UserError
+from saelib.base.progress import report_progress
+from saelib.bench.parents import Parent, assign_sides, choose_parents, p_rows, read_parents, write_parents
+from saelib.bench.run import DEFAULT_METHODS, QUICK_METHODS, run_bench, write_table
+from saelib.bench.suite import BenchConfig, Origin, read_suite, world_origins
+from saelib.report.bench_page import write_bench
+from saelib.split.children import ChildrenConfig
+from saelib.split.methods import get_method
+
+NAMED = ("hyphen", "digit", "code")
+"""Parents that are taken by name besides those of the rule, from every SAE that has them."""
+QUICK = BenchConfig(seeds=1, children=ChildrenConfig(n_steps=400))
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What is asked for."""
+
+    out: Path
+    """Folder of the tables and the page."""
+    suite: Path | None = None
+    """JSON file of SAEs; None is `suite.json` in `out`."""
+    methods: tuple[str, ...] = ()
+    """None: the default ones."""
+    parents: tuple[str, ...] = ()
+    """Only these: `<SAE>:<feature>`, or an SAE's name. None: all of parents.csv."""
+    choose: int | None = None
+    """Choose this many parents of each SAE anew, and a quarter as many without separable contexts."""
+    quick: bool = False
+    """The eight made-up worlds and five methods: needs neither text nor model."""
+    jobs: int | None = None
+    scheduler: str | None = None
+
+
+def bench(request: BenchRequest) -> Path:
+    """Run what is asked for; what is kept is not done again. Returns the page.
+
+    Raises:
+        UserError: an unknown method, parent or SAE; parents that are not as parents.csv says; no cluster.
+    """
+    out = ensure_dir(Path(request.out).expanduser())
+    methods = request.methods or (QUICK_METHODS if request.quick else DEFAULT_METHODS)
+    for name in methods:
+        get_method(name)
+    cfg = QUICK if request.quick else BenchConfig()
+    origins = world_origins() if request.quick else read_suite(request.suite or out / "suite.json")
+    path = out / "parents.csv"
+    if request.quick or request.choose is not None:
+        parents = chosen(origins, cfg, request.choose or 1, request.jobs)
+        write_parents(parents, path)
+    else:
+        parents = read_parents(path)
+    parents = only(parents, request.parents)
+    rows = run_bench(origins, parents, methods, cfg, request.jobs, request.scheduler)
+    write_table(rows, out / "splitbench.csv")
+    report_progress("page", 0, 1)
+    return write_bench(rows, out)
+
+
+def chosen(origins: Sequence[Origin], cfg: BenchConfig, n: int, jobs: int | None) -> list[Parent]:
+    """The parents of a suite, by the rule, with their sides."""
+    found: list[Parent] = []
+    for i, origin in enumerate(origins):
+        report_progress("parents of SAEs", i, len(origins))
+        found += choose_parents(origin, cfg, n, max(n // 4, 1), () if origin.world else NAMED, jobs)
+    by_name = {origin.name: origin for origin in origins}
+    rows = [p_rows(by_name[p.origin], p) for p in found]
+    return assign_sides(found, rows, [by_name[p.origin].family for p in found])
+
+
+def only(parents: Sequence[Parent], names: Sequence[str]) -> list[Parent]:
+    """The parents that are named, by themselves or by their SAE; all where none is.
+
+    Raises:
+        UserError: a name that is neither.
+    """
+    known = {p.parent for p in parents} | {p.origin for p in parents}
+    if unknown := [name for name in names if name not in known]:
+        raise UserError("a parent must be in parents.csv", ", ".join(unknown), "name an SAE, or <SAE>:<feature>")
+    return [p for p in parents if not names or p.parent in names or p.origin in names]

@@ -1,0 +1,390 @@
+"""The benchmark on made-up parents: rule, sides, rows, resumption, means by hand, page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import saelib.bench.run as run_module
+from saelib import cli
+from saelib.base.errors import UserError
+from saelib.bench.aggregate import best_wide, break_even, by_parent, drawn, false_splits, leaderboard, means, values_of
+from saelib.bench.backend import side_by_side
+from saelib.bench.known import World
+from saelib.bench.parents import (
+    OVERLAP,
+    Parent,
+    assign_sides,
+    choose_parents,
+    eligible,
+    examine,
+    overlapping,
+    p_rows,
+    read_parents,
+    survey,
+    write_parents,
+)
+from saelib.bench.run import ROW, TIMES, as_table, methods_of, read_table, run_bench, subset, write_table
+from saelib.bench.suite import BenchConfig, Origin, read_suite, world_origins
+from saelib.report.bench_page import cost_svg, write_bench
+from saelib.report.bench_report import only
+from saelib.split.children import ChildrenConfig
+from saelib.split.wide import WideConfig
+
+SMALL: dict[str, Any] = {"d_in": 24, "n_background": 40, "contexts": (200, 120, 120)}
+CONFIG = BenchConfig(
+    K=6, seeds=2, least=20, swap=False, children=ChildrenConfig(n_steps=60), wide=WideConfig(n_tokens=20_000)
+)
+METHODS = ("children-8", "rest", "k-means")
+
+
+def origins() -> tuple[Origin, ...]:
+    made = (World("made-3", **SMALL), World("made-none", alpha=0.0, **SMALL))
+    return tuple(Origin(world.name, "known", world=world) for world in made)
+
+
+@pytest.fixture(scope="module")
+def parents(session_cache: Path) -> list[Parent]:
+    return [p for origin in origins() for p in choose_parents(origin, CONFIG, 1, 1)]
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------------------
+
+
+def test_parents_follow_the_rule(parents: list[Parent]) -> None:
+    children, none = parents
+    assert (children.stratum, children.separable, none.stratum, none.separable) == ("separable", 3, "none", 0)
+    assert children.parent == "made-3:5" and 0.001 < children.rate < 0.05 and children.n_on > 300
+    origin = origins()[0]
+    sae, acts = origin.open()
+    table = survey(sae, acts)
+    np.testing.assert_allclose(table.loc[5, "rate"], children.rate, rtol=1e-6)
+    assert 5 in eligible(table) and 5 not in eligible(table, (0.2, 0.5))
+    rows = p_rows(origin, children)
+    assert len(rows) == round(children.rate * acts.stores["select"].n_tokens)
+
+
+def test_a_feature_with_too_few_tokens_is_no_parent() -> None:
+    origin = Origin("few", "known", world=World("few", rate=0.002, **SMALL))
+    looked = examine(origin, 5, CONFIG)
+    assert looked["stratum"] == "" and "the parent must exceed tau" in str(looked["reason"])
+
+
+def test_dead_and_dense_features_are_not_eligible() -> None:
+    table = pd.DataFrame({"feature": [0, 1, 2, 3], "largest": [0.0, 1, 1, 1], "rate": [0.0, 0.0009, 0.01, 0.06]})
+    assert eligible(table) == [2]
+
+
+def test_parents_csv_is_read_as_written_and_damage_is_seen(parents: list[Parent], tmp_path: Path) -> None:
+    path = write_parents(parents, tmp_path / "parents.csv")
+    assert read_parents(path) == parents
+    path.write_text(path.read_text().replace("made-3:5", "made-3:6"))
+    with pytest.raises(UserError, match=r"parents.csv must be as it was written"):
+        read_parents(path)
+    with pytest.raises(UserError, match="parents must be in a CSV"):
+        read_parents(tmp_path / "no.csv")
+
+
+# --- sides ------------------------------------------------------------------------------------------------------------------
+
+
+def a_parent(name: str, side: str) -> Parent:
+    return Parent(
+        name, name.split(":")[0], side, "separable", 1, 1.0, 0.01, 100, 4, 4, "rule", "automatic", -1, "a", "b", "1"
+    )
+
+
+def test_no_test_parent_overlaps_a_development_parent() -> None:
+    """dev:1 overlaps test:1, which overlaps test:2; test:3 overlaps nobody; other:1 has the same rows in another text."""
+    names = [("dev:1", "dev"), ("test:1", "test"), ("test:2", "test"), ("test:3", "test"), ("other:1", "test")]
+    rows = [np.arange(0, 100), np.arange(60, 160), np.arange(120, 220), np.arange(300, 400), np.arange(0, 100)]
+    families = ["one"] * 4 + ["two"]
+    assert set(overlapping(rows, families)) == {(0, 1), (1, 2)}  # IoU 40 / 160 each
+    found = assign_sides([a_parent(*n) for n in names], rows, families)
+    assert [p.side for p in found] == ["dev", "dev", "dev", "test", "test"]
+    assert [p.group for p in found] == [0, 0, 0, 3, 4]
+    for i, p in enumerate(found):
+        for j, q in enumerate(found):
+            if families[i] == families[j] and p.side != q.side:
+                both = len(np.intersect1d(rows[i], rows[j]))
+                assert both <= OVERLAP * len(np.union1d(rows[i], rows[j]))
+
+
+# --- the suite ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "a suite must be a JSON object with a list of saes"),
+        ({"saes": [{"name": "a"}]}, "an SAE of a suite has a name, a side, a folder"),
+        ({"saes": [{"name": "a", "side": "dev", "folder": "x", "colour": 1}]}, "got colour"),
+        ({"saes": [{"name": "a", "side": "left", "folder": "x"}]}, "side of an SAE must be one of dev, test, known"),
+        ({"saes": [{"name": "a", "side": "dev", "folder": "x"}] * 2}, "names of their own; got a"),
+    ],
+)
+def test_a_bad_suite_is_refused(content: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "suite.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        read_suite(tmp_path / "suite.json")
+
+
+def test_the_committed_suite_reads(root: Path) -> None:
+    suite = read_suite(root / "reports" / "splitbench" / "suite.json")
+    real = [origin for origin in suite if not origin.world]
+    assert sum(origin.side == "dev" for origin in real) == 2 and all(o.model == "mini" for o in real if o.side == "dev")
+    assert any(origin.model == "smollm2" for origin in real if origin.side == "test")
+    assert sum(origin.world is not None for origin in suite) == len(world_origins())
+    assert {origin.name: origin.sized(BenchConfig()).swap for origin in real}["smollm2-narrow"] is False
+    assert all(origin.sized(BenchConfig()).swap for origin in suite if origin.model == "mini")
+    priced = dataclasses.replace(real[0], l1_per_token=4.0)
+    assert (
+        priced.sized(BenchConfig()).wide.l1_per_token == 4.0 and real[0].sized(BenchConfig()).wide.l1_per_token is None
+    )
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def table(parents: list[Parent]) -> pd.DataFrame:
+    return run_bench(origins(), parents, METHODS, CONFIG, jobs=1)
+
+
+def test_one_row_a_parent_method_and_seed(table: pd.DataFrame, parents: list[Parent]) -> None:
+    assert list(table.columns) == [*ROW]
+    seeds = {"children-8": 2, "rest": 1, "k-means": 2}
+    counts = table.groupby(["parent", "method"]).size()
+    assert counts.to_dict() == {(p.parent, m): n for p in parents for m, n in seeds.items()}
+    ours = table[(table["method"] == "children-8") & (table["origin"] == "made-3")]
+    assert (ours["true_children"] == 3).all() and ours["matched_f1"].between(0, 1).all()
+    assert ours["S_2"].notna().all() and ours["stability"].between(0, 1).all() and (ours["peak_memory"] > 1e7).all()
+    none = table[table["origin"] == "made-none"]
+    assert none["S_2"].isna().all() and (none.loc[none["kind"] == "local", "true_children"] == 0).all()
+
+
+def test_what_is_kept_is_not_done_again(
+    table: pd.DataFrame, parents: list[Parent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    real = run_module._Bench.make
+    monkeypatch.setattr(run_module._Bench, "make", lambda self, m, name: made.append(name) or real(self, m, name))
+    again = run_bench(origins(), parents, METHODS, CONFIG, jobs=1)
+    pd.testing.assert_frame_equal(again, table)
+    assert made == []
+    more = run_bench(origins(), parents, (*METHODS, "quantiles"), CONFIG, jobs=1)
+    assert set(more["method"]) == {*METHODS, "quantiles"}
+
+
+def test_a_run_that_was_killed_goes_on_from_the_last_piece(
+    table: pd.DataFrame, parents: list[Parent], empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = run_module._Bench.make, []
+
+    def until_killed(self: Any, method: Any, name: str) -> list[dict[str, Any]]:
+        if name == "k-means" and self.parent.origin == "made-none":
+            raise KeyboardInterrupt
+        made.append((self.parent.origin, name))
+        return real(self, method, name)
+
+    monkeypatch.setattr(run_module, "side_by_side", lambda f, work, *a: ((i, f(w)) for i, w in enumerate(work)))
+    monkeypatch.setattr(run_module._Bench, "make", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(origins(), parents, METHODS, CONFIG)
+    before = list(made)
+    monkeypatch.setattr(run_module._Bench, "make", lambda s, m, n: made.append((s.parent.origin, n)) or real(s, m, n))
+    again = run_bench(origins(), parents, METHODS, CONFIG)
+    assert made[len(before) :] == [("made-none", "k-means")]
+    same = [c for c in ROW if c not in TIMES]
+    pd.testing.assert_frame_equal(again[same], table[same])
+
+
+def test_a_parent_that_is_not_as_chosen_is_refused(parents: list[Parent]) -> None:
+    for name, message in (
+        ("p_sha256", "the tokens of made-3:5 must be those"),
+        ("sae_sha256", "the SAE made-3 must be the one"),
+    ):
+        other = dataclasses.replace(parents[0], **{name: "0" * 16})
+        with pytest.raises(UserError, match=message):
+            run_bench(origins(), [other], ("rest",), CONFIG, jobs=1)
+    with pytest.raises(UserError, match="every parent's SAE must be in the suite; got made-3"):
+        run_bench(origins()[1:], parents, ("rest",), CONFIG, jobs=1)
+
+
+def test_what_a_method_refuses_is_a_row_with_a_reason(parents: list[Parent], tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from saelib.base.errors import UserError\n\n"
+        "def refuses(task):\n    raise UserError('this must not be', task.seed, 'stop')\n"
+    )
+    table = run_bench(origins(), parents[:1], (f"{path}:refuses", "rest"), CONFIG, jobs=1)
+    refused = table[table["reason"].notna()]
+    assert refused["reason"].tolist() == ["this must not be; got 0: stop", "this must not be; got 1: stop"]
+    assert refused["S_2"].isna().all() and table.loc[table["method"] == "rest", "S_2"].notna().all()
+
+
+def test_costly_methods_run_on_a_fixed_subset(parents: list[Parent]) -> None:
+    many = [a_parent(f"sae:{i}", "test") for i in range(30)] + parents
+    few = subset(many, 20)
+    assert len(few) == 22 and {p.parent for p in parents} <= few and subset(many[::-1], 20) == few
+    out = next(p for p in many if p.parent not in few)
+    assert methods_of(out, ("rest", "all-data", "token-filter", "warm"), few) == ("rest", "all-data", "warm")
+    assert methods_of(parents[0], ("token-filter",), few) == ("token-filter",)
+
+
+def test_a_piece_keeps_its_progress_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAELIB_PROGRESS", str(tmp_path / "progress"))
+    seen = list(side_by_side(lambda i: os.environ.get("SAELIB_PROGRESS"), [1, 2], jobs=1))
+    assert seen == [(0, None), (1, None)] and os.environ["SAELIB_PROGRESS"] == str(tmp_path / "progress")
+
+
+def test_several_seeds_on_the_same_subset(parents: list[Parent], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, int] = {}
+    monkeypatch.setattr(
+        run_module._Bench, "is_kept", lambda self, name: bool(asked.update({self.parent.parent: self.cfg.seeds}))
+    )
+    monkeypatch.setattr(run_module, "side_by_side", lambda *a: iter(()))
+    other = dataclasses.replace(parents[0], side="test", parent="made-3:6")
+    run_bench(origins(), [parents[0], other], ("rest",), dataclasses.replace(CONFIG, few_parents=0), jobs=1)
+    assert asked == {"made-3:5": 2, "made-3:6": 1}
+
+
+def test_only_named_parents(parents: list[Parent]) -> None:
+    assert only(parents, ("made-3",)) == parents[:1] == only(parents, ("made-3:5",))
+    assert only(parents, ()) == parents
+    with pytest.raises(UserError, match=r"a parent must be in parents.csv; got made-9"):
+        only(parents, ("made-9",))
+
+
+# --- means --------------------------------------------------------------------------------------------------------------------
+
+
+def row(parent: str, method: str, S_2: float, seed: int = 0, **more: Any) -> dict[str, Any]:
+    kind = {"all-data": "wide", "warm": "wide"}.get(method, "local")
+    given = {"parent": parent, "origin": parent[0], "side": "test", "stratum": "separable", "feature": int(parent[1:])}
+    return dict.fromkeys(ROW) | given | {"method": method, "kind": kind, "seed": seed, "S_2": S_2} | more
+
+
+def test_means_and_paired_differences_by_hand() -> None:
+    rows = as_table(
+        [
+            row("a1", "children-64", 0.8), row("a1", "children-64", 0.6, seed=1), row("a2", "children-64", 0.5),
+            row("b1", "children-64", 0.9), row("a1", "all-data", 0.5), row("a2", "all-data", 0.4), row("b1", "all-data", 0.9),
+            row("a2", "warm", 0.6),
+        ]
+    )  # fmt: skip
+    table = values_of(rows, "S_2")
+    assert table.parents == ("a1", "a2", "b1") and table.origins == ("a", "a", "b")
+    board = leaderboard(rows).set_index("method")
+    assert board.loc["children-64", "S_2"] == pytest.approx((0.7 + 0.5 + 0.9) / 3)
+    assert board.loc["all-data", "over_ours"] == pytest.approx((-0.2 - 0.1 + 0.0) / 3)
+    assert board.loc["children-64", "over_plain"] == pytest.approx(0.1)
+    # On the one parent that it has, warm is 0.1 above ours: first, although its mean is not the highest.
+    assert board.loc["warm", "S_2"] == pytest.approx(0.6) and board.loc["warm", "over_ours"] == pytest.approx(0.1)
+    assert board["rank"].to_dict() == {"warm": 1.0, "children-64": 2.0, "all-data": 3.0}
+    assert board.loc["children-64", "parents"] == 3 and board.loc["warm", "parents"] == 1
+    assert (board["S_2_low"] <= board["S_2"]).all() and (board["S_2"] <= board["S_2_high"]).all()
+
+
+def test_draws_take_saes_then_parents() -> None:
+    weights = drawn(["a", "a", "a", "b"], draws=400, seed=1)
+    assert (weights[0] == 1).all()
+    on_a, on_b = weights[1:, :3].sum(1), weights[1:, 3]
+    assert (
+        set(on_a) == {0, 3, 6} and ((on_a / 3 + on_b) == 2).all()
+    )  # two SAEs a draw, each with as many parents as it has
+    assert 0.4 < (on_b == 1).mean() < 0.6
+    found = means(np.array([[1.0, 2.0, np.nan, 5.0]]), np.array([[1.0, 1, 1, 1], [2, 0, 7, 0], [0, 0, 3, 0]]))
+    np.testing.assert_allclose(found[:, 0], [8 / 3, 1.0, np.nan])
+
+
+def test_the_best_wide_sae_is_chosen_on_development_parents_alone() -> None:
+    rows = as_table(
+        [
+            row("a1", "all-data", 0.2), row("a1", "warm", 0.9), row("d1", "all-data", 0.6, side="dev"),
+            row("d1", "warm", 0.5, side="dev"), row("d1", "children-64", 0.9, side="dev"),
+        ]
+    )  # fmt: skip
+    assert best_wide(rows) == "all-data"
+    assert best_wide(rows[rows["side"] == "test"]) is None
+
+
+def test_break_even_and_false_splits_by_hand() -> None:
+    rows = as_table(
+        [
+            row("a1", "all-data", 0.5, seconds=0.0, seconds_shared=84.0, tokens_sae=4e6, arithmetic=4e9),
+            row("a1", "children-64", 0.5, seconds=4.0, tokens_sae=1e6, arithmetic=1e8),
+            row("a2", "children-64", 0.5, seconds=5.0, tokens_sae=1e6, arithmetic=1e8),
+        ]
+    )
+    assert break_even(rows) == pytest.approx({"seconds": 84 / 4.5, "tokens": 4.0, "arithmetic": 40.0})
+    judged = as_table(
+        [
+            row("a1", "children-64", 0.5, verdict="split", passed=3, true_children=3),
+            row("a2", "children-64", 0.5, verdict="not split", passed=0, true_children=3),
+            row("b1", "children-64", math.nan, verdict="not split", passed=0, true_children=0, stratum="none"),
+            row("b2", "children-64", math.nan, verdict="partial", passed=1, true_children=0, stratum="none"),
+            row("b3", "children-64", math.nan, verdict="partial", passed=1, stratum="none"),
+        ]
+    )
+    wrong = false_splits(judged).iloc[0]
+    assert (wrong["missed"], wrong["missed_n"]) == (0.5, 2)
+    assert wrong["false"] == pytest.approx(2 / 3) and wrong["false_n"] == 3
+
+
+def test_by_parent_orders_by_gain() -> None:
+    rows = as_table(
+        [row("a1", "children-64", 0.5), row("a1", "rest", 0.4), row("a2", "children-64", 0.9), row("a2", "rest", 0.1)]
+    )
+    found = by_parent(rows)
+    assert found["parent"].tolist() == ["a2", "a1"] and found["best"].tolist() == ["children-64"] * 2
+    np.testing.assert_allclose(found["gain"], [0.8, 0.1])
+
+
+# --- the page -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_and_its_page(table: pd.DataFrame, tmp_path: Path) -> None:
+    path = write_table(table, tmp_path / "splitbench.csv")
+    back = read_table(path)
+    assert len(back) == len(table) and back["method"].tolist() == table["method"].tolist()
+    page = write_bench(back, tmp_path)
+    text = page.read_text()
+    record = json.loads((tmp_path / "index.json").read_text())
+    assert record["parents"]["known"] == 2 and record["ours"] == "children-8"
+    board = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method")
+    assert f"{board.loc['children-8', 'S_2']:.2f}" in text
+    assert "a stratum of its own" in text and "seconds for the first parent" in text
+    assert "<summary>made-3:5: 3 contexts</summary>" in text
+    back.drop(columns="S_2").to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"splitbench.csv must have its columns"):
+        read_table(path)
+
+
+def test_the_picture_has_a_point_a_method() -> None:
+    board = leaderboard(as_table([row("a1", "children-64", 0.8, seconds=5.0, seconds_shared=0.0),
+                                  row("a1", "all-data", 0.4, seconds=0.0, seconds_shared=80.0)]))  # fmt: skip
+    picture = str(cost_svg(board))
+    assert picture.count("<title>") == 2 and "10 s" in picture and "children-64: S_2 0.80" in picture
+    assert str(cost_svg(board.iloc[:0])) == ""
+
+
+def test_bad_input_of_the_command_is_one_line(
+    tmp_path: Path, empty_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in (
+        (["--methods", "magic"], "method must be one of children, children-8"),
+        ([], "a suite must be a JSON file"),
+        (["--quick", "--parents", "known-9"], "a parent must be in parents.csv; got known-9"),
+    ):
+        assert cli.main(["bench", "--out", str(tmp_path / "out"), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {message}") and error.count("\n") == 1
