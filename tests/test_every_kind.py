@@ -297,4 +297,4 @@ def test_topk_takes_blocks_of_all_features(store: ActivationStore, monkeypatch: 
         wide = init_random(dataclasses.replace(sae.cfg, d_sae=4096), torch.Generator().manual_seed(0))
         tools.activation_density(wide, store, [0])
         feature_activations(store, wide, 0)
-    assert sizes == [65_536, 65_536, 1024, 1024]
+    assert sizes == [8192, 8192, 1024, 1024]

@@ -473,7 +473,7 @@ def test_the_parents_target_by_hand() -> None:
 
 def test_gather_keeps_natural_counts(acts: Activations, sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gather(acts, sae, PARENT)
-    monkeypatch.setattr(parent_module, "MOST_OFF", 50)
+    monkeypatch.setattr(parent_module, "MOST_OFF", dict.fromkeys(SPLITS, 50))
     monkeypatch.setattr(parent_module, "MOST_ON", 40)
     few = gather(acts, sae, PARENT)
     for s in SPLITS:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -105,10 +106,15 @@ class ActivationStore:
             return
         path, chunk_rows = self.folder / "acts.bin", self.manifest["chunk_contexts"] * POSITIONS
         with disk_errors(path), open(path, "rb", buffering=0) as file:
-            for chunk in set(np.unique(rows // chunk_rows).tolist()) - self._checked:
-                begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, self.n_tokens)
-                width = self.d_in * _BYTES
-                if _sha256_at(file.fileno(), begin * width, (end - begin) * width) != digests[chunk]:
+            width = self.d_in * _BYTES
+            chunks = sorted(set(np.unique(rows // chunk_rows).tolist()) - self._checked)
+            ends = [(chunk * chunk_rows, min((chunk + 1) * chunk_rows, self.n_tokens)) for chunk in chunks]
+            with ThreadPoolExecutor(
+                min(len(chunks), os.cpu_count() or 1) or 1
+            ) as pool:  # hashing lets other threads go on
+                found = pool.map(lambda e: _sha256_at(file.fileno(), e[0] * width, (e[1] - e[0]) * width), ends)
+            for chunk, (begin, end), digest in zip(chunks, ends, found, strict=True):
+                if digest != digests[chunk]:
                     contexts = f"{path}, contexts {begin // POSITIONS} to {end // POSITIONS - 1}"
                     raise self._damaged("activations must be as they were harvested", contexts)
                 self._checked.add(chunk)
@@ -116,7 +122,7 @@ class ActivationStore:
     def _damaged(self, rule: str, got: object) -> UserError:
         return UserError(rule, got, f"delete {self.folder}; they will be harvested again")
 
-    def blocks(self, size: int = 65_536) -> Iterator[tuple[slice, Float[Tensor, "rows d_in"]]]:
+    def blocks(self, size: int = 8192) -> Iterator[tuple[slice, Float[Tensor, "rows d_in"]]]:
         """All rows in order, a block at a time."""
         for begin in range(0, self.n_tokens, size):
             rows = slice(begin, min(begin + size, self.n_tokens))

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from saelib.base.errors import UserError
 from saelib.base.memory import keep_freed_memory
+from saelib.base.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -116,37 +117,32 @@ class Dictionary(NamedTuple):
 
 
 class _Served:
-    """Rows of a pool in shuffled order, a batch at a time, epoch after epoch."""
+    """Rows of a pool in shuffled order, a batch at a time, epoch after epoch; a batch is overwritten by the next one."""
 
     def __init__(self, tensors: tuple[Tensor, ...], size: int, generator: torch.Generator) -> None:
         self.tensors, self.generator = tensors, generator
         self.size = min(size, len(tensors[0]))
         self.at = len(tensors[0])
 
-    def next(self) -> tuple[Tensor, ...]:
+    def into(self, batch: tuple[Tensor, ...]) -> None:
+        """Write the next rows of each tensor into its place in the batch."""
         if self.size == 0:
-            return self.tensors
+            return
         n = len(self.tensors[0])
         if self.at + self.size > n:
-            order = torch.randperm(
-                n, generator=self.generator
-            )  # drawn on the processor: the same batches on any device
-            self.order, self.at = order.to(self.tensors[0].device), 0
+            self.order, self.at = torch.randperm(n, generator=self.generator).to(self.tensors[0].device), 0
         index = self.order[self.at : self.at + self.size]
         self.at += self.size
-        return tuple(t[index] for t in self.tensors)
+        for rows, place in zip(self.tensors, batch, strict=True):
+            torch.index_select(rows, 0, index, out=place)
 
 
 @torch.no_grad()
 def train_children(pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, int], None] | None = None) -> Dictionary:
     """Train children on these targets as they are; deterministic in `cfg.seed`, whatever threads the process has."""
     keep_freed_memory()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # products this small gain little from more, and two busy processes wait for each other
-    try:
+    with one_thread():
         return _train(pools, cfg, progress)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def train_several(
@@ -192,19 +188,23 @@ def _train(pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, int], Non
     fired = E.new_zeros(cfg.K)
     parameters = (W, b, E)
     m, v = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
-    n_on, n_off = on.size + weak.size, max(off.size, 1)
-    weight, price = (
-        torch.cat([E.new_full((n_on,), on_parent / n_on), E.new_full((off.size,), off_parent / n_off)])[:, None]
-        for on_parent, off_parent in ((1.0, cfg.off_weight), (cfg.l1, cfg.l1_off))
-    )
-    zeros = E.new_zeros(off.size, E.shape[1])
+    n_on, n_off, d = on.size + weak.size, off.size, E.shape[1]
+    x, t = E.new_empty(n_on + n_off, len(W)), E.new_empty(n_on, d)
+    x_on, x_off = x[:n_on], x[n_on:]
+    w = cfg.off_weight / max(n_off, 1)
     for step in range(cfg.n_steps):
-        (x1, t1), (x2, t2), (x3,) = on.next(), weak.next(), off.next()
-        x, t = torch.cat([x1, x2, x3]), torch.cat([t1, t2, zeros])  # (B, d)
-        c = torch.addmm(b, x, W).relu_()  # (B, K)
-        r = torch.addmm(t, c, E, beta=-1).mul_(weight)  # weighted residual
-        dE = (c.T @ r).mul_(2)
-        dc = torch.addmm(price, r, E.T, alpha=2).mul_(c > 0)
+        on.into((x_on[: on.size], t[: on.size]))
+        weak.into((x_on[on.size :], t[on.size :]))
+        off.into((x_off,))
+        c = torch.addmm(b, x, W).relu_()  # (n_on + n_off, K)
+        c_on, c_off = c[:n_on], c[n_on:]
+        # d/dc (|c E - t|^2 / n + l1 c / n) = (2 c E E' - 2 t E' + l1) / n; off-parent t is 0
+        dc = torch.mm(c, E @ E.T)
+        dc[:n_on].addmm_(t, E.T, alpha=-1).mul_(2 / n_on).add_(cfg.l1 / n_on)
+        dc[n_on:].mul_(2 * w).add_(cfg.l1_off / max(n_off, 1))
+        dc = torch.ops.aten.threshold_backward(dc, c, 0.0)  # 0 where the child is silent
+        gram = (c_on.T @ c_on).div_(n_on).addmm_(c_off.T, c_off, alpha=w)
+        dE = torch.addmm(gram @ E, c_on.T, t, alpha=-1 / n_on).mul_(2)
         grads = (x.T @ dc, dc.sum(0), dE - (dE * E).sum(1, keepdim=True) * E)
         lr = cfg.lr * min(1.0, 2 * (cfg.n_steps - step) / cfg.n_steps)
         for p, g, m1, v1 in list(zip(parameters, grads, m, v, strict=True))[: 2 if cfg.frozen_decoder else 3]:
@@ -213,7 +213,7 @@ def _train(pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, int], Non
             denominator = (v1 / (1 - 0.99 ** (step + 1))).sqrt_().add_(1e-8)
             p.addcdiv_(m1, denominator, value=-lr / (1 - 0.9 ** (step + 1)))
         E.div_(E.norm(dim=1, keepdim=True).clamp_min(1e-12))
-        fired += (c[: on.size] > 0).sum(0)
+        fired += c[: on.size].sum(0)
         if cfg.revive_every and (step + 1) % cfg.revive_every == 0:
             if step + 1 <= 0.75 * cfg.n_steps and not cfg.frozen_decoder:
                 _revive(fired, parameters, (m, v), on, generator)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelib.base.errors import UserError
+from saelib.base.threads import one_thread
 from saelib.sae.sae import unit_rows
 from saelib.sae.stream import block_rows
 from saelib.split import controls
@@ -162,12 +163,8 @@ def _train_plain(
 
     loss = mean over prefixes p of  |c_:p E_:p - y|^2 on P  +  w |c_:p E_:p|^2 off P     + l1 sum c (off P: l1_off)
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return _plain(task, pools, prefixes or (task.K,), rank, one_active)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _plain(task: Task, pools: Pools, prefixes: Sequence[int], rank: int | None, one_active: bool) -> Dictionary:

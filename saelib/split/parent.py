@@ -11,6 +11,8 @@ is silent; only these are held.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
@@ -20,9 +22,10 @@ from saelib.acts.activations import Activations
 from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
+from saelib.base.threads import one_thread
 from saelib.sae.sae import SAE
 from saelib.sae.stream import feature_activations, sample_key
-from saelib.split.tokens import ParentTokens, TokenSet
+from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
 
 TAU_SHARE = 2 / 9.23
 """Default threshold, as a share of the parent's largest activation: that of the 2024 post (2 of 9.23)."""
@@ -30,8 +33,8 @@ MOST_ON = 60_000
 """Tokens of P that are kept a split; a parent with more is sampled, and its natural rate is remembered."""
 MOST_WEAK = 20_000
 """Weaker tokens kept a split."""
-MOST_OFF = 200_000
-"""Tokens kept a split on which the parent is silent."""
+MOST_OFF = {"train": 100_000, "select": 200_000, "test": 200_000}
+"""Tokens kept on which the parent is silent: negatives on train, leak elsewhere."""
 LEAST_ON = 200
 """A parent with fewer tokens in P on train, or a quarter of it on select and test, is refused."""
 
@@ -59,7 +62,9 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
     """
     if not 0 <= feature < sae.cfg.d_sae:
         raise UserError(f"feature must be in [0, d_sae={sae.cfg.d_sae})", feature, "pass a feature of the SAE")
-    values = {"select": _values(acts.stores["select"], sae, feature, "select")}
+    with ThreadPoolExecutor(len(SPLITS)) as pool:
+        found = [pool.submit(_values, acts.stores[split], sae, feature, split) for split in SPLITS]
+        values = {split: each.result() for split, each in zip(SPLITS, found, strict=True)}
     largest = float(values["select"].max(initial=0.0))
     if largest <= 0:
         got = f"feature {feature} never fires on {len(values['select']):,} select tokens"
@@ -70,10 +75,10 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
         raise UserError(rule, tau, "leave tau out, or lower it")
     parts: dict[str, dict[str, TokenSet]] = {"on": {}, "weak": {}, "off": {}}
     counts: dict[str, dict[str, int]] = {"on": {}, "weak": {}, "off": {}}
-    for split in ("train", "select", "test"):
-        a = values[split] if split in values else _values(acts.stores[split], sae, feature, split)
+    for split in SPLITS:
+        a = values[split]
         chosen = {"on": a > tau, "weak": (a > 0) & (a <= tau), "off": a == 0}
-        for name, most in (("on", MOST_ON), ("weak", MOST_WEAK), ("off", MOST_OFF)):
+        for name, most in (("on", MOST_ON), ("weak", MOST_WEAK), ("off", MOST_OFF[split])):
             rows = np.flatnonzero(chosen[name])
             counts[name][split] = len(rows)
             kept = sample_rows(rows, most)
@@ -93,7 +98,8 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
 def _values(store: ActivationStore, sae: SAE, feature: int, split: str) -> Float[np.ndarray, " n"]:
     """The parent's activation on every token of a store."""
     report_progress(f"parent on {split}", 0, store.n_tokens)
-    out = feature_activations(store, sae, feature)
+    with one_thread():
+        out = feature_activations(store, sae, feature)
     if not np.isfinite(out).all():
         raise UserError("activations must be finite", f"NaN or infinity on {split}", "harvest them again")
     return out

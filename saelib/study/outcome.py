@@ -131,7 +131,7 @@ def _leak_rows(profile: Profile, split: str) -> dict[str, np.ndarray]:
     """Every hyphen of a split (`on`), and a sample of the other tokens (`off`)."""
     store = study.activations(profile, split)
     hyphen = store.token_ids == study.language_model(profile).hyphen
-    return {"on": np.flatnonzero(hyphen), "off": sample_rows(np.flatnonzero(~hyphen), MOST_OFF)}
+    return {"on": np.flatnonzero(hyphen), "off": sample_rows(np.flatnonzero(~hyphen), MOST_OFF[split])}
 
 
 def _inside(profile: Profile, contexts: list[str]) -> np.ndarray:
