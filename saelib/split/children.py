@@ -46,13 +46,13 @@ class ChildrenConfig:
     """Price of a unit of activation on off-parent tokens."""
     off_weight: float = 3.0
     """Weight of the squared error on off-parent tokens."""
-    n_steps: int = 1500
+    n_steps: int = 1000
     """Adam steps."""
-    batch_on: int = 1024
+    batch_on: int = 512
     """Tokens of P a step."""
-    batch_weak: int = 256
+    batch_weak: int = 128
     """The parent's weaker tokens a step."""
-    batch_off: int = 1024
+    batch_off: int = 512
     """Off-parent tokens a step."""
     lr: float = 3e-3
     """Adam's learning rate; falls linearly to 0 over the second half."""
