@@ -88,4 +88,4 @@ report.headline(
 )
 
 # %%
-report.watermark(seeds={"cases": list(range(settings.calibration_seeds))}, text=study.text_summary(settings))
+report.watermark(seeds={"cases": list(range(settings.calibration_seeds))}, text_manifest=study.text_summary(settings))

@@ -60,7 +60,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
-STAGES = (Stage(1, 41e6, 4e-3), Stage(2, 60e6, 2e-3))
+STAGES = (Stage(1, 41e6, 4e-3), Stage(2, 30.48e6, 2e-3))
 """First the best learning rate of the sweep (`sweep.csv` beside the weights), then half of it."""
 PRODUCTS = torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
 SWEEP = (1e-3, 2e-3, 4e-3)

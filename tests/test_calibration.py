@@ -48,7 +48,7 @@ def test_a_bound_keeps_an_impostor_out() -> None:
     def passes(bounds: Bounds) -> bool:
         return bool(case.work.judge(found.made, separation, found.stability, bounds).contexts[0].passed)
 
-    assert not passes(BOUNDS) and passes(replace(BOUNDS, precision=0.25))
+    assert not passes(BOUNDS) and passes(replace(BOUNDS, precision=0.1))
 
 
 def test_a_case_is_what_its_seed_says_and_an_unknown_one_is_refused() -> None:

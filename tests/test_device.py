@@ -39,7 +39,7 @@ class Workers(ThreadPoolExecutor):
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    for module in ("engine", "children"):
+    for module in ("engine", "children", "parent"):
         monkeypatch.setattr(f"saelib.split.{module}.ThreadPoolExecutor", Workers)
     with OnElsewhere():
         yield ELSEWHERE

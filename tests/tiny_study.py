@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 
 from saelib.acts import store as activations
 from saelib.base.cache import atomic_dir, cache_dir, content_key, file_sha256, locked, write_json

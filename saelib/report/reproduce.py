@@ -118,7 +118,7 @@ def run_one_notebook(
     check_writable(cache_dir())
     threads = settings.threads_per_run if notebook == TRAINING_RUN else cores()
     display, memory, width = Display(), Memory(), default_jobs(settings)
-    work = side_work(notebook, str(page.parameters["profile"]), width, settings.threads_per_run)
+    work = side_work(notebook, str(page.parameters.get("profile", profile)), width, settings.threads_per_run)
     if work and page.finished() is None:
         run_jobs(work, width=width, display=display, memory=memory)
     _run_stage([page], [], folder, display, memory, (1, threads), force)
