@@ -52,6 +52,13 @@ def card_text(card: dict, training: dict, curve: pd.DataFrame, samples: list[str
         ("unigram counts", card["unigram_loss"]),
     ]
     table = "\n".join(f"| {name} | {loss:.3f} |" for name, loss in rows)
+    stages = training["stages"]
+    before = {s["stage"]: sum(other["tokens"] for other in stages if other["stage"] < s["stage"]) for s in stages}
+    curve = curve.assign(tokens=curve["tokens"] + curve["stage"].map(before))
+    schedule = "; then ".join(
+        f"{s['tokens']:,} tokens ({s['steps']:,} steps of {training['batch_contexts']} contexts) at a learning rate of {s['learning_rate']:g}"
+        for s in stages
+    )
     every = max(len(curve) // 8, 1)
     points = ", ".join(
         f"{r.tokens / 1e6:.0f}M {r.validation_loss:.3f}" for r in curve.iloc[::-every][::-1].itertuples()
@@ -63,9 +70,8 @@ def card_text(card: dict, training: dict, curve: pd.DataFrame, samples: list[str
 A 1-layer GELU transformer of gelu-1l's architecture at a laptop's size: d_model {card["d_model"]}, {card["n_heads"]} heads,
 d_mlp {card["d_mlp"]}, context {card["n_ctx"]}, vocabulary {card["d_vocab"]:,} (byte-level BPE over GPT-2's way of
 cutting words, digits single), {card["parameters"]:,} parameters. Trained by `scripts/train_mini_lm.py` on {card["training_tokens"]:,} tokens (train split
-only; {sources}) in {card["training_seconds"] / 60:.0f} minutes of wall time, pauses included, on a shared 2-core machine, seed {training["seed"]}; AdamW, learning
-rate {training["learning_rate"]}, {training["steps"]:,} steps of {training["batch_contexts"]} contexts. Weights are stored in half
-precision.
+only; {sources}) in {card["training_seconds"] / 60:.0f} minutes of wall time, pauses included, on a shared 2-core machine, seed {training["seed"]}; AdamW,
+{schedule}, each with a linear rise and fall. Weights are stored in half precision.
 
 ## Loss, measured on {card["test_predictions"]:,} predictions of the test split
 
