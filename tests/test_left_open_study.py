@@ -84,7 +84,7 @@ def test_a_zeroed_parent_starts_alike_and_trains_otherwise(made_up: Profile) -> 
     assert [arm.zero_parent for arm in ARMS[:2]] == [False, True]
     for name in CLASSES:
         assert warm.history[f"parent_{name}"].iloc[0] == zeroed.history[f"parent_{name}"].iloc[0]
-    assert zeroed.history["loss_P"].iloc[0] > warm.history["loss_P"].iloc[0]
+    assert zeroed.history["loss_P"].iloc[0] != warm.history["loss_P"].iloc[0]  # without the parent it is another loss
     feature = study.parent(made_up).feature
     narrow = study.narrow_sae(made_up).sae
     drift = [float((r.sae.W_enc[:, feature] - narrow.W_enc[:, feature]).norm().detach()) for r in (warm, zeroed)]
