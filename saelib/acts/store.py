@@ -105,13 +105,13 @@ class ActivationStore:
         if len(self._checked) == len(digests):
             return
         path, chunk_rows = self.folder / "acts.bin", self.manifest["chunk_contexts"] * POSITIONS
+        chunks = sorted(set(np.unique(rows // chunk_rows).tolist()) - self._checked)
+        if not chunks:
+            return
+        width = self.d_in * _BYTES
         with disk_errors(path), open(path, "rb", buffering=0) as file:
-            width = self.d_in * _BYTES
-            chunks = sorted(set(np.unique(rows // chunk_rows).tolist()) - self._checked)
             ends = [(chunk * chunk_rows, min((chunk + 1) * chunk_rows, self.n_tokens)) for chunk in chunks]
-            with ThreadPoolExecutor(
-                min(len(chunks), os.cpu_count() or 1) or 1
-            ) as pool:  # hashing lets other threads go on
+            with ThreadPoolExecutor(min(len(chunks), os.cpu_count() or 1)) as pool:  # hashing lets other threads go on
                 found = pool.map(lambda e: _sha256_at(file.fileno(), e[0] * width, (e[1] - e[0]) * width), ends)
             for chunk, (begin, end), digest in zip(chunks, ends, found, strict=True):
                 if digest != digests[chunk]:

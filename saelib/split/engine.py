@@ -142,16 +142,21 @@ def make_children(work: Work, cfg: SplitConfig) -> Children:
     """Choose K, train the children of every seed and the controls side by side, and put them in the parent's place."""
     K, curve = choose_K(work.targets, work.select_pools, cfg)
     first = replace(cfg.children, K=K, seed=cfg.seed)
-    seconds, done = [], 0
+    seconds, done = 0.0, 0
     total = cfg.seeds + 3 * cfg.controls
 
     def told(task: Callable[[], Dictionary]) -> Dictionary:
         nonlocal done
-        began = time.perf_counter()
         found = task()
-        seconds.append(time.perf_counter() - began)
         done += 1
         report_progress("children and controls" if cfg.controls else "children", done, total)
+        return found
+
+    def timed() -> Dictionary:
+        nonlocal seconds
+        began = time.perf_counter()
+        found = train_children(work.targets, first)
+        seconds = time.perf_counter() - began
         return found
 
     def l0(found: Dictionary) -> float:
@@ -159,7 +164,7 @@ def make_children(work: Work, cfg: SplitConfig) -> Children:
 
     report_progress("children", 0, total)
     with ThreadPoolExecutor(max_workers=max(1, min(total, os.cpu_count() or 1))) as pool:
-        product = pool.submit(told, lambda: train_children(work.targets, first))
+        product = pool.submit(told, timed)
         more = [replace(first, seed=cfg.seed + i) for i in range(1, cfg.seeds)]
         again = [pool.submit(told, partial(train_children, work.targets, c)) for c in more]
         others: dict[str, Callable[[], Dictionary]] = {
@@ -171,7 +176,7 @@ def make_children(work: Work, cfg: SplitConfig) -> Children:
         made, *rest = [work.install(found.result()) for found in (product, *again)]
     agree = stability(work.fires(made), [work.fires(other) for other in rest])
     names = [name for name in ("random decoder", "k-means", "small L1 SAE on P") if name in controls]
-    return Children(made, agree, {name: controls[name].result() for name in names}, curve, seconds[0])
+    return Children(made, agree, {name: controls[name].result() for name in names}, curve, seconds)
 
 
 def choose_K(pools: Pools, select: Pools, cfg: SplitConfig) -> tuple[int, pd.DataFrame]:
