@@ -56,7 +56,8 @@ class Bounds:
 
 BOUNDS = Bounds()
 FROZEN = "2026-11-26"
-"""When the bounds were frozen, after notebook `08_calibration` and before any run of the second edition was judged by them."""
+"""The bounds stand since this day, before any run of the second edition was judged by them; notebook `08_calibration` says how
+often the verdict is right with them."""
 
 
 @dataclass(frozen=True)
