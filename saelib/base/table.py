@@ -51,7 +51,12 @@ def as_row(record: Any) -> dict[str, Any]:
 
 
 def plain_value(value: Any) -> Any:
-    """A cell as JSON holds it: an enum's value, numpy's numbers as Python's, None for what is not finite."""
+    """A value as JSON holds it, inside mappings and lists too: an enum's value, numpy's numbers as Python's, None for what is
+    not finite."""
+    if isinstance(value, Mapping):
+        return {str(name): plain_value(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_value(each) for each in value]
     value = value.value if isinstance(value, Enum) else value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import joblib
-import torch
 from threadpoolctl import threadpool_limits
 
+from saelib.base import threads
 from saelib.base.errors import UserError
 from saelib.base.progress import PROGRESS_ENV
 
@@ -42,13 +42,8 @@ def side_by_side(
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """One thread in every library that computes, so that a piece's numbers do not depend on where it runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with threads.one_thread(), threadpool_limits(1):
+        yield
 
 
 def _numbered(function: Callable[[Given], Made], i: int, given: Given) -> tuple[int, Made]:

@@ -46,7 +46,7 @@ CHUNK = 16
 """Features that are looked at side by side."""
 STRATA = ("separable", "none")
 """`none`: fewer than `SEPARABLE` contexts that a linear probe tells apart."""
-PARENT_CODE = ("acts.filter", "sae.sae", "split.contexts", "split.parent", "split.probe", "split.yardstick")
+PARENT_CODE = ("sae.sae", "sae.stream", "split.contexts", "split.parent", "split.probe", "split.yardstick")
 
 
 @dataclass(frozen=True)

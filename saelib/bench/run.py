@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import psutil
 
@@ -24,6 +23,7 @@ from saelib.base.cache import atomic_path, cache_dir, content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
+from saelib.base.table import plain_value
 from saelib.bench.backend import one_thread, side_by_side
 from saelib.bench.known import KnownActivations, match
 from saelib.bench.parents import Parent, rows_hash, scorer_version
@@ -214,7 +214,7 @@ class _Bench:
         if len(fires) > 1 and fires[0].shape[1]:
             agree = overall(stability(fires[0], fires[1:]), fires[0])
             rows = [row | {"stability": agree} for row in rows]
-        return [{k: _plain(v) for k, v in row.items()} for row in rows]
+        return [plain_value(row) for row in rows]
 
     @property
     def judge(self) -> Judge:
@@ -265,13 +265,6 @@ def _peak_memory() -> Iterator[Callable[[], float]]:
         return float(psutil.Process().memory_info().rss)
 
     yield peak
-
-
-def _plain(value: Any) -> Any:
-    """As JSON holds it: NaN as null."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

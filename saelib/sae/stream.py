@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
+from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from saelib.acts.store import ActivationStore
@@ -148,6 +149,18 @@ def feature_activations(store: ActivationStore, sae: SAE, feature: int) -> Float
     for rows, x in store.blocks(block_rows(sae.n_encoded(1))):
         out[rows] = sae.encode_feature(x.to(sae.device), feature).cpu().numpy()
     return out
+
+
+@torch.no_grad()
+def sparse_acts(sae: SAE, x: Float[Tensor, "n d_in"], without: int | None = None) -> csr_array:
+    """`sae.encode(x)` as a sparse matrix, made a block of tokens at a time; the feature `without` is left at 0."""
+    size, blocks = block_rows(sae.cfg.d_sae), []
+    for i in range(0, len(x), size):
+        acts = sae.encode(x[i : i + size])
+        if without is not None:
+            acts[:, without] = 0
+        blocks.append(csr_array(acts.numpy()))
+    return csr_array(vstack(blocks))
 
 
 # --- accumulators ----------------------------------------------------------------------------------------------------

@@ -22,10 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
-from saelib.split.separation import Separation
+from saelib.split.separation import Separation, in_room_of
 from saelib.split.tokens import SPLITS
 from saelib.split.work import Made, Work
-from saelib.split.yardstick import Yardstick, interval, make_yardstick
+from saelib.split.yardstick import make_yardstick
 
 PRICES = (1.0, 0.3, 0.1, 0.03)
 """Shares of the children's prices that are tried for the random decoder."""
@@ -103,7 +103,7 @@ def control_rows(
     bands = {s: quantiles(work.tokens.on[s].parent, edges).numpy() for s in SPLITS}
     rows.append(_row("quantiles of the parent", work.with_rest(bands)))
     permuted = make_yardstick(work.tokens.on, work.labels.permuted(seed))
-    shuffled = _borrowed(work.with_rest(made.acts["on"], permuted), permuted, work.yardstick)
+    shuffled = in_room_of(work.yardstick, work.with_rest(made.acts["on"], permuted), permuted)
     rows.append(_row("permuted labels", shuffled))
     return pd.DataFrame(rows)
 
@@ -119,14 +119,3 @@ def _row(
         return row | {"fvu_on_p": nan, "leak": nan, "l0_on_p": nan}
     l0 = float(work.fires(made).sum(1).mean())
     return row | {"fvu_on_p": work.fvu(made), "leak": work.foreign(made), "l0_on_p": l0}
-
-
-def _borrowed(separation: Separation, permuted: Yardstick, yardstick: Yardstick) -> Separation:
-    """Separation under permuted labels, in units of the true labels' room: under permuted ones there is none to divide by."""
-    among = yardstick.averaged
-    room = (yardstick.ceiling_draws - yardstick.floor_draws)[:, among].sum(1)
-    S = {}
-    for k, draws in separation.draws.items():
-        gain = (draws - permuted.floor_draws)[:, among].sum(1)
-        S[k] = interval(np.divide(gain, room, out=np.full(len(room), np.nan), where=room > 0))
-    return replace(separation, S=S)

@@ -6,10 +6,9 @@ beside them. The yardstick is the parent's (`saelib.split.yardstick`), the same 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from scipy.sparse import csc_array, csr_array, hstack, vstack
+from scipy.sparse import csc_array, hstack
 from torch import Tensor
 
 from saelib.acts.activations import Activations
-from saelib.base.cache import ensure_dir
 from saelib.base.errors import UserError
-from saelib.sae.sae import SAE, save_sae
-from saelib.sae.stream import block_rows
+from saelib.base.table import plain_value
+from saelib.sae.sae import SAE
+from saelib.sae.stream import block_rows, sparse_acts
 from saelib.split import wide
 from saelib.split.children import Dictionary
 from saelib.split.children_table import children_table
@@ -34,14 +33,13 @@ from saelib.split.engine import SplitConfig, choose_K
 from saelib.split.exported import child_numbers
 from saelib.split.methods import Method, Outcome, Task, get_method, make
 from saelib.split.parent import gather
-from saelib.split.result import ParentSummary, describe_parent
-from saelib.split.separation import Added, Separation, added, measure, summary
+from saelib.split.result import ParentSummary, describe_parent, write_result
+from saelib.split.separation import Added, Separation, added, in_room_of, measure, summary
 from saelib.split.split_count import split_count
 from saelib.split.stability import iou
 from saelib.split.swap import swap_table
 from saelib.split.tokens import SPLITS, TokenSet
 from saelib.split.work import LEAST_SHARE, Made, Work, columns
-from saelib.split.yardstick import Interval, interval
 
 Sparse = dict[str, csc_array]
 """For each split, activations on the yardstick's tokens of P."""
@@ -144,7 +142,7 @@ class Judge:
             alone: Sparse = {s: columns(made.acts["on"][s][yardstick.used[s]]) for s in SPLITS}
             beside = self._beside(alone)
         elif isinstance(found, SAE):
-            sae, alone = found, {s: _encoded(found, self.used[s].x) for s in SPLITS}
+            sae, alone = found, {s: csc_array(sparse_acts(found, self.used[s].x)) for s in SPLITS}
             if (most := wide.most_leak(method.name)) is not None:
                 alone = self._clean(found, alone, most)
             live = np.diff(alone["select"].indptr) >= LEAST_SHARE * alone["select"].shape[0]
@@ -156,12 +154,13 @@ class Judge:
             beside = self._beside(alone)
         nothing = alone["test"].shape[1] == 0
         separation = self.rest_separation if nothing else measure(asked.yardstick, beside)
+        adds = added(self.rest_separation, separation, yardstick)
         if method.permuted:
-            separation = self._borrowed(separation)
+            separation = in_room_of(yardstick, separation, asked.yardstick)
             row |= {f"S_{k}": separation.S[k].value for k in KS}
             row |= {"S_2_low": separation.S[2].low, "S_2_high": separation.S[2].high}
         else:
-            row |= self._separations(separation, beside, alone, isinstance(found, SAE), made is not None)
+            row |= self._separations(separation, adds, beside, alone, made is not None)
         theta = self._own_thresholds(alone["select"], numbers) if isinstance(found, SAE) else np.zeros(len(numbers))
         fires = self._fires(sae, numbers, theta)
         if sae is not None:
@@ -191,9 +190,7 @@ class Judge:
             "seconds": seconds,
             "seconds_shared": meter.seconds_shared,
         }
-        return Judged(
-            method.name, separation, added(self.rest_separation, separation, yardstick), row, sae, numbers, fires
-        )
+        return Judged(method.name, separation, adds, row, sae, numbers, fires, made)
 
     def _beside(self, alone: Sparse) -> Sparse:
         return {s: csc_array(hstack([self.rest[s], alone[s]], format="csc")) for s in SPLITS}
@@ -204,23 +201,11 @@ class Judge:
         work = self.work
         return Work(work.original, work.tokens, work.labels.permuted(0), work.off_member)
 
-    def _borrowed(self, found: Separation) -> Separation:
-        """Separation under permuted labels in units of the true ones' room: under permuted ones there is none to divide by."""
-        true = self.work.yardstick
-        among = true.averaged
-        room = (true.ceiling_draws - true.floor_draws)[:, among].sum(1)
-        S = {}
-        for k, draws in found.draws.items():
-            gain = (draws - self._permuted.yardstick.floor_draws)[:, among].sum(1)
-            S[k] = interval(np.divide(gain, room, out=np.full(len(room), np.nan), where=room > 0))
-        return replace(found, S=S)
-
     def _separations(
-        self, separation: Separation, beside: Sparse, alone: Sparse, whole: bool, local: bool
+        self, separation: Separation, adds: Added, beside: Sparse, alone: Sparse, local: bool
     ) -> dict[str, float | str]:
         yardstick = self.work.yardstick
         current = yardstick.judged & np.array([c.kind == "current" for c in yardstick.contexts], dtype=bool)
-        adds = added(self.rest_separation, separation, yardstick)
         counts = [
             split_count(beside, {s: yardstick.member[s][:, c] for s in ("train", "select")})[0]
             for c in np.flatnonzero(yardstick.averaged)
@@ -230,7 +215,7 @@ class Judge:
         row["S_2_current"] = summary(yardstick, separation.draws, current)[0][2].value
         row["mcc_2"] = separation.raw[2].value
         row["split_count"] = float(np.mean(counts)) if counts else float("nan")
-        if whole:
+        if beside is alone:  # a whole SAE
             row["S_2_alone"] = row["S_2"]
         elif not local and alone["test"].shape[1]:
             row["S_2_alone"] = measure(yardstick, alone).S[2].value
@@ -352,13 +337,6 @@ def _blocks(part: TokenSet, sae: SAE, n_features: int | None = None) -> Iterator
 
 
 @torch.no_grad()
-def _encoded(sae: SAE, x: Float[Tensor, "n d_in"]) -> csc_array:
-    """Activations as a sparse matrix, made a block of tokens at a time."""
-    size = block_rows(sae.cfg.d_sae)
-    return csc_array(vstack([csr_array(sae.encode(x[i : i + size]).numpy()) for i in range(0, len(x), size)]))
-
-
-@torch.no_grad()
 def _chosen(sae: SAE, x: Float[Tensor, "n d_in"], features: list[int]) -> Float[np.ndarray, "n K"]:
     """Some features' activations."""
     if not features:
@@ -409,17 +387,18 @@ class MethodSplit:
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON holds it."""
-        S = {f"S_{k}": _plain(value) for k, value in self.judged.separation.S.items()}
-        return {
+        content: dict[str, Any] = {
             "method": self.method.name,
             "kind": self.method.kind,
             "about": self.method.about,
             "parent": {"feature": self.parent.feature, "tau": self.parent.tau, "rate": self.parent.rate},
-            "separation": S,
-            "added": {str(k): _plain(value) for k, value in self.judged.added.ratio.items()},
-            "rows": [{k: _finite(v) for k, v in row.items()} for row in self.rows.to_dict("records")],
-            "children": [{k: _finite(v) for k, v in row.items()} for row in self.children.to_dict("records")],
+            "separation": {f"S_{k}": value for k, value in self.judged.separation.S.items()},
+            "added": self.judged.added.ratio,
+            "rows": self.rows.to_dict("records"),
+            "children": self.children.to_dict("records"),
         }
+        plain: dict[str, Any] = plain_value(content)
+        return plain
 
     def save(self, folder: str | Path) -> Path:
         """Write `split.json`, `rows.csv`, `contexts.csv`, `children.csv` and, where there is one, the SAE in `sae/`.
@@ -427,16 +406,8 @@ class MethodSplit:
         Raises:
             UserError: `folder` is a file, or the disk refuses.
         """
-        folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise UserError("a split is saved into a folder", f"{folder}, a file", "pass another path")
-        ensure_dir(folder)
-        (folder / "split.json").write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
-        for name in ("rows", "contexts", "children"):
-            getattr(self, name).to_csv(folder / f"{name}.csv", index=False)
-        if self.judged.sae is not None:
-            save_sae(self.judged.sae, folder / "sae")
-        return folder
+        tables = {name: getattr(self, name) for name in ("rows", "contexts", "children")}
+        return write_result(Path(folder), self.to_json(), tables, self.judged.sae)
 
 
 def split_by(
@@ -518,16 +489,6 @@ def _children(acts: Activations, judge_: Judge, found: Judged) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows, columns=columns)
-
-
-def _plain(value: Interval) -> list[float | None]:
-    return [_finite(float(v)) for v in value]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 __all__ = ["COLUMNS", "Judge", "Judged", "MethodSplit", "leak_shares", "split_by"]

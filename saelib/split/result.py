@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from saelib.acts.activations import Activations
 from saelib.base.cache import ensure_dir
 from saelib.base.display import html_of
 from saelib.base.errors import UserError
+from saelib.base.table import plain_value
 from saelib.sae.sae import SAE, save_sae
 from saelib.split.contexts import Context, Labels, member
 from saelib.split.separation import Separation
@@ -201,7 +203,7 @@ class Split:
             "K": len(self.children),
             **self.cost,
         }  # fmt: skip
-        cleaned: dict[str, Any] = _finite(out)
+        cleaned: dict[str, Any] = plain_value(out)
         return cleaned
 
     def save(self, folder: str | Path) -> Path:
@@ -210,31 +212,29 @@ class Split:
         Raises:
             UserError: `folder` is a file, or the disk refuses.
         """
-        folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise UserError("a split is saved into a folder", f"{folder}, a file", "pass another path")
-        ensure_dir(folder)
-        (folder / "split.json").write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
         tables = {"children": self.children, "controls": self.controls, "k_curve": self.k_curve}
         tables["separation"] = pd.concat(
             [part.frame().assign(dictionary=name) for name, part in self.separation.items()], ignore_index=True
         )
         tables["verdict"] = self.judgement.frame()
-        for name, frame in tables.items():
-            frame.to_csv(folder / f"{name}.csv", index=False)
-        save_sae(self.sae, folder / "sae")
-        return folder
+        return write_result(Path(folder), self.to_json(), tables, self.sae)
 
     def _repr_html_(self) -> str | None:
         return html_of(self)
 
 
-def _finite(value: Any) -> Any:
-    """The same with what is not finite as None, and numpy's numbers as Python's."""
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def write_result(folder: Path, content: dict[str, Any], tables: Mapping[str, pd.DataFrame], sae: SAE | None) -> Path:
+    """Write `split.json`, a CSV a table and, where there is one, the SAE in `sae/`. Returns the folder.
+
+    Raises:
+        UserError: `folder` is a file, or the disk refuses.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError("a split is saved into a folder", f"{folder}, a file", "pass another path")
+    ensure_dir(folder)
+    (folder / "split.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    for name, frame in tables.items():
+        frame.to_csv(folder / f"{name}.csv", index=False)
+    if sae is not None:
+        save_sae(sae, folder / "sae")
+    return folder

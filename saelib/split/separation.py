@@ -10,7 +10,7 @@ recompute every term.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,19 @@ def summary(
     with np.errstate(invalid="ignore"):
         raw = {k: interval(value[:, among].sum(1) / np.float64(among.sum())) for k, value in draws.items()}
     return S, raw
+
+
+def in_room_of(yardstick: Yardstick, separation: Separation, permuted: Yardstick) -> Separation:
+    """Separation under permuted labels, in units of the true labels' room: under permuted ones there is none to divide by.
+
+    Args:
+        yardstick: with the true labels.
+        separation: measured with `permuted`.
+    """
+    among = yardstick.averaged
+    room = (yardstick.ceiling_draws - yardstick.floor_draws)[:, among].sum(1)
+    S = {k: interval(_ratio((d - permuted.floor_draws)[:, among].sum(1), room)) for k, d in separation.draws.items()}
+    return replace(separation, S=S)
 
 
 def _context(

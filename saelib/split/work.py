@@ -97,7 +97,7 @@ class Work:
         """
         c = self._encode(lambda x: found.encode(self.sae.encoder_input(x)))
         share = (c["on"]["select"] > 0).float().mean(0)
-        found, c, _ = self._kept(found, c, share >= LEAST_SHARE if prune else share >= 0)
+        found, c = self._kept(found, c, share >= LEAST_SHARE if prune else share >= 0)
         context_of = self._contexts_of(c["on"]["select"].numpy())
         inside = self._inside()[:, context_of]
         theta = torch.from_numpy(choose_theta(self._firings(c, "select", context_of), inside)).float()
@@ -132,11 +132,11 @@ class Work:
     @staticmethod
     def _kept(
         found: Dictionary, c: dict[str, dict[str, Tensor]], keep: Tensor
-    ) -> tuple[Dictionary, dict[str, dict[str, Tensor]], Tensor]:
+    ) -> tuple[Dictionary, dict[str, dict[str, Tensor]]]:
         if not bool(keep.any()):
             raise UserError("at least one child must fire on the parent's tokens", 0, "lower the price of activation")
         chosen = Dictionary(found.W[:, keep], found.b[keep], found.E[keep])
-        return chosen, {name: {s: v[:, keep] for s, v in each.items()} for name, each in c.items()}, keep
+        return chosen, {name: {s: v[:, keep] for s, v in each.items()} for name, each in c.items()}
 
     def _inside(self) -> Integer[np.ndarray, "n m"]:
         """Whether each token of P of select is in each context: 1, 0, or -1 where it takes no part."""

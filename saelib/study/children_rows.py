@@ -100,8 +100,7 @@ def _split(profile: Profile, chosen: study.Parent) -> Split:
 
 
 def _children_of(split: Split) -> list[dict[str, Any]]:
-    rows = split.children.to_dict("records")
-    return [{str(name): plain_value(value) for name, value in row.items()} for row in rows]
+    return list(plain_value(split.children.to_dict("records")))
 
 
 def _split_key(profile: Profile, chosen: study.Parent) -> str:

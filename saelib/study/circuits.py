@@ -20,6 +20,7 @@ from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
+from saelib.base.table import plain_value
 from saelib.sae.sae import SAE
 from saelib.sae.stream import block_rows
 from saelib.split.children import ChildrenConfig
@@ -27,6 +28,7 @@ from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.parent import LEAST_ON, TAU_SHARE
 from saelib.split.result import Split
 from saelib.study import study, texts
+from saelib.study.children_rows import split_config
 from saelib.study.circuit_cases import one_layer
 from saelib.study.circuit_tables import PREVIOUS, Case, rank_correlation
 from saelib.study.profiles import Profile, get_profile
@@ -49,15 +51,8 @@ _CODE = (
 def hyphen_split(profile: Profile) -> Split:
     """The study's parent, split by the hyphen's classes."""
     chosen = study.parent(profile)
-    cfg = SplitConfig(
-        contexts="hyphen", tau=chosen.tau, K=profile.children_K, seeds=1, controls=False, children=_training(profile)
-    )
+    cfg = split_config(profile, chosen, 0, profile.children_K, seeds=1, controls=False)
     return split_feature(study.narrow_sae(profile).sae, chosen.feature, texts.of_profile(profile), cfg)
-
-
-def _training(profile: Profile, n_steps: int | None = None) -> ChildrenConfig:
-    given = profile.children_steps or n_steps
-    return ChildrenConfig() if given is None else ChildrenConfig(n_steps=given)
 
 
 def wide_sae(profile: Profile) -> SAE:
@@ -129,7 +124,7 @@ def _parent_row(profile: Profile, narrow: SAE, feature: int) -> dict[str, Any]:
     row = {"feature": feature, "context": "", **row, "reason": ""}
     cfg = SplitConfig(
         contexts="automatic", least=profile.context_least, K=profile.children_K or PARENT_K, seeds=1, controls=False,
-        children=_training(profile, PARENT_STEPS),
+        children=ChildrenConfig(n_steps=profile.children_steps or PARENT_STEPS),
     )  # fmt: skip
     try:
         split = split_feature(narrow, feature, texts.of_profile(profile), cfg)
@@ -146,17 +141,11 @@ def _parent_row(profile: Profile, narrow: SAE, feature: int) -> dict[str, Any]:
     damage = case.damage(("parent", "child"))
     if damage.empty:
         reason = "log-odds not above 0" if not case.odds("select").low > 0 else "parent or child has no effect"
-        return _plain(row | {"reason": reason})
+        return dict(plain_value(row | {"reason": reason}))
     of = {one["family"]: float(one["damage"]) for one in damage[damage["count"] == 1].to_dict("records")}
     row |= {"damage_parent": of["parent"], "damage_child": of["child"]}
     row["saving"] = 1 - row["damage_child"] / row["damage_parent"] if row["damage_parent"] > 0 else math.nan
-    return _plain(row)
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Numbers as JSON holds them: what is not finite is None."""
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
-    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in plain.items()}
+    return dict(plain_value(row))
 
 
 def run_part_job(profile: str, part: int, parts: int) -> dict[str, int]:

@@ -12,17 +12,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from scipy.sparse import csr_array, vstack
-from torch import Tensor
+from scipy.sparse import csr_array
 
 from saelib.base.errors import UserError
 from saelib.base.table import column
 from saelib.sae.sae import SAE
-from saelib.sae.stream import block_rows
+from saelib.sae.stream import block_rows, sparse_acts
 from saelib.split.contexts import Labels, hyphen_contexts
 from saelib.split.parent import token_set
-from saelib.split.separation import Separation, measure
+from saelib.split.separation import Separation, in_room_of, measure
 from saelib.split.tokens import SPLITS, TokenSet
 from saelib.split.yardstick import Yardstick, make_yardstick
 from saelib.study import study, texts
@@ -92,10 +90,7 @@ def permuted_S_2(profile: Profile, chosen: study.Parent, sae: SAE, seed: int = 0
     if found is None:
         return math.nan
     shuffled = make_yardstick(hyphen_tokens(profile, chosen), _labels(profile).permuted(seed))
-    value = measure(shuffled, _on_used(profile, shuffled, sae)).draws[2][0]
-    among = found.averaged
-    room = float((found.ceiling_draws[0] - found.floor_draws[0])[among].sum())
-    return float((value - shuffled.floor_draws[0])[among].sum()) / room if room > 0 else math.nan
+    return in_room_of(found, measure(shuffled, _on_used(profile, shuffled, sae)), shuffled).S[2].value
 
 
 @torch.no_grad()
@@ -141,16 +136,4 @@ def _labels(profile: Profile) -> Labels:
 def _on_used(profile: Profile, found: Yardstick, sae: SAE, without: int | None = None) -> dict[str, csr_array]:
     """An SAE's activations on the tokens that a yardstick uses."""
     tokens = _hyphen_tokens(profile)
-    return {split: _encoded(sae, tokens[split].where(found.used[split]).x, without) for split in SPLITS}
-
-
-@torch.no_grad()
-def _encoded(sae: SAE, x: Float[Tensor, "n d_in"], without: int | None) -> csr_array:
-    """Activations as a sparse matrix, made a block of tokens at a time."""
-    size, blocks = block_rows(sae.cfg.d_sae), []
-    for i in range(0, len(x), size):
-        acts = sae.encode(x[i : i + size])
-        if without is not None:
-            acts[:, without] = 0
-        blocks.append(csr_array(acts.numpy()))
-    return vstack(blocks)
+    return {split: sparse_acts(sae, tokens[split].where(found.used[split]).x, without) for split in SPLITS}
