@@ -2,16 +2,17 @@
 
     python scripts/train_mini_lm.py --tokenizer      # first: train the tokenizer on the train split, into the package
     python scripts/train_mini_lm.py --sweep          # 5M tokens at each of SWEEP's learning rates: sweep.csv
-    python scripts/train_mini_lm.py                  # train the first stage, or go on where it stopped; then export
-    python scripts/train_mini_lm.py --stage 2        # the second stage, from the exported weights of the first
+    python scripts/train_mini_lm.py                  # train, or go on where it stopped; then export
     python scripts/train_mini_lm.py --export         # write the last checkpoint's weights into the package
     python scripts/write_model_card.py               # then measure the card's numbers
 
 Reproducible: the text is pinned by hash, the order of contexts and the initial weights by `--seed`. AdamW, gradient norm
-clipped to 1, bf16 autocast where the processor multiplies bf16 and fp32 elsewhere. In each of `STAGES` the learning rate rises
-linearly for 200 steps, stays, and falls linearly to zero over the last fifth of the steps; the second stage begins with the
-first one's exported weights and new moments. The schedule is fixed by `--tokens`, so a resumed run ends where an uninterrupted
-one does.
+clipped to 1, bf16 autocast where the processor multiplies bf16 and fp32 elsewhere. The learning rate rises linearly for 200
+steps, stays, and falls linearly to zero over the last fifth of the steps. The schedule is fixed by `--tokens`, so a resumed
+run ends where an uninterrupted one does.
+
+How long: one pass over the train text. More passes lower the loss and dissolve what the study splits: `docs/embedded_model.csv`
+has the measured curve, and the card says why.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from saelib.base.cache import atomic_path, cache_dir, content_key, ensure_dir, read_json, write_json
+from saelib.base.cache import atomic_path, cache_dir, content_key, write_json
 from saelib.base.checkpoints import Checkpoints
 from saelib.base.memory import keep_freed_memory
 from saelib.lm.mini_lm import MiniLM, MiniLMConfig
@@ -40,16 +41,6 @@ from saelib.lm.model import EMBEDDED_FOLDER
 from saelib.text.corpus import build_token_store, read_corpus, split_of
 from saelib.text.sources import STUDY_SOURCES
 from saelib.text.tokens import TokenStore
-
-
-class Stage(NamedTuple):
-    """A part of the training with a schedule of its own."""
-
-    number: int
-    tokens: float
-    """Training tokens."""
-    peak: float
-    """Learning rate between its rise and its fall."""
 
 
 class Trained(NamedTuple):
@@ -60,8 +51,10 @@ class Trained(NamedTuple):
     seconds: float
 
 
-STAGES = (Stage(1, 41e6, 4e-3), Stage(2, 30.48e6, 2e-3))
-"""First the best learning rate of the sweep (`sweep.csv` beside the weights), then half of it."""
+TOKENS = 13.7e6
+"""Training tokens: one pass over the train text."""
+PEAK = 2e-3
+"""Learning rate between its rise and its fall."""
 PRODUCTS = torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
 SWEEP = (1e-3, 2e-3, 4e-3)
 SWEEP_TOKENS = 5e6
@@ -163,8 +156,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def main() -> None:
     """Make the tokenizer, sweep, train, resume or export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", type=int, choices=[stage.number for stage in STAGES], default=1)
-    parser.add_argument("--tokens", type=float, help="training tokens of the stage; fixes the schedule")
+    parser.add_argument("--tokens", type=float, default=TOKENS, help="training tokens; fixes the schedule")
+    parser.add_argument("--peak", type=float, default=PEAK, help="largest learning rate")
     parser.add_argument("--d-model", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", action="store_true", help="only train the tokenizer")
@@ -184,37 +177,26 @@ def main() -> None:
         return
     store = build_token_store(STUDY_SOURCES, tokenizer_file, name="study")
     if args.sweep:
-        stages = [Stage(0, SWEEP_TOKENS, rate) for rate in SWEEP]
         losses = [
-            train(store, MiniLM(cfg, first_weights()), stage, args.seed).curve[-1]["validation_loss"]
-            for stage in stages
+            train(store, MiniLM(cfg, first_weights()), SWEEP_TOKENS, rate, args.seed).curve[-1]["validation_loss"]
+            for rate in SWEEP
         ]
         table = pd.DataFrame({"learning_rate": SWEEP, "tokens": int(SWEEP_TOKENS), "select_loss": losses}).round(4)
         with atomic_path(EMBEDDED_FOLDER / "sweep.csv") as temporary:
             table.to_csv(temporary, index=False)
         print(table.to_string(index=False))
         return
-    stage = STAGES[args.stage - 1]
-    stage = stage if args.tokens is None else stage._replace(tokens=args.tokens)
     model = MiniLM(cfg, first_weights())
-    if stage.number > 1:
-        # The weights that this stage starts from are kept: exporting its own does not change what it starts from.
-        start = cache_dir() / "mini_lm" / f"start-of-stage-{stage.number}-seed-{args.seed}.safetensors"
-        if not start.exists():
-            ensure_dir(start.parent)
-            with atomic_path(start) as temporary:
-                temporary.write_bytes((EMBEDDED_FOLDER / "model.safetensors").read_bytes())
-        for name, tensor in safetensors.torch.load_file(start).items():
-            model[name].data.copy_(tensor)
-    export(model, store.manifest, stage, args.seed, train(store, model, stage, args.seed, only_load=args.export))
+    trained = train(store, model, args.tokens, args.peak, args.seed, only_load=args.export)
+    export(model, store.manifest, args.peak, args.seed, trained)
 
 
-def train(store: TokenStore, model: MiniLM, stage: Stage, seed: int, only_load: bool = False) -> Trained:
+def train(store: TokenStore, model: MiniLM, tokens: float, peak: float, seed: int, only_load: bool = False) -> Trained:
     """Train (or resume, or with `only_load` only bring back the last checkpoint): steps, loss curve, seconds."""
-    cfg, peak = model.cfg, stage.peak
+    cfg = model.cfg
     contexts = store.contexts("train")
     validation = np.array(store.contexts("select")[:512])
-    n_steps = int(stage.tokens) // (BATCH_CONTEXTS * (contexts.shape[1] - 1))
+    n_steps = int(tokens) // (BATCH_CONTEXTS * (contexts.shape[1] - 1))
     begins = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in model.tensors().values())).hexdigest()
     key = content_key(
         cfg=asdict(cfg), text=store.key, seed=seed, n_steps=n_steps, peak=peak, decay=DECAY_SHARE, begins=begins
@@ -236,16 +218,16 @@ def train(store: TokenStore, model: MiniLM, stage: Stage, seed: int, only_load: 
     while step < n_steps:
         epoch, within = divmod(step, per_epoch)
         if epoch != epoch_of_order:
-            order, epoch_of_order = np.random.default_rng([seed, epoch, stage.number]).permutation(len(contexts)), epoch
+            order, epoch_of_order = np.random.default_rng([seed, epoch]).permutation(len(contexts)), epoch
         assert order is not None
         rows = np.sort(order[within * BATCH_CONTEXTS : (within + 1) * BATCH_CONTEXTS])
-        tokens = torch.from_numpy(contexts[rows].astype(np.int64))  # (b, t)
+        batch = torch.from_numpy(contexts[rows].astype(np.int64))  # (b, t)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, n_steps, peak)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=PRODUCTS is torch.bfloat16):
-            residual = model.residual(tokens)
+            residual = model.residual(batch)
         loss = ChunkedCrossEntropy.apply(
-            residual[:, :-1].reshape(-1, cfg.d_model), model["unembed.W_U"], tokens[:, 1:].reshape(-1)
+            residual[:, :-1].reshape(-1, cfg.d_model), model["unembed.W_U"], batch[:, 1:].reshape(-1)
         )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -297,35 +279,23 @@ def restore(
     return step, curve, seconds, running
 
 
-def export(model: MiniLM, manifest: dict[str, object], stage: Stage, seed: int, trained: Trained) -> None:
-    """Half-precision weights, config, loss curve and text manifest into the package folder; earlier stages stay on record."""
+def export(model: MiniLM, manifest: dict[str, object], peak: float, seed: int, trained: Trained) -> None:
+    """Half-precision weights, config, loss curve and text manifest into the package folder."""
     cfg = model.cfg
     with atomic_path(EMBEDDED_FOLDER / "model.safetensors") as temporary:
         weights = {name: tensor.half().contiguous() for name, tensor in model.tensors().items()}
         temporary.write_bytes(safetensors.torch.save(weights))
-    record, curve = EMBEDDED_FOLDER / "training.json", EMBEDDED_FOLDER / "loss_curve.csv"
-    before = read_json(record)["stages"][: stage.number - 1] if stage.number > 1 else []
-    this = {
-        "stage": stage.number, "steps": trained.steps, "planned_tokens": int(stage.tokens),
-        "tokens": trained.steps * BATCH_CONTEXTS * (cfg.n_ctx - 1), "learning_rate": stage.peak,
-        "products": str(PRODUCTS).removeprefix("torch."), "seconds": round(trained.seconds),
-    }  # fmt: skip
-    stages = [*before, this]
     training = {
-        "seed": seed, "tokens": sum(s["tokens"] for s in stages), "seconds": sum(s["seconds"] for s in stages),
-        "stages": stages, "betas": BETAS, "weight_decay": WEIGHT_DECAY, "warm_up_steps": WARM_UP_STEPS,
+        "seed": seed, "steps": trained.steps, "tokens": trained.steps * BATCH_CONTEXTS * (cfg.n_ctx - 1),
+        "seconds": round(trained.seconds), "learning_rate": peak, "products": str(PRODUCTS).removeprefix("torch."),
+        "betas": BETAS, "weight_decay": WEIGHT_DECAY, "warm_up_steps": WARM_UP_STEPS,
         "decay_share": DECAY_SHARE, "batch_contexts": BATCH_CONTEXTS, "clip": 1.0, "torch": torch.__version__,
         "text": manifest,
     }  # fmt: skip
     write_json(EMBEDDED_FOLDER / "config.json", {**asdict(cfg), "d_mlp": cfg.d_mlp, "d_head": cfg.d_head})
-    write_json(record, training)
-    table = pd.DataFrame(trained.curve).round(4)
-    table.insert(0, "stage", stage.number)
-    if before:
-        earlier = pd.read_csv(curve)
-        table = pd.concat([earlier[earlier["stage"] < stage.number], table])
-    with atomic_path(curve) as temporary:
-        table.to_csv(temporary, index=False)
+    write_json(EMBEDDED_FOLDER / "training.json", training)
+    with atomic_path(EMBEDDED_FOLDER / "loss_curve.csv") as temporary:
+        pd.DataFrame(trained.curve).round(4).to_csv(temporary, index=False)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from saelib.lm.model import LanguageModel
 from saelib.sae.sae import SAE, SAEConfig, load_sae
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
+from saelib.split.effects import child_effects
 from saelib.split.engine import SplitConfig, Work, choose_K, fvu_on, split_feature
 from saelib.split.exported import as_jumprelu, child_numbers, replace_parent, thresholds_at
 from saelib.split.names import name_child
@@ -193,7 +194,31 @@ def test_controls_do_worse_and_permuted_labels_give_nothing(split: Split) -> Non
     assert rows.loc["random decoder", "S_2"] < product["S_2_low"] and rows.loc["k-means", "S_2"] < product["S_2_low"]
     assert product["leak"] < 0.1 < rows.loc["k-means", "leak"]
     assert product["fvu_on_p"] == rows["fvu_on_p"].min()
+    assert rows.loc["children of another parent", "S_2"] < 0.3
     assert split.added[2].low > 0.5
+
+
+@torch.no_grad()
+def test_a_childs_effect_is_the_next_tokens_loss_of_log_probability(split: Split, acts: Activations) -> None:
+    """By hand on a model whose logits are linear: log p(next | x) - log p(next | x - c e), on the same tokens."""
+    on, number = split.tokens.on["test"], split.numbers[0]
+    fires = split.sae.encode_features(on.x, torch.tensor(split.numbers)).numpy() > 0
+    found = np.flatnonzero(fires[:, 0] & (on.rows % POSITIONS < POSITIONS - 1))[:20]
+    only = np.zeros_like(fires)
+    only[found] = fires[found]
+    row = child_effects(acts, split.sae, [number], on, only).iloc[0]
+    x = on.x[found]
+    added = split.sae.encode(x)[:, [number]] * split.sae.W_dec[number]
+    unembed = acts.model.W_U
+    log_p = [
+        (y @ unembed).log_softmax(-1)[torch.arange(len(x)), torch.from_numpy(on.next[found])] for y in (x, x - added)
+    ]
+    assert row["tokens"] == 20
+    assert row["effect"] == pytest.approx(float((log_p[0] - log_p[1]).mean()), abs=1e-5)
+    assert row["low"] < row["effect"] < row["high"] and row["random"] != row["effect"]
+    none = child_effects(acts, split.sae, [number], on, np.zeros_like(fires)).iloc[0]
+    assert none["tokens"] == 0 and np.isnan(none["effect"])
+    assert list(split.effects["feature"]) == split.numbers[: len(split.effects)]
 
 
 def test_random_directions_find_no_children(split: Split, acts: Activations, sae: SAE) -> None:

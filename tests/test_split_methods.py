@@ -14,7 +14,7 @@ from scipy.sparse import csc_array
 from saelib.base.errors import UserError
 from saelib.bench.known import KnownActivations, World, known_activations, known_sae, match
 from saelib.sae.sae import save_sae
-from saelib.split import local, methods, wide
+from saelib.split import controls, local, methods, wide
 from saelib.split.children import ChildrenConfig, Dictionary
 from saelib.split.engine import SplitConfig
 from saelib.split.judged import Judge, Judged, split_by
@@ -126,8 +126,8 @@ def test_ica_finds_independent_sources(generator: torch.Generator) -> None:
 
 
 def test_other_pools_are_another_features_tokens(judge_: Judge) -> None:
-    pools = local.other_pools(task(judge_))
-    assert len(pools.x_on) >= local.LEAST_OTHER and bool((pools.a_on > 0).all())
+    pools = controls.other_pools(judge_.work)
+    assert len(pools.x_on) >= controls.LEAST_OTHER and bool((pools.a_on > 0).all())
     y = torch.nn.functional.normalize(pools.core(), dim=0)
     cosine = judge_.work.sae.W_dec.detach() @ y
     other = int(cosine.argmax())

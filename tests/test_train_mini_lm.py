@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -100,17 +99,3 @@ def test_chunked_cross_entropy_equals_autograd(
     assert loss.item() == pytest.approx(expected.item(), rel=error)
     for got, wanted in zip(grads, expected_grads, strict=True):
         assert (got - wanted).norm() / wanted.norm() < error
-
-
-def test_a_second_stage_goes_on_from_the_first(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, _ = trained(script, tmp_path, monkeypatch)
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--stage", "2"])
-    second, curve = trained(script, tmp_path, monkeypatch)
-    again, _ = trained(script, tmp_path, monkeypatch)  # its own export does not change what it starts from
-    assert not torch.equal(first["unembed.W_U"], second["unembed.W_U"])
-    assert all(torch.equal(second[name], again[name]) for name in second)
-    assert curve["stage"].tolist() == [1, 1, 1, 2, 2, 2]
-    record = json.loads((tmp_path / "package" / "training.json").read_text())
-    assert record["tokens"] == 2 * 12 * 127 and [stage["learning_rate"] for stage in record["stages"]] == [4e-3, 2e-3]

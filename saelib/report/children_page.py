@@ -509,7 +509,6 @@ def _card(split: Split, j: int, examples: list[Example], values: np.ndarray) -> 
         ("cosine with the parent", f"{_value(row, 'cosine_parent'):.2f}"),
         ("nearest of the rest, cosine", f"{_value(row, 'max_cosine_rest'):.2f}"),
     ]
-    causal = getattr(split, "causal", None)
     return {
         "anchor": f"child-{feature}",
         "feature": feature,
@@ -519,8 +518,20 @@ def _card(split: Split, j: int, examples: list[Example], values: np.ndarray) -> 
         "examples": _example_rows(examples, float(split.parent.largest)),
         "marks": _marks(split, values),
         "logits": _logits(split, split.sae, feature),
-        "causal": None if causal is None else causal[causal["feature"] == feature].to_dict("records"),
+        "effect": _effect(split, feature),
     }
+
+
+def _effect(split: Split, feature: int) -> str:
+    """What taking the child away does to the right next token, in words."""
+    found = split.effects[split.effects["feature"] == feature]
+    if found.empty or not found["tokens"].iloc[0]:
+        return ""
+    row = found.iloc[0]
+    return (
+        f"Without it the right next token loses {show(row['effect'])} nats ({show(row['low'])} to {show(row['high'])}; "
+        f"{int(row['tokens'])} tokens on which it fires); with a random direction of its length, {show(row['random'])}."
+    )
 
 
 def _fold(split: Split, j: int) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Each is a function from the training pools to a `Dictionary` of K features that 
 * random decoder: E drawn at random and frozen, the encoder trained: reaches much of what trained dictionaries reach
   (arXiv 2602.14111);
 * k-means: directions of K cluster centres of y, without training;
-* small L1 SAE on P: an ordinary SAE of K features trained on P alone, without the residual target and without negatives.
+* small L1 SAE on P: an ordinary SAE of K features trained on P alone, without the residual target and without negatives;
+* children of another parent: ours, trained for another feature of about the same rate.
 
 `quantiles` cuts the parent's own activation at K quantiles, which is no dictionary but activations of its own.
 """
@@ -21,7 +22,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelib.base.errors import UserError
+from saelib.sae.stream import block_rows
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
+from saelib.split.parent import TAU_SHARE, parent_target
 from saelib.split.separation import Separation, in_room_of
 from saelib.split.tokens import SPLITS
 from saelib.split.work import Made, Work
@@ -29,6 +33,8 @@ from saelib.split.yardstick import make_yardstick
 
 PRICES = (1.0, 0.3, 0.1, 0.03)
 """Shares of the children's prices that are tried for the random decoder."""
+LEAST_OTHER = 200
+"""Sampled train tokens on which another parent must be on."""
 
 
 def random_decoder(pools: Pools, cfg: ChildrenConfig, l0: float) -> Dictionary:
@@ -55,6 +61,47 @@ def small_sae(pools: Pools, cfg: ChildrenConfig) -> Dictionary:
     none = {name: getattr(pools, name)[:0] for name in ("x_weak", "y_weak", "a_weak", "x_off")}
     plain = pools._replace(y_on=pools.x_on - centre, **none)
     return train_children(plain, replace(cfg, whiten=0.0))
+
+
+@torch.no_grad()
+def other_pools(work: Work) -> Pools:
+    """Pools of another parent, from the sample of tokens on which this one is silent: the live feature whose rate is nearest to
+    this parent's among those of another direction.
+
+    Raises:
+        UserError: no other feature is on often enough there.
+    """
+    x = work.tokens.off["train"].x
+    size, d_sae = block_rows(work.sae.cfg.d_sae), work.sae.cfg.d_sae
+    parts = [work.sae.encode(x[i : i + size]) for i in range(0, len(x), size)]
+    tau = TAU_SHARE * torch.stack([part.amax(0) for part in parts]).amax(0)
+    on = torch.stack([((part > tau) & (part > 0)).sum(0) for part in parts]).sum(0)
+    wanted = work.tokens.n_on["train"] / work.tokens.n_tokens["train"] * len(x)
+    cosine = torch.nn.functional.cosine_similarity(work.sae.W_dec, work.sae.W_dec[work.feature][None], dim=1).abs()
+    allowed = (on >= LEAST_OTHER) & (cosine < 0.2) & (torch.arange(d_sae, device=on.device) != work.feature)
+    if not bool(allowed.any()):
+        rule = f"another feature must be on on at least {LEAST_OTHER} sampled tokens"
+        raise UserError(rule, int(on.max()), "use more text")
+    distance = torch.where(allowed, (on.clamp_min(1).float() / max(wanted, 1)).log().abs(), torch.inf)
+    other = int(distance.argmin())
+    a = torch.cat([part[:, other] for part in parts])
+
+    def part_of(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = chosen.nonzero()[:, 0]
+        return work.sae.encoder_input(x[rows]), parent_target(work.sae, other, x[rows]), a[rows]
+
+    is_on = a > tau[other]
+    silent = work.sae.encoder_input(x[(a == 0).nonzero()[:, 0]])
+    return Pools(*part_of(is_on), *part_of((a > 0) & ~is_on), silent)
+
+
+def wrong_parent(work: Work, cfg: ChildrenConfig) -> Dictionary | None:
+    """Children of another parent of about the same rate; None where no other feature is on often enough."""
+    try:
+        pools = other_pools(work)
+    except UserError:
+        return None
+    return train_children(pools.beyond_core(), cfg)
 
 
 @torch.no_grad()

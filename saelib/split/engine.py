@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,8 @@ from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children, train_several
 from saelib.split.children_table import children_table
 from saelib.split.contexts import LEAST
-from saelib.split.controls import control_rows, k_means, random_decoder, small_sae
+from saelib.split.controls import control_rows, k_means, random_decoder, small_sae, wrong_parent
+from saelib.split.effects import child_effects
 from saelib.split.exported import child_numbers
 from saelib.split.parent import gather
 from saelib.split.result import Split, describe_parent
@@ -34,6 +36,7 @@ from saelib.split.swap import swap_table
 from saelib.split.work import Made, Work
 from saelib.split.yardstick import require_separable
 
+T = TypeVar("T")
 K_GRID = (8, 16, 32, 64, 128)
 K_GAIN = 0.02
 """The rule for K: the smallest of `K_GRID` after which doubling lowers FVU on P (select) by less than this."""
@@ -107,6 +110,7 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
     children["stability"] = np.nan if found.stability is None else found.stability[children.index]
     order = children.index.to_numpy()
     numbers = child_numbers(work.sae, len(made.theta))
+    ordered = [numbers[i] for i in order]
     fires = work.fires(made)
     return Split(
         sae=made.sae,
@@ -118,6 +122,7 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
         judgement=work.judge(made, separation, found.stability),
         stability=overall(found.stability, fires),
         swap=swap_table(acts, work.original, made.sae, tokens.on["test"].rows),
+        effects=child_effects(acts, made.sae, ordered, tokens.on["test"], fires[:, order]),
         relations={
             "iou": iou(fires, fires)[np.ix_(order, order)],
             "cosine": _sibling_cosine(made.dictionary.E, work.sae.W_dec[feature].detach())[np.ix_(order, order)],
@@ -134,7 +139,7 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
         tokens=tokens,
         labels=work.labels,
         original=sae,
-        numbers=[numbers[i] for i in order],
+        numbers=ordered,
     )
 
 
@@ -143,9 +148,9 @@ def make_children(work: Work, cfg: SplitConfig) -> Children:
     K, curve = choose_K(work.targets, work.select_pools, cfg)
     first = replace(cfg.children, K=K, seed=cfg.seed)
     seconds, done = 0.0, 0
-    total = cfg.seeds + 3 * cfg.controls
+    total = cfg.seeds + 4 * cfg.controls
 
-    def told(task: Callable[[], Dictionary]) -> Dictionary:
+    def told(task: Callable[[], T]) -> T:
         nonlocal done
         found = task()
         done += 1
@@ -167,16 +172,17 @@ def make_children(work: Work, cfg: SplitConfig) -> Children:
         product = pool.submit(told, timed)
         more = [replace(first, seed=cfg.seed + i) for i in range(1, cfg.seeds)]
         again = [pool.submit(told, partial(train_children, work.targets, c)) for c in more]
-        others: dict[str, Callable[[], Dictionary]] = {
+        others: dict[str, Callable[[], Dictionary | None]] = {
             "k-means": lambda: k_means(work.targets, first),
             "small L1 SAE on P": lambda: small_sae(work.pools, first),
+            "children of another parent": lambda: wrong_parent(work, first),
             "random decoder": lambda: random_decoder(work.targets, first, l0(product.result())),
         }
-        controls = {name: pool.submit(told, task) for name, task in others.items() if cfg.controls}
+        running = {name: pool.submit(told, task) for name, task in others.items() if cfg.controls}
         made, *rest = [work.install(found.result()) for found in (product, *again)]
     agree = stability(work.fires(made), [work.fires(other) for other in rest])
-    names = [name for name in ("random decoder", "k-means", "small L1 SAE on P") if name in controls]
-    return Children(made, agree, {name: controls[name].result() for name in names}, curve, seconds)
+    controls = {name: found for name in reversed(running) if (found := running[name].result()) is not None}
+    return Children(made, agree, controls, curve, seconds)
 
 
 def choose_K(pools: Pools, select: Pools, cfg: SplitConfig) -> tuple[int, pd.DataFrame]:

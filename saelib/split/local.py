@@ -15,22 +15,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelib.base.errors import UserError
 from saelib.base.threads import one_thread
 from saelib.sae.sae import unit_rows
-from saelib.sae.stream import block_rows
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
 from saelib.split.methods import Task, method
-from saelib.split.parent import TAU_SHARE, parent_target
 from saelib.split.tokens import SPLITS
 
 K_CURVE = (8, 16, 32, 64, 128)
 """Sizes at which our children are a row each."""
 PRICES = {"cheap": 0.5, "dear": 2.0}
 """Our children at other L0: multiples of their prices of activation."""
-LEAST_OTHER = 200
-"""Sampled train tokens on which another parent must be on."""
 _SAMPLE = 8192
 
 
@@ -89,39 +84,7 @@ def no_target(task: Task) -> Dictionary:
 @method("wrong-parent", "local", "ours, trained for another parent of the same rate", prune=False)
 def wrong_parent(task: Task) -> Dictionary:
     """Children of another feature: the live one whose rate is nearest to this parent's among those of another direction."""
-    return _trained(task, other_pools(task).beyond_core(), task.config)
-
-
-@torch.no_grad()
-def other_pools(task: Task) -> Pools:
-    """Pools of another parent, from the sample of tokens on which this one is silent.
-
-    Raises:
-        UserError: no other feature is on often enough there.
-    """
-    work = task.work
-    x = work.tokens.off["train"].x
-    size, d_sae = block_rows(work.sae.cfg.d_sae), work.sae.cfg.d_sae
-    parts = [work.sae.encode(x[i : i + size]) for i in range(0, len(x), size)]
-    tau = TAU_SHARE * torch.stack([part.amax(0) for part in parts]).amax(0)
-    on = torch.stack([((part > tau) & (part > 0)).sum(0) for part in parts]).sum(0)
-    wanted = work.tokens.n_on["train"] / work.tokens.n_tokens["train"] * len(x)
-    cosine = torch.nn.functional.cosine_similarity(work.sae.W_dec, task.d_p[None], dim=1).abs()
-    allowed = (on >= LEAST_OTHER) & (cosine < 0.2) & (torch.arange(d_sae) != work.feature)
-    if not bool(allowed.any()):
-        rule = f"another feature must be on on at least {LEAST_OTHER} sampled tokens"
-        raise UserError(rule, int(on.max()), "use more text")
-    distance = torch.where(allowed, (on.clamp_min(1).float() / max(wanted, 1)).log().abs(), torch.inf)
-    other = int(distance.argmin())
-    a = torch.cat([part[:, other] for part in parts])
-
-    def part_of(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows = chosen.nonzero()[:, 0]
-        return work.sae.encoder_input(x[rows]), parent_target(work.sae, other, x[rows]), a[rows]
-
-    is_on = a > tau[other]
-    silent = work.sae.encoder_input(x[(a == 0).nonzero()[:, 0]])
-    return Pools(*part_of(is_on), *part_of((a > 0) & ~is_on), silent)
+    return _trained(task, controls.other_pools(task.work).beyond_core(), task.config)
 
 
 # --- relatives from the literature -------------------------------------------------------------------------------------------

@@ -110,6 +110,8 @@ class Split:
     """Mean IoU on P of children matched between seeds; None where one seed was trained."""
     swap: pd.DataFrame
     """Rows `on P`, `overall`; fvu, l0 and loss_recovered before and after the swap, on test."""
+    effects: pd.DataFrame
+    """What the largest children do for the right next token (`saelib.split.effects.child_effects`)."""
     relations: dict[str, Float[np.ndarray, "K K"]] = field(repr=False)
     """`iou` of where children fire on P (test) and `cosine` of their decoder rows without the parent's direction."""
     k_curve: pd.DataFrame
@@ -207,12 +209,18 @@ class Split:
         return cleaned
 
     def save(self, folder: str | Path) -> Path:
-        """Write `split.json`, `children.csv`, `separation.csv`, `controls.csv`, `k_curve.csv` and the folder `sae`.
+        """Write `split.json`, the tables `children`, `effects`, `separation`, `verdict`, `controls` and `k_curve` (CSV), and the
+        folder `sae`.
 
         Raises:
             UserError: `folder` is a file, or the disk refuses.
         """
-        tables = {"children": self.children, "controls": self.controls, "k_curve": self.k_curve}
+        tables = {
+            "children": self.children,
+            "effects": self.effects,
+            "controls": self.controls,
+            "k_curve": self.k_curve,
+        }
         tables["separation"] = pd.concat(
             [part.frame().assign(dictionary=name) for name, part in self.separation.items()], ignore_index=True
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,16 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from saelib.acts.store import POSITIONS, ActivationStore
-from saelib.lm.model import LanguageModel, Logits
+from saelib.lm.model import Logits
 from saelib.sae.sae import SAE
 from saelib.sae.scaled import scaled_acts
 from saelib.split.classes import CLASSES
+from saelib.split.effects import At, spliced
 from saelib.study import study
 from saelib.study.profiles import Profile
-
-At = tuple[Tensor, Tensor]
-"""Index of a position in each context of a batch."""
 
 
 @torch.no_grad()
@@ -38,7 +35,7 @@ def causal_effects(profile: Profile, sae: SAE, features: Sequence[int]) -> Float
     rows, label = rows[keep], label[keep]
     target = store.token_ids[rows + 1].astype(np.int64)  # a hyphen that joins words is never last in its context
     changes = np.zeros((len(features), len(rows)))
-    for here, at, clean, logits in _spliced(model, store, rows):
+    for here, at, clean, logits in spliced(model, store, rows):
         added = sae.contributions(sae.encode(clean[at]), clean[at])
 
         def true_next(x: Tensor, at: At = at, here: np.ndarray = here, logits: Logits = logits) -> Tensor:
@@ -77,7 +74,7 @@ def usefulness(profile: Profile, saes: Mapping[str, SAE]) -> pd.DataFrame:
     rebuilt = {name: sae.decode(_largest(scaled_acts(sae, x), sae.encode(x), k), x) for name, sae in saes.items()}
     outputs = {"clean": x, "zero": torch.zeros_like(x), **rebuilt}
     losses = dict.fromkeys(outputs, 0.0)
-    for here, at, clean, logits in _spliced(model, store, rows):
+    for here, at, clean, logits in spliced(model, store, rows):
         for name, out in outputs.items():
             replaced = clean.clone()
             replaced[at] = out[here]
@@ -94,19 +91,6 @@ def usefulness(profile: Profile, saes: Mapping[str, SAE]) -> pd.DataFrame:
         for name, out in rebuilt.items()
     }
     return pd.DataFrame(table).T
-
-
-def _spliced(
-    model: LanguageModel, store: ActivationStore, rows: np.ndarray
-) -> Iterator[tuple[np.ndarray, At, Tensor, Logits]]:
-    """The contexts of some rows, 16 at a time and no longer than they must be: which rows, where they are, `model.splice`."""
-    context, position = np.divmod(rows, POSITIONS)
-    order = np.argsort(position, kind="stable")  # contexts of like length together
-    for begin in range(0, len(rows), 16):
-        here = order[begin : begin + 16]
-        tokens = np.asarray(store.contexts[context[here]])[:, : position[here].max() + 2].astype(np.int64)
-        at = (torch.arange(len(here)), torch.from_numpy(position[here] + 1))
-        yield here, at, *model.splice(torch.from_numpy(tokens))
 
 
 def _largest(strength: Tensor, acts: Tensor, k: int) -> Tensor:
