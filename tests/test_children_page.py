@@ -18,7 +18,8 @@ from saelib.acts.activations import Activations, harvest_documents
 from saelib.base.errors import UserError
 from saelib.lm.model import load_embedded
 from saelib.report.children_charts import contexts_svg, k_curve_svg, strip
-from saelib.report.children_page import beaten_by, children_page, split_html, verdict_sentence
+from saelib.report.children_page import children_page, split_html
+from saelib.report.children_words import beaten_by, verdict_sentence
 from saelib.report.page import file_references, outside_references
 from saelib.report.split_report import example_text, split_text, write_split
 from saelib.split.result import Split
@@ -111,7 +112,8 @@ def test_what_stands_on_the_page_is_what_the_split_says(split: Split, tmp_path: 
 
 
 def test_children_beyond_the_first_are_folded(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saelib.report.children_page.MOST_CARDS", 1)
+    for module in ("children_page", "children_tables"):
+        monkeypatch.setattr(f"saelib.report.{module}.MOST_CARDS", 1)
     html, outline = read(children_page(split).save(tmp_path / "index.html"))
     assert html.count('<section class="card"') == 1
     assert f"{len(split.children) - 1} more children in brief" in outline.text

@@ -14,7 +14,7 @@ from saelib.base.errors import UserError
 from saelib.base.provenance import provenance
 from saelib.base.table import frame_of, meanings, write_csv
 from saelib.report.children_charts import strip
-from saelib.report.children_page import bars
+from saelib.report.children_tables import bars
 from saelib.report.left_open import left_open_html
 from saelib.report.page import Page, as_page, is_missing, pairs, plain, show, show_count, write_page
 from saelib.study.arms import ArmRun

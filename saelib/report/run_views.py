@@ -16,7 +16,7 @@ from saelib.base.table import as_row, frame_of
 from saelib.interpret import features
 from saelib.lm.model import LanguageModel
 from saelib.report import views
-from saelib.report.children_page import verdict_sentence
+from saelib.report.children_words import verdict_sentence
 from saelib.report.html_view import View
 from saelib.sae.sae import SAE
 from saelib.sae.stream import feature_activations

@@ -13,7 +13,8 @@ from saelib.acts.activations import Activations
 from saelib.acts.store import POSITIONS
 from saelib.base.cache import ensure_dir
 from saelib.base.errors import UserError
-from saelib.report.children_page import beaten_by, children_page, parent_sentence, verdict_sentence
+from saelib.report.children_page import children_page
+from saelib.report.children_words import beaten_by, parent_sentence, verdict_sentence
 from saelib.sae.sae import SAE
 from saelib.sae.stream import Encoder
 from saelib.split.result import Split

