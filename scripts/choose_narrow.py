@@ -3,8 +3,8 @@
     python scripts/choose_narrow.py            # the grid below at profile mini: docs/narrow_choice.csv, about half an hour
 
 Rule: of the SAEs of the grid whose L0 on select lies in the profile's `l0_range`, those whose best feature marks word-joining
-hyphens with an F1 (at its best threshold) within `WITHIN` of the best one's; of these the narrowest, since a coarse feature is what is to
-be split; of these the one with the highest F1. Purity and recall are those at that threshold, on select.
+hyphens with an F1 (at its best threshold) within `WITHIN` of the best one's; of these the narrowest, since a coarse feature is
+what is to be split; of these the one with the highest F1. Purity and recall are those at that threshold, on select.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from saelib.study import study
 from saelib.study.profiles import get_profile
 
 WIDTHS = (256, 512, 1024)
-COEFFICIENTS = (1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3)
+COEFFICIENTS = (6e-4, 1e-3, 1.4e-3, 2e-3)
 STEPS = (1500,)
 WITHIN = 0.02
 OUT = Path(__file__).parents[1] / "docs" / "narrow_choice.csv"

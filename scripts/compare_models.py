@@ -5,8 +5,8 @@
 A folder holds what `scripts/train_mini_lm.py` exports; an earlier model's comes from this repository's history. Each is read
 on the study's own test documents, so losses compare a character even where tokenizers differ. For models of today's tokenizer
 also: what a linear probe tells of the hyphen's three classes (its ceiling, MCC on test), and, for narrow SAEs of three widths
-trained alike on each model's own activations, how well the best feature marks hyphens that join words (F1, purity, recall;
-chosen and thresholded on select, measured on test).
+(each at the smallest of `COEFFICIENTS` whose L0 lies in the profile's range, on the model's own activations), how well the
+best feature marks hyphens that join words (F1, purity, recall; chosen and thresholded on select, measured on test).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from saelib.study import graded, study
 from saelib.study.model_card import losses, mean_mlp_out
 from saelib.study.profiles import get_profile
 
-WIDTHS, L1_COEFF = (256, 512, 1024), 2.8e-3
+WIDTHS, COEFFICIENTS = (256, 512, 1024), (1e-3, 1.4e-3, 2e-3, 2.8e-3)
 OUT = Path(__file__).parents[1] / "docs" / "embedded_models.csv"
 N_CONTEXTS = 2000
 
@@ -67,7 +67,7 @@ def row_of(folder: Path) -> dict[str, Any]:
         return out
     study.load_embedded = functools.partial(load_embedded, folder)  # type: ignore[attr-defined]
     for width in WIDTHS:
-        narrow = replace(profile, d_sae_narrow=width, l1_grid=(L1_COEFF,), l0_range=(0.0, float(width)))
+        narrow = replace(profile, d_sae_narrow=width, l1_grid=COEFFICIENTS)
         chosen = study.parent(narrow)
         fit = study.parent_fit(narrow, chosen)
         out |= {f"f1_{width}": fit.f1, f"purity_{width}": fit.purity, f"recall_{width}": fit.recall}

@@ -13,6 +13,7 @@ import torch
 from saelib.base import code_version as module
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
+from saelib.sae.kept import sae_key, training_folder, weights_hash
 from saelib.sae.sae import SAEConfig, init_random
 from saelib.sae.train import TRAINING_CODE, TrainConfig, train
 from saelib.study import children_rows, outcome, study
@@ -39,22 +40,22 @@ def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str,
 def test_editing_the_step_changes_where_trainings_are_kept_and_editing_a_chart_does_not(
     edit: Callable[[str, str, str], None],
 ) -> None:
-    before = study.training_folder("run-01", "key")
-    assert study.training_folder("run-01", "key") == before
+    before = training_folder("run-01", "key")
+    assert training_folder("run-01", "key") == before
     edit("report.charts", "import", "import math\nimport")
-    assert study.training_folder("run-01", "key") == before
+    assert training_folder("run-01", "key") == before
     edit("sae.step", '"""One training step', '"""Reworded: one training step')
     edit("sae.step", "\nimport", "\n# a remark\nimport")
-    assert study.training_folder("run-01", "key") == before
+    assert training_folder("run-01", "key") == before
     edit("sae.step", "squares = error.square().sum()", "squares = 2 * error.square().sum()")
-    assert study.training_folder("run-01", "key") != before
+    assert training_folder("run-01", "key") != before
 
 
 @pytest.mark.parametrize("name", TRAINING_CODE)
 def test_every_module_that_trains_counts(edit: Callable[[str, str, str], None], name: str) -> None:
-    before = study.training_folder("run-01", "key")
+    before = training_folder("run-01", "key")
     edit(name, "from __future__ import annotations", "from __future__ import annotations\n\n_OTHER = 2")
-    assert study.training_folder("run-01", "key") != before
+    assert training_folder("run-01", "key") != before
 
 
 def test_an_old_checkpoint_is_not_continued_by_a_changed_step(
@@ -101,8 +102,8 @@ def test_weights_of_another_kind_are_another_sae() -> None:
     first = init_random(SAEConfig(4, 6, "h", "m"), torch.Generator().manual_seed(0))
     relabelled = init_random(SAEConfig(4, 6, "h", "m", metadata={"seed": 1}), torch.Generator().manual_seed(0))
     topk = init_random(SAEConfig(4, 6, "h", "m", architecture="topk", k=2), torch.Generator().manual_seed(0))
-    assert study.weights_hash(first) == study.weights_hash(topk)
-    assert study.sae_key(first) == study.sae_key(relabelled) != study.sae_key(topk)
+    assert weights_hash(first) == weights_hash(topk)
+    assert sae_key(first) == sae_key(relabelled) != sae_key(topk)
 
 
 def test_the_lists_hold_all_that_computes() -> None:

@@ -17,6 +17,7 @@ import torch
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.table import as_row, meanings, write_csv
 from saelib.interpret.feature_f1 import best_cut, best_feature_f1, cut_at
+from saelib.sae.kept import weights_hash
 from saelib.sae.sae import SAEConfig, init_random
 from saelib.split.classes import CLASSES
 from saelib.split.contexts import Labels
@@ -289,7 +290,7 @@ def test_arms_on_narrow_saes_of_their_own(made_up: Profile, monkeypatch: pytest.
     assert [(run.arm, run.block, run.seed) for run in runs] == [(name, b, b) for b in (0, 1) for name in names]
     assert [run.at for run in runs[2:5]] == ["end", "early", "same parent tokens"]
     first, second = (study.narrow_sae(arms.block_profile(profile, b)).sae for b in (0, 1))
-    assert study.weights_hash(first) == study.weights_hash(study.narrow_sae(made_up).sae) != study.weights_hash(second)
+    assert weights_hash(first) == weights_hash(study.narrow_sae(made_up).sae) != weights_hash(second)
     for block in (0, 1):
         own = arms.block_profile(profile, block)
         assert {run.parent for run in runs if run.block == block} == {study.parent(own).feature}

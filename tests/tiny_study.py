@@ -24,6 +24,7 @@ from saelib.base.cache import atomic_dir, cache_dir, content_key, file_sha256, l
 from saelib.base.table import as_row
 from saelib.report import index_page, report
 from saelib.report.notebook_runner import cached_notebook
+from saelib.sae.kept import weights_hash
 from saelib.study import results, study
 from saelib.study.profiles import SMOKE, Profile
 from saelib.study.runs import get_run
@@ -174,7 +175,7 @@ def reports_dir() -> Path:
 
 def _training(result: Any) -> dict[str, str]:
     history = result.history.drop(columns="seconds").to_csv(index=False)
-    return {"weights": study.weights_hash(result.sae), "history": _hash(history.encode())}
+    return {"weights": weights_hash(result.sae), "history": _hash(history.encode())}
 
 
 def _executed(numbers: dict[str, Any], function: Callable[..., Any]) -> Any:

@@ -26,7 +26,8 @@ from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.bench.backend import side_by_side
 from saelib.bench.known import known_sae
-from saelib.bench.suite import BenchConfig, Origin, sae_hash
+from saelib.bench.suite import BenchConfig, Origin
+from saelib.sae.kept import sae_key
 from saelib.sae.sae import SAE
 from saelib.sae.stream import block_rows, feature_activations
 from saelib.split.contexts import label
@@ -127,7 +128,7 @@ def choose_parents(
         kept_json(
             "surveys",
             content_key(
-                sae=sae_hash(sae), store=acts.stores["select"].key, code=code_version("bench.parents", "sae.sae")
+                sae=sae_key(sae), store=acts.stores["select"].key, code=code_version("bench.parents", "sae.sae")
             ),
             lambda: survey(sae, acts).to_dict("list"),
         )
@@ -159,7 +160,7 @@ def examine(origin: Origin, feature: int, cfg: BenchConfig, how: str = "automati
     """
     sae, acts = origin.open()
     key = content_key(
-        sae=sae_hash(sae), stores=[acts.stores[s].key for s in ("train", "select", "test")], feature=feature, how=how,
+        sae=sae_key(sae), stores=[acts.stores[s].key for s in ("train", "select", "test")], feature=feature, how=how,
         least=origin.sized(cfg).least, code=code_version(*PARENT_CODE, "bench.parents"),
     )  # fmt: skip
     kept: dict[str, object] = kept_json("parent-candidates", key, lambda: _examined(origin, feature, cfg, how))
@@ -204,7 +205,7 @@ def _parent(origin: Origin, sae: SAE, looked: dict[str, object], chosen: str, ho
     given = {k: looked[k] for k in ("feature", "tau", "rate", "n_on", "contexts", "separable", "p_sha256")}
     return Parent(
         parent=f"{origin.name}:{looked['feature']}", origin=origin.name, side=origin.side, stratum=str(looked["stratum"]),
-        chosen=chosen, how=how, group=-1, sae_sha256=sae_hash(sae), scorer=scorer_version(), **given,  # type: ignore[arg-type]
+        chosen=chosen, how=how, group=-1, sae_sha256=sae_key(sae), scorer=scorer_version(), **given,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

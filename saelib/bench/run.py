@@ -27,7 +27,8 @@ from saelib.base.table import plain_value
 from saelib.bench.backend import one_thread, side_by_side
 from saelib.bench.known import KnownActivations, match
 from saelib.bench.parents import Parent, rows_hash, scorer_version
-from saelib.bench.suite import BenchConfig, Origin, sae_hash
+from saelib.bench.suite import BenchConfig, Origin
+from saelib.sae.kept import sae_key
 from saelib.split.judged import COLUMNS, Judge, Judged
 from saelib.split.methods import JUDGE_CODE, Method, Task, get_method
 from saelib.split.parent import gather
@@ -240,7 +241,7 @@ class _Bench:
 def _judge(origin: Origin, parent: Parent, cfg: BenchConfig) -> Judge:
     """The parent's tokens and yardstick, after a look whether it is still the one that was chosen."""
     sae, acts = origin.open()
-    if (found := sae_hash(sae)) != parent.sae_sha256:
+    if (found := sae_key(sae)) != parent.sae_sha256:
         rule = f"the SAE {origin.name} must be the one of parents.csv ({parent.sae_sha256})"
         raise UserError(rule, found, "take that SAE, or choose the parents anew")
     tokens = gather(acts, sae, parent.feature, parent.tau)

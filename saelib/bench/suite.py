@@ -19,7 +19,7 @@ from saelib.base.errors import UserError
 from saelib.bench.known import World, known_activations, known_sae, worlds
 from saelib.sae.sae import SAE, load_sae
 from saelib.split.children import ChildrenConfig
-from saelib.split.wide import WideConfig, weights_hash
+from saelib.split.wide import WideConfig
 from saelib.study.texts import activations
 
 SIDES = ("dev", "test", "known")
@@ -105,11 +105,6 @@ def _opened(origin: Origin) -> tuple[SAE, Activations]:
         return study.narrow_sae(profile).sae, of_profile(profile)
     sae = load_sae(origin.folder)
     return sae, activations(origin.model, origin.text, sae=sae, device="cpu")
-
-
-def sae_hash(sae: SAE) -> str:
-    """Checksum of an SAE's weights, for parents.csv."""
-    return weights_hash(sae)
 
 
 def world_origins(seed: int = 0) -> tuple[Origin, ...]:

@@ -20,10 +20,10 @@ from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.bench.backend import one_thread, side_by_side
 from saelib.bench.parents import eligible, survey
-from saelib.bench.suite import sae_hash
 from saelib.report.children_page import split_html
 from saelib.report.html_view import HtmlView
 from saelib.report.page import show
+from saelib.sae.kept import sae_key
 from saelib.sae.sae import load_sae
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.methods import JUDGE_CODE, LOCAL_CODE
@@ -97,7 +97,7 @@ def _one(work: tuple[AllRequest, int]) -> dict[str, Any]:
     acts = activations(request.model, request.text, sae=sae, device="cpu")
     folder = ensure_dir(Path(request.out).expanduser() / f"feature-{feature}")
     key = content_key(
-        sae=sae_hash(sae), stores=[store.key for store in acts.stores.values()], feature=feature,
+        sae=sae_key(sae), stores=[store.key for store in acts.stores.values()], feature=feature,
         how={k: v for k, v in asdict(request).items() if k not in ("folder", "out")},
         code=code_version(*JUDGE_CODE, *LOCAL_CODE),
     )  # fmt: skip

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -18,13 +17,12 @@ import torch
 from saelib.acts.activations import Activations
 from saelib.acts.filter import filter_view
 from saelib.acts.store import ShuffledBatches, View
-from saelib.base.cache import cache_dir, content_key, kept_folder, read_json, write_json
-from saelib.base.code_version import code_version
+from saelib.base.cache import content_key
 from saelib.base.errors import UserError
-from saelib.base.progress import report_progress
-from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, require_fits, save_sae
+from saelib.sae.kept import sae_key, train_once
+from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, require_fits
 from saelib.sae.stream import feature_activations
-from saelib.sae.train import TRAINING_CODE, TrainConfig, train
+from saelib.sae.train import TrainConfig
 from saelib.split.methods import Method, Task, method
 
 L1_SHARE = 0.3
@@ -167,13 +165,10 @@ def trained(task: Task, recipe: Recipe) -> SAE:
     key = content_key(
         store=store.key,
         rows=None if view.index is None else hashlib.sha256(view.index.tobytes()).hexdigest(),
-        narrow=weights_hash(work.original) if recipe.warm else None,
+        narrow=sae_key(work.original) if recipe.warm else None,
         sae=sae_cfg.to_dict(),
         train={k: v for k, v in asdict(cfg).items() if k != "checkpoint_every"},
-        code=code_version(*TRAINING_CODE, "split.wide"),
     )
-    path = cache_dir() / "wide" / key
-    steps = path.with_name(f"{key}.steps")
 
     def initial() -> SAE:
         generator = torch.Generator().manual_seed(task.seed)
@@ -183,24 +178,12 @@ def trained(task: Task, recipe: Recipe) -> SAE:
             else init_random(sae_cfg, generator)
         )
 
-    def make(folder: Path) -> None:
-        batches = ShuffledBatches(view, batch, task.seed)
-        found = train(initial(), batches, cfg, workdir=steps, on_step=_told, name="wide SAE")
-        save_sae(found.sae, folder / "sae")
-        write_json(folder / "summary.json", {"seconds": found.seconds, "n_tokens": found.n_tokens})
-
-    kept_folder(path, make)
-    shutil.rmtree(steps, ignore_errors=True)
-    summary = read_json(path / "summary.json")
-    task.meter.train(int(summary["n_tokens"]), origin.d_in, wide.d_sae)
+    found = train_once(key, "wide", initial, lambda: ShuffledBatches(view, batch, task.seed), cfg)
+    task.meter.train(found.n_tokens, origin.d_in, wide.d_sae)
     # A filter must look at all of the text; without one no more is read than is trained on.
-    task.meter.tokens_lm += store.n_tokens if recipe.by != "none" else min(store.n_tokens, int(summary["n_tokens"]))
-    task.meter.seconds_shared += float(summary["seconds"])
-    return load_sae(path / "sae")
-
-
-def _told(done: int, total: int) -> None:
-    report_progress("wide SAE", done, total)
+    task.meter.tokens_lm += store.n_tokens if recipe.by != "none" else min(store.n_tokens, found.n_tokens)
+    task.meter.seconds_shared += found.seconds
+    return found.sae
 
 
 def l1_per_token(sae: SAE, acts: Activations) -> float:
@@ -211,11 +194,3 @@ def l1_per_token(sae: SAE, acts: Activations) -> float:
     store = acts.stores["train"]
     x = store.read(np.arange(min(20_000, store.n_tokens))).float()
     return L1_SHARE * float(x.square().sum(1).mean().sqrt())
-
-
-def weights_hash(sae: SAE) -> str:
-    """16 hex digits of SHA-256 over an SAE's exact weights and kind."""
-    digest = hashlib.sha256(repr((sae.cfg.architecture, sae.cfg.k, sae.cfg.normalize_activations)).encode())
-    for name, tensor in sorted(sae.state_dict().items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -23,8 +23,10 @@ from saelib.base.errors import UserError
 from saelib.base.hub import named_path
 from saelib.base.progress import report_progress
 from saelib.base.table import column, columns_of
+from saelib.sae.kept import sae_key
 from saelib.sae.sae import SAE
 from saelib.sae.stream import block_rows
+from saelib.sae.train import TRAINING_CODE
 from saelib.study import graded, study
 from saelib.study.children_rows import ChildrenResult, children_results
 from saelib.study.outcome import Outcome, outcome
@@ -96,7 +98,7 @@ def matched_feature(profile: Profile) -> study.Parent:
     chosen = study.parent(profile)
     sae, store = study.narrow_sae(profile).sae, study.activations(profile, "select")
     key = content_key(
-        store=store.key, sae=study.sae_key(sae), parent=chosen, fraction=profile.tau_fraction,
+        store=store.key, sae=sae_key(sae), parent=chosen, fraction=profile.tau_fraction,
         code=code_version("interpret.feature_f1", "sae.sae", "study.arms"),
     )  # fmt: skip
 
@@ -159,8 +161,8 @@ def l1_scale_of(profile: Profile, arm: Arm) -> float:
         return 1.0
     block, seed = block_profile(profile, 0), seeds_of(profile, 0)[0]
     key = content_key(
-        profile=repr(profile), arm=repr(arm), narrow=study.sae_key(study.narrow_sae(block).sae), parent=study.parent(block),
-        store=study.activations(block, "train").key, code=code_version(*study.TRAINING_CODE, "study.arms", "study.graded"),
+        profile=repr(profile), arm=repr(arm), narrow=sae_key(study.narrow_sae(block).sae), parent=study.parent(block),
+        store=study.activations(block, "train").key, code=code_version(*TRAINING_CODE, "study.arms", "study.graded"),
     )  # fmt: skip
 
     def l0_at(an_arm: Arm, scale: float) -> float:

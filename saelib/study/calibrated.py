@@ -15,6 +15,7 @@ import torch
 from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.progress import report_progress
+from saelib.sae.kept import sae_key
 from saelib.split import calibration
 from saelib.split.implants import Implant
 from saelib.split.parent import gather
@@ -110,7 +111,7 @@ def _implants(profile: Profile) -> Callable[[Implant], dict[str, Any]]:
 
     def kept(implant: Implant) -> dict[str, Any]:
         key = content_key(
-            implant=implant._asdict(), sae=study.sae_key(sae), store=store, parent=chosen.feature, tau=chosen.tau,
+            implant=implant._asdict(), sae=sae_key(sae), store=store, parent=chosen.feature, tau=chosen.tau,
             code=code_version(*_CODE),
         )  # fmt: skip
         found: dict[str, Any] = kept_json("calibration", key, lambda: row(implant))

@@ -18,6 +18,7 @@ from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.base.table import as_row, column, columns_of, from_row, plain_value
+from saelib.sae.kept import sae_key
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, train_children
 from saelib.split.engine import SplitConfig, choose_K, split_feature
@@ -106,7 +107,7 @@ def _children_of(split: Split) -> list[dict[str, Any]]:
 def _split_key(profile: Profile, chosen: study.Parent) -> str:
     return content_key(
         stores=[study.activations(profile, split).key for split in SPLITS],
-        parent=[study.sae_key(study.narrow_sae(profile).sae), chosen],
+        parent=[sae_key(study.narrow_sae(profile).sae), chosen],
         sizes=[profile.children_K, profile.children_steps],
         code=code_version(*CHILDREN_CODE, "split.names", "split.result", "split.stability"),
     )
@@ -127,7 +128,7 @@ def _of_seed(profile: Profile, chosen: study.Parent, seed: int, K: int | None) -
     narrow = study.narrow_sae(profile).sae
     key = content_key(
         stores=[study.activations(profile, split).key for split in SPLITS],
-        parent=[study.sae_key(narrow), chosen],
+        parent=[sae_key(narrow), chosen],
         seed=seed,
         sizes=[profile.evaluate_contexts, K, profile.children_steps],
         code=code_version(*CHILDREN_CODE),

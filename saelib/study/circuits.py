@@ -21,6 +21,7 @@ from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.base.table import plain_value
+from saelib.sae.kept import sae_key
 from saelib.sae.sae import SAE
 from saelib.sae.stream import block_rows
 from saelib.split.children import ChildrenConfig
@@ -110,7 +111,7 @@ def parent_row(profile: Profile, feature: int) -> dict[str, Any]:
     narrow = study.narrow_sae(profile).sae
     key = content_key(
         stores=[study.activations(profile, split).key for split in ("train", "select", "test")], code=code_version(*_CODE),
-        parent=[study.sae_key(narrow), feature], wide=study.sae_key(wide_sae(profile)),
+        parent=[sae_key(narrow), feature], wide=sae_key(wide_sae(profile)),
         sizes=[profile.circuits_tokens, profile.context_least, profile.children_K, profile.children_steps],
     )  # fmt: skip
     kept: dict[str, Any] = kept_json("circuits", key, lambda: _parent_row(profile, narrow, feature))

@@ -23,6 +23,7 @@ from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.base.survival import TimeTo, time_to
+from saelib.sae.kept import sae_key
 from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig, train_children
 from saelib.split.parent import gather
@@ -116,7 +117,7 @@ def children_points(profile: Profile, seed: int) -> list[dict[str, Any]]:
         cfg = replace(training, K=K, n_steps=n_steps)
         key = content_key(
             stores=[study.activations(profile, split).key for split in ("train", "select", "test")], cfg=repr(cfg),
-            parent=[study.sae_key(narrow), chosen.feature, chosen.tau],
+            parent=[sae_key(narrow), chosen.feature, chosen.tau],
             code=code_version(*_CHILDREN_CODE, "study.hyphen_scale"),
         )  # fmt: skip
         found = kept_json("data_needed", key, functools.partial(_children_point, profile, cfg))

@@ -15,6 +15,7 @@ import torch
 from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
+from saelib.sae.kept import sae_key
 from saelib.sae.sae import SAE
 from saelib.split.contexts import hyphen_contexts
 from saelib.split.separation import measure
@@ -35,8 +36,8 @@ def separation_of(profile: Profile, chosen: study.Parent, sae: SAE) -> dict[str,
     """`S_1` and `S_2` of an SAE (see `saelib.split.separation`), kept in the cache; NaN where the text has too few hyphens."""
     narrow = study.narrow_sae(profile).sae
     key = content_key(
-        stores=[study.activations(profile, split).key for split in SPLITS], sae=study.sae_key(sae), most=MOST,
-        parent=[study.sae_key(narrow), chosen.feature], code=code_version(*_CODE),
+        stores=[study.activations(profile, split).key for split in SPLITS], sae=sae_key(sae), most=MOST,
+        parent=[sae_key(narrow), chosen.feature], code=code_version(*_CODE),
     )  # fmt: skip
 
     def compute() -> dict[str, float | None]:

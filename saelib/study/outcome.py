@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.table import as_row, column, columns_of, from_row
+from saelib.sae.kept import sae_key
 from saelib.sae.sae import SAE
 from saelib.sae.stream import block_rows
 from saelib.split.classes import CLASSES
@@ -76,8 +77,8 @@ def outcome(profile: Profile, chosen: study.Parent, sae: SAE) -> Outcome:
     narrow = study.narrow_sae(profile).sae
     key = content_key(
         stores=[study.activations(profile, split).key for split in SPLITS],
-        sae=study.sae_key(sae),
-        parent=[study.sae_key(narrow), chosen],
+        sae=sae_key(sae),
+        parent=[sae_key(narrow), chosen],
         code=code_version(*OUTCOME_CODE),
     )
 

@@ -22,11 +22,11 @@ class Profile:
     """For gelu-1l: whether the weights that write to the residual stream are centred (the study: yes)."""
     d_in: int = 256
     """Width of the activations: the model's d_model."""
-    d_sae_narrow: int = 1024
-    """Features of the narrow SAE (the 2024 post: 512 of 512). Of 256, 512 and 1,024 with an L0 in `l0_range` the one whose best
-    feature marks word-joining hyphens with the highest F1 on select: 0.51, 0.56, 0.76."""
-    d_sae_wide: int = 4096
-    """Features of the wide SAE: 4 x the narrow one's (the 2024 post: 8 x)."""
+    d_sae_narrow: int = 256
+    """Features of the narrow SAE (the 2024 post: 512 of 512). Width and coefficient by the rule of `scripts/choose_narrow.py`
+    over `docs/narrow_choice.csv`: the narrowest whose best feature marks word-joining hyphens as well as any."""
+    d_sae_wide: int = 2048
+    """Features of the wide SAE: 8 x the narrow one's, as in the 2024 post."""
     train_contexts: int = 42_000
     """Contexts of the train split whose activations are harvested (5.3M tokens)."""
     select_contexts: int = 13_000
@@ -85,7 +85,7 @@ class Profile:
     """Steps of their training; None: the method's own number."""
     calibration_seeds: int = 12
     """Synthetic cases for each point of `notebooks/08_calibration`."""
-    l1_grid: tuple[float, ...] = (1.4e-3, 2.0e-3, 2.8e-3)
+    l1_grid: tuple[float, ...] = (1e-3, 1.4e-3, 2e-3)
     """Batch-summed L1 coefficients tried for the narrow SAE, smallest first, until one meets the rule."""
     l0_range: tuple[float, float] = (10.0, 25.0)
     """The rule for the coefficient: the smallest at which the narrow SAE's L0 on select data lies here. Loss recovered

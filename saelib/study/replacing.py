@@ -31,6 +31,7 @@ from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
+from saelib.sae.kept import sae_key, train_once, weights_hash
 from saelib.sae.sae import SAE, init_from_narrow, kaiming_uniform, unit_rows
 from saelib.sae.scaled import finite_acts
 from saelib.split.children import ChildrenConfig
@@ -242,7 +243,7 @@ def watch_arm(profile: Profile, arm: ReplacingArm, seed: int) -> study.TrainResu
         parent=chosen.feature, tau=chosen.tau, zero_parent=arm.zero_parent, n_steps=n_steps,
     )  # fmt: skip
     key = content_key(
-        store=study.activations(profile, "train").key, narrow=study.weights_hash(narrow), sae=sae_cfg.to_dict(),
+        store=study.activations(profile, "train").key, narrow=weights_hash(narrow), sae=sae_cfg.to_dict(),
         cfg=repr(cfg), watched=WATCHED, code=code_version(*_REPLACING_CODE),
     )  # fmt: skip
 
@@ -254,7 +255,7 @@ def watch_arm(profile: Profile, arm: ReplacingArm, seed: int) -> study.TrainResu
 
     watch = Watch(narrow, chosen.feature, *watched_tokens(profile), price=l1_coeff * profile.batch_size)
     watch.zero_parent = arm.zero_parent
-    return study.train_once(
+    return train_once(
         key, f"replacing-{arm.name}-{seed}", initial,
         lambda: ShuffledBatches(study.view(profile, "context", chosen), profile.batch_size, seed), cfg, probe=watch,
     )  # fmt: skip
@@ -267,7 +268,7 @@ def end_measures(profile: Profile, arm: ReplacingArm, seed: int) -> dict[str, fl
     chosen, sae = study.parent(profile), watch_arm(profile, arm, seed).sae
     store = study.activations(profile, "test")
     key = content_key(
-        sae=study.sae_key(sae), store=store.key, parent=chosen, zeroed=arm.zero_parent,
+        sae=sae_key(sae), store=store.key, parent=chosen, zeroed=arm.zero_parent,
         code=code_version(*_REPLACING_CODE, "study.hyphen_scale"),
     )  # fmt: skip
 

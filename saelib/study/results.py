@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from saelib.base.table import as_row, column, columns_of, frame_of
+from saelib.sae.kept import weights_hash
 from saelib.sae.train import TrainResult
 from saelib.study import study
 from saelib.study.arms import arm_runs
@@ -78,7 +79,7 @@ def run_result(profile: Profile, spec: RunSpec, chosen: study.Parent, trained: T
         loss_recovered=quality.loss_recovered,
         dead_share=1 - quality.alive_share,
         seconds=trained.seconds,
-        weights=study.weights_hash(trained.sae),
+        weights=weights_hash(trained.sae),
     )
 
 

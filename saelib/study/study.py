@@ -8,7 +8,6 @@ Every function returns what is in the cache when it was made before from the sam
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import time
 from collections.abc import Callable, Sequence
@@ -23,17 +22,11 @@ import torch
 from saelib.acts.filter import filter_view
 from saelib.acts.store import ActivationStore, ShuffledBatches, View, harvest
 from saelib.base.cache import (
-    atomic_path,
     cache_dir,
     content_key,
-    file_sha256,
     kept_folder,
     kept_json,
-    locked,
     read_json,
-    read_sealed,
-    sealed,
-    write_json,
 )
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
@@ -44,10 +37,11 @@ from saelib.lm.gelu_1l import load_gelu_1l
 from saelib.lm.hf_model import load_hf_folder, load_smollm2, smollm2_folder
 from saelib.lm.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
 from saelib.sae.evaluate import LossEnds, Quality, loss_ends, sae_quality
-from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, require_fits, save_sae
+from saelib.sae.kept import sae_key, train_once, training_folder, weights_hash
+from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, require_fits
 from saelib.sae.scaled import scaled_acts
 from saelib.sae.stream import feature_activations
-from saelib.sae.train import TRAINING_CODE, TrainConfig, TrainResult, train
+from saelib.sae.train import TrainConfig, TrainResult
 from saelib.split.classes import hyphen_labels, hyphen_rows
 from saelib.study.profiles import Profile
 from saelib.study.runs import RunSpec, get_run
@@ -156,57 +150,6 @@ def sae_config(profile: Profile, d_sae: int, **metadata: Any) -> SAEConfig:
 
 QUALITY_CODE = ("lm.hf_model", "lm.hooked", "lm.mini_lm", "lm.model", "sae.evaluate", "sae.sae")
 """What computes a kept quality, as `TRAINING_CODE` a training."""
-
-
-def training_folder(name: str, key: str) -> Path:
-    """Where `train_once` keeps a training: named by its key and by the code that trains."""
-    return cache_dir() / "runs" / f"{name}-{content_key(key=key, code=code_version(*TRAINING_CODE))}"
-
-
-def train_once(
-    key: str, name: str, initial: Callable[[], SAE], batches: Callable[[], ShuffledBatches], cfg: TrainConfig,
-    probe: Callable[[SAE], dict[str, float]] | None = None, keep: Sequence[int] = (),
-) -> TrainResult:  # fmt: skip
-    """Train, or return what the cache holds under `key` from the same code; a killed training goes on from its checkpoint.
-
-    The SAE as it is after each of the steps in `keep` is kept beside the last one.
-    """
-    folder = training_folder(name, key)
-    with locked(folder):
-        if not (folder / "summary.json").exists():
-
-            def on_step(done: int, total: int) -> None:
-                report_progress(name, done, total)
-
-            snapshots = {n: functools.partial(save_sae, folder=folder / f"sae-{n}") for n in keep if n < cfg.n_steps}
-            result = train(
-                initial(), batches(), cfg, workdir=folder / "checkpoints", probe=probe, on_step=on_step,
-                snapshots=snapshots, name=name,
-            )  # fmt: skip
-            save_sae(result.sae, folder / "sae")
-            history = folder / "history.csv"
-            with atomic_path(history) as temporary:
-                result.history.to_csv(temporary, index=False)
-            summary = {"seconds": result.seconds, "n_tokens": result.n_tokens, "history_sha256": file_sha256(history)}
-            write_json(folder / "summary.json", sealed(summary))
-        for checkpoint in (folder / "checkpoints").glob("*"):  # also those of a process that was killed just here
-            checkpoint.unlink()
-    return _finished_training(folder)
-
-
-def _finished_training(folder: Path) -> TrainResult:
-    """What `train_once` left in a folder; a damaged file is a `UserError`, since training again takes minutes."""
-    remedy = f"delete {folder}; it will be trained again"
-    summary = read_sealed(folder / "summary.json", remedy)
-    path = folder / "history.csv"
-    digest = file_sha256(path) if path.exists() else None
-    if digest != summary.get("history_sha256", digest) or digest is None:
-        raise UserError("file must be as it was written", path, remedy)
-    try:
-        sae = load_sae(folder / "sae")
-    except UserError as error:
-        raise UserError(error.rule, error.got, remedy) from error
-    return TrainResult(sae, pd.read_csv(path), summary["seconds"], summary["n_tokens"])
 
 
 def kept_after(profile: Profile, spec: RunSpec, chosen: Parent, filter_by: str, n_steps: int, step: int) -> SAE:
@@ -588,20 +531,6 @@ def trained_run(profile: Profile, run: int) -> TrainResult:
     """A row of the run table as the study trains it: parent and threshold by their rules, filtered by context."""
     spec = get_run(run)
     return train_run(profile, spec, parent(profile), "context", profile.steps(spec.short))
-
-
-def weights_hash(sae: SAE) -> str:
-    """16 hex digits of SHA-256 over an SAE's exact weights: equal for trainings that agree bit by bit."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(sae.state_dict().items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def sae_key(sae: SAE) -> str:
-    """Identifies what an SAE computes: its weights and its kind. Two SAEs of the same weights may differ in their `k`."""
-    kind = {name: value for name, value in sae.cfg.to_dict().items() if name != "metadata"}
-    return content_key(weights=weights_hash(sae), kind=kind)
 
 
 def text_summary(profile: Profile) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""SAEs that are kept: what names them, and trainings made once, which go on where they were killed and are read back checked."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from saelib.acts.store import ShuffledBatches
+from saelib.base.cache import (
+    atomic_path,
+    cache_dir,
+    content_key,
+    file_sha256,
+    locked,
+    read_sealed,
+    sealed,
+    write_json,
+)
+from saelib.base.code_version import code_version
+from saelib.base.errors import UserError
+from saelib.base.progress import report_progress
+from saelib.sae.sae import SAE, load_sae, save_sae
+from saelib.sae.train import TRAINING_CODE, TrainConfig, TrainResult, train
+
+
+def weights_hash(sae: SAE) -> str:
+    """16 hex digits of SHA-256 over an SAE's exact weights: equal for trainings that agree bit by bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(sae.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def sae_key(sae: SAE) -> str:
+    """Identifies what an SAE computes: its weights and its kind. Two SAEs of the same weights may differ in their `k`."""
+    kind = {name: value for name, value in sae.cfg.to_dict().items() if name != "metadata"}
+    return content_key(weights=weights_hash(sae), kind=kind)
+
+
+def training_folder(name: str, key: str) -> Path:
+    """Where `train_once` keeps a training: named by its key and by the code that trains."""
+    return cache_dir() / "runs" / f"{name}-{content_key(key=key, code=code_version(*TRAINING_CODE))}"
+
+
+def train_once(
+    key: str, name: str, initial: Callable[[], SAE], batches: Callable[[], ShuffledBatches], cfg: TrainConfig,
+    probe: Callable[[SAE], dict[str, float]] | None = None, keep: Sequence[int] = (),
+) -> TrainResult:  # fmt: skip
+    """Train, or return what the cache holds under `key` from the same code; a killed training goes on from its checkpoint.
+
+    The SAE as it is after each of the steps in `keep` is kept beside the last one.
+    """
+    folder = training_folder(name, key)
+    with locked(folder):
+        if not (folder / "summary.json").exists():
+
+            def on_step(done: int, total: int) -> None:
+                report_progress(name, done, total)
+
+            snapshots = {n: functools.partial(save_sae, folder=folder / f"sae-{n}") for n in keep if n < cfg.n_steps}
+            result = train(
+                initial(), batches(), cfg, workdir=folder / "checkpoints", probe=probe, on_step=on_step,
+                snapshots=snapshots, name=name,
+            )  # fmt: skip
+            save_sae(result.sae, folder / "sae")
+            history = folder / "history.csv"
+            with atomic_path(history) as temporary:
+                result.history.to_csv(temporary, index=False)
+            summary = {"seconds": result.seconds, "n_tokens": result.n_tokens, "history_sha256": file_sha256(history)}
+            write_json(folder / "summary.json", sealed(summary))
+        for checkpoint in (folder / "checkpoints").glob("*"):  # also those of a process that was killed just here
+            checkpoint.unlink()
+    return _finished_training(folder)
+
+
+def _finished_training(folder: Path) -> TrainResult:
+    """What `train_once` left in a folder; a damaged file is a `UserError`, since training again takes minutes."""
+    remedy = f"delete {folder}; it will be trained again"
+    summary = read_sealed(folder / "summary.json", remedy)
+    path = folder / "history.csv"
+    digest = file_sha256(path) if path.exists() else None
+    if digest != summary.get("history_sha256", digest) or digest is None:
+        raise UserError("file must be as it was written", path, remedy)
+    try:
+        sae = load_sae(folder / "sae")
+    except UserError as error:
+        raise UserError(error.rule, error.got, remedy) from error
+    return TrainResult(sae, pd.read_csv(path), summary["seconds"], summary["n_tokens"])
