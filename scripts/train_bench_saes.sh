@@ -2,7 +2,7 @@
 # Train the SAEs of reports/splitbench/suite.json that sae-lens makes on the embedded model, and its wide peers, those that are
 # not there yet:
 #     make bench-saes
-# Parents: 1,024 features, one BatchTopK for development, others of other seeds and kinds for the test side. Peers: 4,096 features,
+# Parents: 512 features, one BatchTopK for development, others of other seeds and kinds for the test side. Peers: 2,048 features,
 # to stand as rows of their own (--methods sae:FOLDER).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,9 +23,10 @@ train() { # name, then options
 }
 
 mkdir -p "$saes"
-train batchtopk-0 --architecture batchtopk --d-sae 1024 --seed 0
-train batchtopk-1 --architecture batchtopk --d-sae 1024 --seed 1
-train jumprelu-1 --architecture jumprelu --d-sae 1024 --seed 1
-train matryoshka-1 --architecture matryoshka --d-sae 1024 --seed 1
-train wide-batchtopk-0 --architecture batchtopk --d-sae 4096 --seed 0
-train wide-matryoshka-0 --architecture matryoshka --d-sae 4096 --seed 0
+train batchtopk-0 --architecture batchtopk --d-sae 512 --seed 0
+train batchtopk-1 --architecture batchtopk --d-sae 512 --seed 1
+train jumprelu-1 --architecture jumprelu --d-sae 512 --seed 1
+train matryoshka-1 --architecture matryoshka --d-sae 512 --seed 1
+train wide-batchtopk-0 --architecture batchtopk --d-sae 2048 --seed 0
+train wide-matryoshka-0 --architecture matryoshka --d-sae 2048 --seed 0
+"$python" scripts/make_saelens_worlds.py "$saes/../worlds"

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import saelib.bench.run as run_module
 from saelib import cli
 from saelib.base.errors import UserError
 from saelib.bench.aggregate import best_wide, break_even, by_parent, drawn, false_splits, leaderboard, means, values_of
 from saelib.bench.backend import side_by_side
-from saelib.bench.known import World
+from saelib.bench.known import KnownModel, World, saelens_world
 from saelib.bench.parents import (
     OVERLAP,
     Parent,
@@ -142,7 +144,7 @@ def test_the_committed_suite_reads(root: Path) -> None:
     real = [origin for origin in suite if not origin.world]
     assert sum(origin.side == "dev" for origin in real) == 2 and all(o.model == "mini" for o in real if o.side == "dev")
     assert any(origin.model == "smollm2" for origin in real if origin.side == "test")
-    assert sum(origin.world is not None for origin in suite) == len(world_origins())
+    assert sum(origin.world is not None for origin in suite) == len(world_origins()) + 3
     assert {origin.name: origin.sized(BenchConfig()).swap for origin in real}["smollm2-narrow"] is False
     assert all(origin.sized(BenchConfig()).swap for origin in suite if origin.model == "mini")
     priced = dataclasses.replace(real[0], l1_per_token=4.0)
@@ -388,3 +390,30 @@ def test_bad_input_of_the_command_is_one_line(
         assert cli.main(["bench", "--out", str(tmp_path / "out"), *arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+def test_a_world_of_sae_lens_lays_its_samples_under_our_text(tmp_path: Path) -> None:
+    """Two children in four dimensions: a token's activation is a sample of its kind, and the text says which child is on."""
+    generator = torch.Generator().manual_seed(0)
+    pools = {f"pool_{kind}": 10.0 * kind + torch.rand(5, 4, generator=generator) for kind in range(4)}
+    path = tmp_path / "w.safetensors"
+    save_file({"vectors": torch.eye(4), **pools}, path)
+    world = dataclasses.replace(saelens_world(path, 2), d_in=4)
+    model = KnownModel(world)
+    tokens = torch.tensor([[0, 3, 2, 4, 2, 9, 2, 7]])  # own0 term, own1 term, filler term
+    x = model.activations(tokens)[0]
+    for place, kind in ((0, 0), (1, 0), (2, 1), (4, 2), (6, 3), (7, 0)):
+        assert (pools[f"pool_{kind}"] == x[place]).all(1).any(), place
+    assert model.children_on(tokens)[0, [2, 4, 6]].tolist() == [[True, False], [False, True], [False, False]]
+    suite = tmp_path / "suite.json"
+    suite.write_text(json.dumps({"saes": [], "worlds": False, "saelens_worlds": {"w.safetensors": 2}}))
+    (origin,) = read_suite(suite)
+    assert origin.world == saelens_world(path, 2) and origin.side == "known"
+    before = world.key
+    save_file({"vectors": 2 * torch.eye(4), **pools}, path)
+    assert world.key != before
+    with pytest.raises(UserError, match="w must have 3 children; got 2"):
+        KnownModel(saelens_world(path, 3))
+    path.unlink()
+    with pytest.raises(UserError, match="a world of sae-lens must have its file"):
+        KnownModel(world)

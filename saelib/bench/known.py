@@ -6,12 +6,16 @@
 correlated world), `v_c` are orthonormal, `w_k` many background features, more than dimensions (superposition), of which the SAE
 reads some. The children's directions also stand on a few other words, where the parent is silent: what reads them alone leaks.
 A world with alpha = 0 is an impostor: the same words, and nothing in the activations that tells them apart.
+
+A world may also be sae-lens's: then features, hierarchy and magnitudes are those of `sae_lens.synthetic`, drawn once by
+`scripts/make_saelens_worlds.py`, and a token's activation is one of the samples of its kind (parent silent, parent with child c,
+parent alone).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,12 +24,13 @@ import numpy as np
 import tokenizers
 import torch
 from jaxtyping import Bool, Float, Int, Integer
+from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from saelib.acts.activations import SPLITS, Activations
 from saelib.acts.store import POSITIONS, ActivationStore
-from saelib.base.cache import cache_dir, content_key, kept_folder
+from saelib.base.cache import cache_dir, content_key, file_sha256, kept_folder
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.lm.model import LanguageModel
@@ -60,6 +65,8 @@ class World:
     contexts: tuple[int, int, int] = (600, 300, 300)
     """Contexts of train, select and test."""
     seed: int = 0
+    pool: str = ""
+    """File of sae-lens's samples; empty for a world of our own."""
 
     def __post_init__(self) -> None:
         if not self.shares or sum(self.shares) > 1 or min(self.shares) <= 0:
@@ -68,9 +75,33 @@ class World:
             raise UserError(f"at most d_in - 1 = {self.d_in - 1} children fit", len(self.shares), "raise d_in")
 
     @property
+    def key(self) -> str:
+        """Hash of everything that determines it."""
+        if self.pool and not Path(self.pool).is_file():
+            raise UserError("a world of sae-lens must have its file", self.pool, "make bench-saes writes it")
+        facts = asdict(self) | {"pool": file_sha256(Path(self.pool)) if self.pool else ""}
+        return content_key(world=repr(facts))
+
+    @property
     def true_children(self) -> int:
         """How many there are to be found."""
         return len(self.shares) if self.alpha > 0 else 0
+
+
+def saelens_world(path: Path, children: int) -> World:
+    """A world whose samples `scripts/make_saelens_worlds.py` draws into a file, and how many children it has there."""
+    return World(path.stem, shares=(min(0.2, 0.8 / children),) * children, pool=str(path))
+
+
+def _held(world: World) -> dict[str, Tensor]:
+    """sae-lens's feature vectors and samples."""
+    held = load_file(world.pool)
+    pools = sum(name.startswith("pool_") for name in held)
+    if pools != len(world.shares) + 2:
+        raise UserError(
+            f"{world.name} must have {len(world.shares)} children", pools - 2, "make bench-saes writes it anew"
+        )
+    return held
 
 
 def worlds(seed: int = 0) -> tuple[World, ...]:
@@ -97,20 +128,26 @@ class KnownModel(LanguageModel):
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.name = self.key = f"known-{content_key(world=repr(world))}"
+        self.name = self.key = f"known-{world.key}"
         m = len(world.shares)
         self.words = ["<bos>", "<eos>", "term", *(f"own{c}" for c in range(m)), *(f"word{i}" for i in range(FILLERS))]
         model = tokenizers.models.WordLevel({word: i for i, word in enumerate(self.words)}, unk_token="<eos>")
         self.tokenizer = tokenizers.Tokenizer(model)
         self.tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
         g = torch.Generator().manual_seed(world.seed)
-        basis = torch.linalg.qr(torch.randn(world.d_in, world.d_in, generator=g))[0].T
-        self.u, self.v = basis[0], basis[1 : m + 1]
-        self.w = unit_rows(torch.randn(world.n_background, world.d_in, generator=g))
-        on = torch.rand(_MIXES, world.n_background, generator=g) < 0.04
-        strength = on * (1.0 + torch.rand(_MIXES, world.n_background, generator=g))
-        self._rest = strength @ self.w + 0.05 * torch.randn(_MIXES, world.d_in, generator=g)
-        self._size = 4.0 * (0.7 + 0.6 * torch.rand(_MIXES, generator=g))
+        self._pools: list[Tensor] = []
+        if world.pool:
+            held = _held(world)
+            self.u, self.v, self.w = held["vectors"][0], held["vectors"][1 : m + 1], held["vectors"][m + 1 :]
+            self._pools = [held[f"pool_{kind}"].float() for kind in range(m + 2)]
+        else:
+            basis = torch.linalg.qr(torch.randn(world.d_in, world.d_in, generator=g))[0].T
+            self.u, self.v = basis[0], basis[1 : m + 1]
+            self.w = unit_rows(torch.randn(world.n_background, world.d_in, generator=g))
+            on = torch.rand(_MIXES, world.n_background, generator=g) < 0.04
+            strength = on * (1.0 + torch.rand(_MIXES, world.n_background, generator=g))
+            self._rest = strength @ self.w + 0.05 * torch.randn(_MIXES, world.d_in, generator=g)
+            self._size = 4.0 * (0.7 + 0.6 * torch.rand(_MIXES, generator=g))
         self._beside = torch.rand(_MIXES, generator=g) < world.correlation
         self.unembed = torch.randn(world.d_in, len(self.words), generator=g)
 
@@ -134,6 +171,13 @@ class KnownModel(LanguageModel):
     def activations(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d_in"]:
         """x of the module's equation, rounded as a store rounds it."""
         mix, m = self._mix(tokens), len(self.world.shares)
+        if self._pools:
+            child = self.children_on(tokens)
+            kind = torch.where(child.any(-1), child.int().argmax(-1) + 1, m + 1) * (tokens == 2)
+            x = torch.empty(*tokens.shape, self.world.d_in)
+            for k, pool in enumerate(self._pools):
+                x[kind == k] = pool[mix[kind == k] % len(pool)]
+            return x
         size = self._size[mix][..., None]
         child = self.children_on(tokens)
         first = 3 + m
@@ -178,7 +222,7 @@ def known_activations(world: World) -> KnownActivations:
     model, stores = KnownModel(world), {}
     for place, split in enumerate(SPLITS):
         contexts = _text(world, world.contexts[place], 10 * world.seed + place)
-        key = content_key(world=repr(world), split=split, code=code_version("bench.known"))
+        key = content_key(world=world.key, split=split, code=code_version("bench.known"))
 
         def make(folder: Path, contexts: np.ndarray = contexts) -> None:
             x = model.activations(torch.from_numpy(contexts.astype(np.int64)))[:, 1:].reshape(-1, world.d_in)
@@ -212,8 +256,8 @@ def _text(world: World, n_contexts: int, seed: int) -> np.ndarray:
 def known_sae(world: World, n_read: int = 24) -> tuple[SAE, int]:
     """An SAE that reads the parent and some background features and nothing of the children, and the parent's number."""
     model = KnownModel(world)
-    n_read, parent = min(n_read, world.n_background), 5
-    tree = torch.cat([model.u[None], model.v])
+    n_read, parent = min(n_read, len(model.w)), 5
+    tree = torch.linalg.qr(torch.cat([model.u[None], model.v]).T)[0].T
     background = model.w[:n_read]
     reads = unit_rows(background - background @ tree.T @ tree)
     sae = SAE(SAEConfig(world.d_in, n_read + 1, HOOK, model.name, False))

@@ -16,7 +16,7 @@ from typing import Any
 from saelib.acts.activations import Activations
 from saelib.base.cache import read_json
 from saelib.base.errors import UserError
-from saelib.bench.known import World, known_activations, known_sae, worlds
+from saelib.bench.known import World, known_activations, known_sae, saelens_world, worlds
 from saelib.sae.sae import SAE, load_sae
 from saelib.split.children import ChildrenConfig
 from saelib.split.wide import WideConfig
@@ -139,6 +139,9 @@ def read_suite(path: Path) -> tuple[Origin, ...]:
         found.append(Origin(**{**entry, "folder": folder}))
     if content.get("worlds", True):
         found += world_origins()
+    for name, children in content.get("saelens_worlds", {}).items():
+        world = saelens_world((path.parent / name).resolve(), int(children))
+        found.append(Origin(world.name, "known", world=world))
     names = [origin.name for origin in found]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
