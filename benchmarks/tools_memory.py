@@ -21,7 +21,7 @@ import torch
 
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.interpret.compare import co_firing
-from saelib.interpret.features import density_frame, example_frame, histogram_frame
+from saelib.interpret.features import Found, density_frame, example_frame, histogram_frame
 from saelib.sae.sae import SAE, SAEConfig, unit_rows
 from saelib.sae.stream import Best, Counts, Histogram, stream
 from saelib.text.tokens import CONTEXT_LENGTH
@@ -72,7 +72,7 @@ def measure(folder: Path, n_features: int, n_tokens: int) -> dict[str, float]:
     top, drawn = Best(n_features, 20), Best(n_features, 1000, by="sample")
     stream(sae, store, None, [counts, histogram, top, drawn])
     found["pass_seconds"], found["peak_mb_pass"] = time.perf_counter() - began, peak_mb()
-    examples = [example_frame(sae, None, store, f, f, top, drawn, (0.9, 0.5, 0.1), 10) for f in range(20)]
+    examples = [example_frame(sae, None, store, f, Found(f, top, drawn, (0.9, 0.5, 0.1), 10)) for f in range(20)]
     density = density_frame(every, counts)
     assert int(histogram_frame(every, histogram)["tokens"].sum()) == int(counts.active.sum())
     assert all(len(frame) == 50 for frame in examples), "20 at the top and 10 at each of three quantiles"

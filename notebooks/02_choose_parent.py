@@ -72,7 +72,7 @@ texts, values = zip(*(features.context_of(store, model, row, acts) for row in ro
 views.top_contexts(
     texts,
     values,
-    scores=acts[rows],
+    columns={"activation": acts[rows]},
     caption=f"Top activations of feature {parent.feature}, {store.n_tokens:,} test tokens",
 )
 
@@ -82,7 +82,9 @@ views.top_contexts(
 # %%
 spread = features.quantile_rows(acts, 10)
 texts, values = zip(*(features.context_of(store, model, row, acts) for row in spread), strict=True)
-views.top_contexts(texts, values, scores=acts[spread], caption="From the strongest to the weakest tenth")
+views.top_contexts(
+    texts, values, columns={"activation": acts[spread]}, caption="From the strongest to the weakest tenth"
+)
 
 # %% [markdown]
 # ## What it does to the logits

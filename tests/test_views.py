@@ -140,7 +140,10 @@ def test_the_bundle_comes_along_once_a_kernel(monkeypatch):
 
 def test_top_contexts_lists_scores_notes_and_one_scale():
     view = top_contexts(
-        [["x", "-"], ["<td>"]], [[0, 5.82], [1.0]], notes=["count", "<u>"], note_name="class", caption="Feature 826"
+        [["x", "-"], ["<td>"]],
+        [[0, 5.82], [1.0]],
+        columns={"activation": [5.82, 1.0], "class": ["count", "<u>"]},
+        caption="Feature 826",
     )
     html, mounts = view.data()["html"], view.data()["mounts"]
     assert [mount["props"]["maxValue"] for mount in mounts] == [5.82, 5.82]

@@ -7,6 +7,7 @@ Activations are those that the SAE's own `encode` gives, whatever its kind. The 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -68,6 +69,31 @@ def check_match(sae: SAE, model: LanguageModel | None = None, store: ActivationS
         )
 
 
+class ExampleOptions(TypedDict, total=False):
+    """How examples are ranked and shown."""
+
+    raw: bool
+    """Rank by `W_enc . (x - b_dec)`, the study's published score, over all tokens; default False."""
+    before: int
+    """Tokens of context before, which begins where the 128-token context does; default `BEFORE`."""
+    after: int
+    """And after; default `AFTER`."""
+    sample: int
+    """Active tokens a feature in which ranks are taken; default `SAMPLE`."""
+    block: int | None
+    """Rows that are encoded at a time; default by the SAE's width."""
+
+
+class Found(NamedTuple):
+    """What one pass found of one feature: the `place`-th that the accumulators counted."""
+
+    place: int
+    top: Best
+    drawn: Best | None
+    quantiles: Sequence[float]
+    k: int
+
+
 # --- one pass over a store ---------------------------------------------------------------------------------------------
 
 
@@ -78,12 +104,7 @@ def highest_activating_tokens(
     features: int | Sequence[int] | np.ndarray,
     k: int = 10,
     quantiles: Sequence[float] = (),
-    *,
-    raw: bool = False,
-    before: int = BEFORE,
-    after: int = AFTER,
-    sample: int = SAMPLE,
-    block: int | None = None,
+    **options: Unpack[ExampleOptions],
 ) -> pd.DataFrame:
     """The tokens on which features fire most, and examples from lower down, in one pass over the store.
 
@@ -96,8 +117,7 @@ def highest_activating_tokens(
         quantiles: for each q the `k` tokens whose ranks lie nearest to q among the tokens on which the feature fires
             (0 the weakest, 1 the strongest). Ranks are those in a sample of `sample` active tokens, fixed by row numbers;
             exact for a feature that fires on no more than that.
-        raw: rank by `W_enc . (x - b_dec)`, the study's published score, over all tokens.
-        before, after: tokens of context, which ends where the 128-token context does.
+        options: see `ExampleOptions`.
 
     Returns:
         a row an example: feature, band (`top` or `q=...`), rank (1 first), activation (or the raw score), row (of the
@@ -110,6 +130,7 @@ def highest_activating_tokens(
     """
     chosen = check_features(sae, features)
     check_match(sae, model, store)
+    raw, sample = options.get("raw", False), options.get("sample", SAMPLE)
     if k < 1 or sample < 1:
         raise UserError("k and sample must be at least 1", f"k={k}, sample={sample}", "ask for one example or more")
     for q in quantiles:
@@ -117,10 +138,10 @@ def highest_activating_tokens(
             raise UserError("a quantile must lie in [0, 1]", q, "pass 0.5 for the median of the active tokens")
     top = Best(len(chosen), k)
     drawn = Best(len(chosen), sample, by="sample") if len(quantiles) else None
-    stream(sae, store, chosen, [top, drawn] if drawn else [top], raw=raw, block=block)
+    stream(sae, store, chosen, [top, drawn] if drawn else [top], raw=raw, block=options.get("block"))
     return pd.concat(
         [
-            example_frame(sae, model, store, int(feature), i, top, drawn, quantiles, k, raw, before, after)
+            example_frame(sae, model, store, int(feature), Found(i, top, drawn, quantiles, k), **options)
             for i, feature in enumerate(chosen)
         ],
         ignore_index=True,
@@ -138,20 +159,15 @@ def example_frame(
     model: LanguageModel | None,
     store: ActivationStore,
     feature: int,
-    place: int,
-    top: Best,
-    drawn: Best | None,
-    quantiles: Sequence[float],
-    k: int,
-    raw: bool = False,
-    before: int = BEFORE,
-    after: int = AFTER,
+    found: Found,
+    **options: Unpack[ExampleOptions],
 ) -> pd.DataFrame:
-    """The table of `highest_activating_tokens` for one feature, the `place`-th that the accumulators counted."""
-    bands = [("top", *top.of(place))]
-    if drawn is not None:
-        rows, values = drawn.of(place)
-        bands += [(f"q={q:g}", *_near_quantile(rows, values, q, k)) for q in quantiles]
+    """The table of `highest_activating_tokens` for one feature."""
+    raw, before, after = options.get("raw", False), options.get("before", BEFORE), options.get("after", AFTER)
+    bands = [("top", *found.top.of(found.place))]
+    if found.drawn is not None:
+        rows, values = found.drawn.of(found.place)
+        bands += [(f"q={q:g}", *_near_quantile(rows, values, q, found.k)) for q in found.quantiles]
     encoder = Encoder(sae, np.array([feature]), raw)
     records = []
     for band, rows, values in bands:

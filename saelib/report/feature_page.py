@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack, cast
 
 import markupsafe
 import numpy as np
@@ -14,6 +14,7 @@ from saelib.acts.store import ActivationStore
 from saelib.interpret.compare import compare_features, nearest_among
 from saelib.interpret.features import (
     SAMPLE,
+    Found,
     check_features,
     check_match,
     density_frame,
@@ -71,29 +72,44 @@ class FeatureSummary:
         }
 
 
+class SummaryOptions(TypedDict, total=False):
+    """What is shown of a feature."""
+
+    k: int
+    """Strongest examples; default 10."""
+    quantiles: Sequence[float]
+    """From where lower examples come; default `QUANTILES`."""
+    each: int
+    """How many at each; default 4."""
+    nearest: int
+    """Features nearest by decoder cosine, and as many that fire most with it; default 6."""
+    firing: bool
+    """Count firing together, which encodes all features of the SAE, the second and longer pass; default True."""
+
+
+class PageOptions(SummaryOptions, total=False):
+    """What is shown on a feature's page."""
+
+    name: str
+    """What you call the feature."""
+
+
 def summarise(
     sae: SAE,
     model: LanguageModel,
     store: ActivationStore,
     features: int | Sequence[int] | np.ndarray,
-    *,
-    k: int = 10,
-    quantiles: Sequence[float] = QUANTILES,
-    each: int = 4,
-    nearest: int = 6,
-    firing: bool = True,
+    **options: Unpack[SummaryOptions],
 ) -> list[FeatureSummary]:
     """What the pages show of some features, in two passes over the store however many there are.
 
     Args:
-        k: strongest examples a feature.
-        quantiles, each: from where lower examples come, and how many at each.
-        nearest: features nearest by decoder cosine, and as many that fire most with it.
-        firing: count firing together, which encodes all features of the SAE: the second and longer pass.
+        options: see `SummaryOptions`.
 
     Raises:
         UserError: as for `features.highest_activating_tokens`.
     """
+    k, each, nearest = options.get("k", 10), options.get("each", 4), options.get("nearest", 6)
     chosen = check_features(sae, features)
     check_match(sae, model, store)
     n = len(chosen)
@@ -101,10 +117,12 @@ def summarise(
     drawn = Best(n, SAMPLE, by="sample")
     stream(sae, store, chosen, [counts, histogram, top, drawn])
     density, bins = density_frame(chosen, counts), histogram_frame(chosen, histogram)
-    pairs = compare_features(sae, chosen, store=store if firing else None)
+    pairs = compare_features(sae, chosen, store=store if options.get("firing", True) else None)
     found = []
     for i, feature in enumerate(chosen.tolist()):
-        shown = example_frame(sae, model, store, feature, i, top, drawn, quantiles, each)
+        shown = example_frame(
+            sae, model, store, feature, Found(i, top, drawn, options.get("quantiles", QUANTILES), each)
+        )
         found.append(
             FeatureSummary(
                 feature,
@@ -123,27 +141,22 @@ def feature_page(
     model: LanguageModel,
     store: ActivationStore,
     feature: int,
-    *,
     parent: Member | None = None,
     children: Sequence[Member] = (),
-    name: str = "",
-    k: int = 10,
-    quantiles: Sequence[float] = QUANTILES,
-    nearest: int = 6,
-    firing: bool = True,
+    **options: Unpack[PageOptions],
 ) -> HtmlView:
     """A page on one feature: shows itself in a notebook, `.save("feature.html")` writes it and its `.json` sibling.
 
     Args:
         store: activations of the text to look at, from `text_store` or the study's.
         parent, children: members of this or of other SAEs of the same site, compared with the feature.
-        name: what you call the feature.
-        k, quantiles, nearest, firing: as for `summarise`.
+        options: see `PageOptions`.
 
     Raises:
         UserError: the feature is out of range, or SAE, model and store do not belong together.
     """
-    (summary,) = summarise(sae, model, store, feature, k=k, quantiles=quantiles, nearest=nearest, firing=firing)
+    name = options.pop("name", "")
+    (summary,) = summarise(sae, model, store, feature, **cast(SummaryOptions, options))
     relatives = [("parent", parent)] if parent else []
     relatives += [("child", child) for child in children]
     family = (

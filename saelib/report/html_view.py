@@ -112,16 +112,15 @@ def examples(frame: pd.DataFrame, *, caption: str = "", max_value: float | None 
 
     `bands` says from where in the activations each comes, and of which token: it may be too pale to see.
     """
+    columns: dict[str, list[Any]] = {"activation": frame["activation"].tolist()}
+    if bands:
+        columns["from"] = [
+            f"{_band(b)}: “{token.strip() or token}”" for b, token in zip(frame["band"], frame["token"], strict=True)
+        ]
     return top_contexts(
         frame["tokens"].tolist(),
         frame["activations"].tolist(),
-        scores=frame["activation"].tolist(),
-        notes=[
-            f"{_band(b)}: “{token.strip() or token}”" for b, token in zip(frame["band"], frame["token"], strict=True)
-        ]
-        if bands
-        else None,
-        note_name="from",
+        columns=columns,
         max_value=max_value,
         caption=caption,
     )

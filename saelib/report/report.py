@@ -96,7 +96,6 @@ def render_page(
     title: str,
     result: Mapping[str, Any] | None = None,
     pages: Sequence[Any] = (),
-    assets: str = "assets",
     standalone: bool = False,
 ) -> dict[str, Any]:
     """Write `out_html`, its `.json` sibling and its tables from an executed notebook; return what the sibling holds.
@@ -119,7 +118,7 @@ def render_page(
     write_page(
         out_html,
         "page.html.j2",
-        assets=assets,
+        assets="assets",
         standalone=standalone,
         scripts={"circuitsvis.js": bundle()} if has_views else {},
         title=title,

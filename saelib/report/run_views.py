@@ -246,7 +246,7 @@ def feature_views(
         yield views.top_contexts(
             [tokens for tokens, _ in texts],
             [values for _, values in texts],
-            scores=acts[top],
+            columns={"activation": acts[top]},
             caption=f"{name}: feature {j}",
         )
         yield features.logit_effects(sae.W_dec[j], model, k=8)

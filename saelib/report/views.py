@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -184,40 +184,40 @@ def top_contexts(
     contexts: Sequence[Sequence[str]],
     values: Sequence[Any],
     *,
-    scores: Sequence[float] | None = None,
-    score_name: str = "activation",
-    notes: Sequence[str] | None = None,
-    note_name: str = "",
+    columns: Mapping[str, Sequence[Any]] | None = None,
     max_value: float | None = None,
     caption: str = "",
 ) -> View:
-    """A table of texts in the order given, one a row: a score (default: the largest value), perhaps a note, the tokens.
+    """A table of texts in the order given, one a row: columns by name (default: the largest value), then the tokens.
 
     All rows share one colour scale, so a pale row is a weak one.
     """
     if len(contexts) != len(values):
         raise ValueError(f"contexts and values must be of equal length; got {len(contexts)} and {len(values)}")
     rows = [_checked(tokens, numbers) for tokens, numbers in zip(contexts, values, strict=True)]
-    peaks = (
-        [float(score) for score in scores] if scores is not None else [max(numbers, default=0.0) for _, numbers in rows]
+    peaks = [max(numbers, default=0.0) for _, numbers in rows]
+    columns = {"activation": peaks} if columns is None else columns
+    if any(len(column) != len(rows) for column in columns.values()):
+        raise ValueError(f"columns must have one entry a context ({len(rows)})")
+    numeric = {name: not any(isinstance(cell, str) for cell in column) for name, column in columns.items()}
+    high = max_value if max_value is not None else max(peaks, default=0.0)
+    heading = "".join(
+        f'<th class="num">{html.escape(name)}</th>' if numeric[name] else f"<th>{html.escape(name)}</th>"
+        for name in columns
     )
-    if len(peaks) != len(rows) or (notes is not None and len(notes) != len(rows)):
-        raise ValueError(f"scores and notes must have one entry a context ({len(rows)})")
-    high = max_value if max_value is not None else max((max(numbers, default=0.0) for _, numbers in rows), default=0.0)
-    heading = f'<th class="num">{html.escape(score_name)}</th>'
-    heading += f"<th>{html.escape(note_name)}</th>" if notes is not None else ""
     pieces: list[str | Mount] = [f'<p class="caption">{html.escape(caption)}</p>'] if caption else []
     pieces.append(f'<div class="scroll"><table class="contexts"><thead><tr>{heading}<th>text</th></tr></thead><tbody>')
+    lines = [caption] if caption else []
     for index, (tokens, numbers) in enumerate(rows):
-        note = f"<td>{html.escape(str(notes[index]))}</td>" if notes is not None else ""
-        pieces += [
-            f'<tr><td class="num">{peaks[index]:.2f}</td>{note}<td>',
-            _mount(tokens, numbers, high),
-            "</td></tr>",
-        ]
+        cells = {n: f"{float(c[index]):.2f}" if numeric[n] else str(c[index]) for n, c in columns.items()}
+        shown = "".join(
+            f'<td class="num">{cell}</td>' if numeric[name] else f"<td>{html.escape(cell)}</td>"
+            for name, cell in cells.items()
+        )
+        pieces += [f"<tr>{shown}<td>", _mount(tokens, numbers, high), "</td></tr>"]
+        lines.append(f"{next(iter(cells.values()), ''):>8}  {''.join(tokens)}")
     pieces.append("</tbody></table></div>")
-    lines = [f"{peak:8.2f}  {''.join(tokens)}" for peak, (tokens, _) in zip(peaks, rows, strict=True)]
-    return View(tuple(pieces), "\n".join(([caption] if caption else []) + lines))
+    return View(tuple(pieces), "\n".join(lines))
 
 
 def top_features(
@@ -227,7 +227,6 @@ def top_features(
     position: int,
     k: int = 3,
     labels: dict[int, str] | None = None,
-    max_value: float | None = None,
     caption: str = "",
 ) -> View:
     """Show `features.top_features` at one token: a text coloured by each feature in turn, the strongest first.
@@ -254,14 +253,11 @@ def top_features(
         )
     best = here["feature"].tolist()
     notes = [f"{index}{': ' + labels[index] if labels and index in labels else ''}" for index in best]
+    at = f"at “{str(tokens[position]).strip() or show(str(tokens[position]))}”"
     return top_contexts(
         [tokens] * len(best),
         [acts[:, index] for index in best],
-        scores=here["activation"].tolist(),
-        notes=notes,
-        score_name=f"at “{str(tokens[position]).strip() or show(str(tokens[position]))}”",
-        note_name="feature",
-        max_value=max_value,
+        columns={at: here["activation"].tolist(), "feature": notes},
         caption=caption,
     )
 

@@ -47,12 +47,19 @@ def training_folder(name: str, key: str) -> Path:
 
 
 def train_once(
-    key: str, name: str, initial: Callable[[], SAE], batches: Callable[[], ShuffledBatches], cfg: TrainConfig,
-    probe: Callable[[SAE], dict[str, float]] | None = None, keep: Sequence[int] = (),
-) -> TrainResult:  # fmt: skip
+    key: str,
+    name: str,
+    begin: Callable[[], tuple[SAE, ShuffledBatches]],
+    cfg: TrainConfig,
+    probe: Callable[[SAE], dict[str, float]] | None = None,
+    keep: Sequence[int] = (),
+) -> TrainResult:
     """Train, or return what the cache holds under `key` from the same code; a killed training goes on from its checkpoint.
 
-    The SAE as it is after each of the steps in `keep` is kept beside the last one.
+    Args:
+        begin: makes the first SAE and the batches, when they are needed.
+        probe: as for `train`.
+        keep: steps after which the SAE is kept beside the last one.
     """
     folder = training_folder(name, key)
     with locked(folder):
@@ -62,8 +69,9 @@ def train_once(
                 report_progress(name, done, total)
 
             snapshots = {n: functools.partial(save_sae, folder=folder / f"sae-{n}") for n in keep if n < cfg.n_steps}
+            sae, batches = begin()
             result = train(
-                initial(), batches(), cfg, workdir=folder / "checkpoints", probe=probe, on_step=on_step,
+                sae, batches, cfg, workdir=folder / "checkpoints", probe=probe, on_step=on_step,
                 snapshots=snapshots, name=name,
             )  # fmt: skip
             save_sae(result.sae, folder / "sae")

@@ -170,15 +170,13 @@ def trained(task: Task, recipe: Recipe) -> SAE:
         train={k: v for k, v in asdict(cfg).items() if k != "checkpoint_every"},
     )
 
-    def initial() -> SAE:
-        generator = torch.Generator().manual_seed(task.seed)
-        return (
-            init_from_narrow(work.original, sae_cfg, True, generator)
-            if recipe.warm
-            else init_random(sae_cfg, generator)
-        )
+    def begin() -> tuple[SAE, ShuffledBatches]:
+        generator, batches = torch.Generator().manual_seed(task.seed), ShuffledBatches(view, batch, task.seed)
+        if recipe.warm:
+            return init_from_narrow(work.original, sae_cfg, True, generator), batches
+        return init_random(sae_cfg, generator), batches
 
-    found = train_once(key, "wide", initial, lambda: ShuffledBatches(view, batch, task.seed), cfg)
+    found = train_once(key, "wide", begin, cfg)
     task.meter.train(found.n_tokens, origin.d_in, wide.d_sae)
     # A filter must look at all of the text; without one no more is read than is trained on.
     task.meter.tokens_lm += store.n_tokens if recipe.by != "none" else min(store.n_tokens, found.n_tokens)

@@ -247,18 +247,16 @@ def watch_arm(profile: Profile, arm: ReplacingArm, seed: int) -> study.TrainResu
         cfg=repr(cfg), watched=WATCHED, code=code_version(*_REPLACING_CODE),
     )  # fmt: skip
 
-    def initial() -> SAE:
+    def begin() -> tuple[SAE, ShuffledBatches]:
         generator = torch.Generator().manual_seed(seed)
         warm = init_from_narrow(narrow, sae_cfg, False, generator)
         place = (narrow.cfg.d_sae, children_of(profile)) if arm.intervention == "children" else None
-        return intervene(warm, chosen.feature, arm.intervention, generator, place)
+        batches = ShuffledBatches(study.view(profile, "context", chosen), profile.batch_size, seed)
+        return intervene(warm, chosen.feature, arm.intervention, generator, place), batches
 
     watch = Watch(narrow, chosen.feature, *watched_tokens(profile), price=l1_coeff * profile.batch_size)
     watch.zero_parent = arm.zero_parent
-    return train_once(
-        key, f"replacing-{arm.name}-{seed}", initial,
-        lambda: ShuffledBatches(study.view(profile, "context", chosen), profile.batch_size, seed), cfg, probe=watch,
-    )  # fmt: skip
+    return train_once(key, f"replacing-{arm.name}-{seed}", begin, cfg, watch)
 
 
 @torch.no_grad()

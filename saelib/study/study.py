@@ -179,13 +179,12 @@ def train_config(profile: Profile, l1_coeff: float, n_steps: int, seed: int, zer
 def train_narrow(profile: Profile, l1_coeff: float) -> TrainResult:
     """A narrow SAE at one coefficient, on all training data."""
     key, name, sae_cfg, cfg = _narrow_plan(profile, l1_coeff)
-    return train_once(
-        key,
-        name,
-        lambda: init_random(sae_cfg, torch.Generator().manual_seed(profile.seed)),
-        lambda: ShuffledBatches(View(activations(profile, "train")), profile.batch_size, profile.seed),
-        cfg,
-    )
+
+    def begin() -> tuple[SAE, ShuffledBatches]:
+        batches = ShuffledBatches(View(activations(profile, "train")), profile.batch_size, profile.seed)
+        return init_random(sae_cfg, torch.Generator().manual_seed(profile.seed)), batches
+
+    return train_once(key, name, begin, cfg)
 
 
 def _narrow_plan(profile: Profile, l1_coeff: float) -> tuple[str, str, SAEConfig, TrainConfig]:
@@ -510,21 +509,15 @@ def train_run(
     """
     plan, narrow = _run_plan(profile, spec, chosen, filter_by, n_steps), narrow_sae(profile).sae
 
-    def initial() -> SAE:
+    def begin() -> tuple[SAE, ShuffledBatches]:
         generator = torch.Generator().manual_seed(spec.seed)
+        batches = ShuffledBatches(view(profile, plan.by, chosen), profile.batch_size, spec.seed)
         if spec.init_from_narrow:
-            return init_from_narrow(narrow, plan.sae_cfg, spec.normalised, generator)
-        return init_random(plan.sae_cfg, generator)
+            return init_from_narrow(narrow, plan.sae_cfg, spec.normalised, generator), batches
+        return init_random(plan.sae_cfg, generator), batches
 
-    return train_once(
-        plan.key,
-        plan.name,
-        initial,
-        lambda: ShuffledBatches(view(profile, plan.by, chosen), profile.batch_size, spec.seed),
-        plan.cfg,
-        probe=_replacing_probe(profile, chosen) if spec.init_from_narrow else None,
-        keep=keep,
-    )
+    probe = _replacing_probe(profile, chosen) if spec.init_from_narrow else None
+    return train_once(plan.key, plan.name, begin, plan.cfg, probe, keep)
 
 
 def trained_run(profile: Profile, run: int) -> TrainResult:
