@@ -24,7 +24,7 @@ from reference_trainer import ReferenceTrainer
 from saelib.acts.store import ShuffledBatches, View
 from saelib.sae.sae import PARAMETERS, SAE, init_random, kaiming_uniform, unit_rows
 from saelib.sae.step import Params, loss_and_grads
-from saelib.study import study
+from saelib.study import selection, study, trainings
 from saelib.study.profiles import Profile, get_profile
 from saelib.study.runs import get_run
 
@@ -52,8 +52,8 @@ def batches_of(profile: Profile, run: int) -> ShuffledBatches:
 
 def trained_by_reference(profile: Profile, run: int) -> tuple[SAE, float]:
     """A run of the plain control by the study's trainer, and its seconds."""
-    ours = study.trained_run(profile, run).sae
-    plan = study._run_plan(profile, get_run(run), study.parent(profile), "context", profile.wide_steps)
+    ours = trainings.trained_run(profile, run).sae
+    plan = trainings._run_plan(profile, get_run(run), selection.parent(profile), "context", profile.wide_steps)
     initial = init_random(plan.sae_cfg, torch.Generator().manual_seed(plan.cfg.seed))
     weights = {name: getattr(initial, name) for name in PARAMETERS}
     trainer = ReferenceTrainer(weights, plan.cfg.l1_coeff, plan.cfg.lr, plan.cfg.beta1, plan.cfg.beta2)
@@ -102,7 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     profile = get_profile(args.profile)
     l1_coeff = study.coefficient(profile).l1_coeff
-    ours = {run: study.trained_run(profile, run) for run in CONTROLS}
+    ours = {run: trainings.trained_run(profile, run) for run in CONTROLS}
     rows = {run: measured(profile, result.sae, batches_of(profile, run), l1_coeff) for run, result in ours.items()}
     sae, seconds = trained_by_reference(profile, CONTROLS[0])
     reference = measured(profile, sae, batches_of(profile, CONTROLS[0]), l1_coeff)

@@ -34,7 +34,7 @@ from saelib.bench.parents import eligible, survey
 from saelib.report.children_page import children_page
 from saelib.sae.train import TrainConfig, train
 from saelib.split.engine import SplitConfig, split_feature
-from saelib.study import graded, study, texts
+from saelib.study import graded, selection, study, texts, trainings
 from saelib.study.children_rows import split_config
 from saelib.study.profiles import Profile, get_profile
 from saelib.study.runs import get_run
@@ -58,8 +58,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def rounds(profile: Profile, n: int) -> Iterator[tuple[float, float, float]]:
     """Seconds of a split, of its children's training, and of the wide SAE's training, in each round."""
-    chosen, acts, narrow = study.parent(profile), texts.of_profile(profile), study.narrow_sae(profile)
-    wide, spec = study.trained_run(profile, 1), get_run(1)
+    chosen, acts, narrow = selection.parent(profile), texts.of_profile(profile), study.narrow_sae(profile)
+    wide, spec = trainings.trained_run(profile, 1), get_run(1)
     cfg = study.train_config(profile, study.coefficient(profile).l1_coeff, WIDE_STEPS, spec.seed, None)
     for _ in range(n):
         began = time.perf_counter()
@@ -72,7 +72,7 @@ def rounds(profile: Profile, n: int) -> Iterator[tuple[float, float, float]]:
 
 def _step(profile: Profile, sae: Any, cfg: TrainConfig) -> float:
     """Seconds of a step of the wide SAE."""
-    batches = ShuffledBatches(study.view(profile, "none", study.parent(profile)), profile.batch_size, 0)
+    batches = ShuffledBatches(trainings.view(profile, "none", selection.parent(profile)), profile.batch_size, 0)
     with tempfile.TemporaryDirectory() as folder:
         return train(sae, batches, cfg, workdir=Path(folder)).seconds / cfg.n_steps
 
@@ -99,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     profile = QUICK if args.quick else get_profile("mini")
     n_rounds, n_parents = args.rounds or (1 if args.quick else 5), args.parents or (4 if args.quick else 20)
-    chosen, narrow = study.parent(profile), study.narrow_sae(profile).sae
+    chosen, narrow = selection.parent(profile), study.narrow_sae(profile).sae
     total, training, wide = zip(*rounds(profile, n_rounds), strict=True)
     parents = eligible(survey(narrow, texts.of_profile(profile)))[:n_parents]
     began = time.perf_counter()
@@ -112,7 +112,7 @@ def main() -> None:
         split_config(profile, chosen, 0, profile.children_K, controls=False),
     )
     found = {}
-    for name, sae in (("children", split.sae), ("wide", study.trained_run(profile, 1).sae)):
+    for name, sae in (("children", split.sae), ("wide", trainings.trained_run(profile, 1).sae)):
         measured = graded.measured(profile, chosen, sae)
         found[f"separation_{name}"] = None if measured is None else round(measured.S[2].value, 4)
     result = {

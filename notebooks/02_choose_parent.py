@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 
 from saelib.interpret import features
 from saelib.report import report, views
-from saelib.study import study
+from saelib.study import selection, study
 from saelib.split.classes import CLASSES
 from saelib.study.profiles import get_profile
 
@@ -40,11 +40,11 @@ model, narrow = study.language_model(settings), study.narrow_sae(settings).sae
 # ## Ranking, on the select split
 
 # %%
-ranking = study.rank_parents(settings, narrow)
+ranking = selection.rank_parents(settings, narrow)
 ranking.head(8)
 
 # %%
-parent = study.parent(settings, feature, tau)
+parent = selection.parent(settings, feature, tau)
 print(
     f"parent: feature {parent.feature}; tau = {parent.tau:.3f} of a largest activation of {parent.max_activation:.3f}"
 )
@@ -59,14 +59,14 @@ print(
 # such hyphens on which it does. Both of at least 0.8 on the test split are asked of a parent.
 
 # %%
-fits = {split: study.parent_fit(settings, parent, split) for split in ("select", "test")}
+fits = {split: selection.parent_fit(settings, parent, split) for split in ("select", "test")}
 pd.DataFrame({split: cut._asdict() for split, cut in fits.items()}).T
 
 # %% [markdown]
 # ## Figure 1: where the parent fires most (test split)
 
 # %%
-store, acts = study.activations(settings, "test"), study.parent_on(settings, "test", parent.feature)
+store, acts = study.activations(settings, "test"), selection.parent_on(settings, "test", parent.feature)
 rows = features.top_rows(acts, 20)
 texts, values = zip(*(features.context_of(store, model, row, acts) for row in rows), strict=True)
 views.top_contexts(
@@ -123,12 +123,12 @@ numbers = (
     f"of the test tokens on which it exceeds {parent.tau:.3g}, {fit.purity:.0%} are hyphens that join words (purity), and so "
     f"it finds {fit.recall:.0%} of these (recall)"
 )
-if study.is_hyphens(fit):
+if selection.is_hyphens(fit):
     answer = f"Feature {parent.feature} is the hyphen's: {numbers}."
 else:
     answer = (
-        f"There is no such parent. The best is feature {parent.feature}: {numbers}; {study.LEAST_FIT:g} is asked of both. What "
-        "later pages say of a split is not about hyphens."
+        f"There is no such parent. The best is feature {parent.feature}: {numbers}; {selection.LEAST_FIT:g} is asked of both. "
+        "What later pages say of a split is not about hyphens."
     )
 report.headline(
     answer=answer,

@@ -27,18 +27,18 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from saelib.report import report, views
-from saelib.study import study
+from saelib.study import selection, study
 from saelib.acts.store import POSITIONS
 from saelib.acts.filter import filter_view
 from saelib.study.profiles import get_profile
 
 views.figure_style()
 settings = get_profile(profile)
-model, parent = study.language_model(settings), study.parent(settings, feature, tau)
+model, parent = study.language_model(settings), selection.parent(settings, feature, tau)
 store = study.activations(settings, "train")
 
 # %%
-acts, seconds_activations = study.seconds_of(lambda: study.parent_on(settings, "train", parent.feature))
+acts, seconds_activations = study.seconds_of(lambda: selection.parent_on(settings, "train", parent.feature))
 is_hyphen, active = store.token_ids == model.hyphen, acts > parent.tau
 print(f"parent {parent.feature}, tau {parent.tau:.3f}, {store.n_tokens:,} train tokens")
 

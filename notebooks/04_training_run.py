@@ -31,7 +31,7 @@ import pandas as pd
 
 from saelib.base.table import as_row
 from saelib.report import report, run_views, views
-from saelib.study import effects, prompt_check, results, study
+from saelib.study import effects, prompt_check, results, study, selection, trainings
 from saelib.study.profiles import get_profile
 from saelib.study.runs import get_run
 
@@ -41,7 +41,7 @@ settings, spec = get_profile(profile), get_run(run)
 # %%
 spec = spec if seed is None else replace(spec, seed=seed)
 steps = settings.steps(spec.short) if n_steps is None else n_steps
-parent = study.parent(settings, feature, tau)
+parent = selection.parent(settings, feature, tau)
 pd.Series({**asdict(spec), "steps": steps, "parent": parent.feature, "tau": parent.tau}, name="this run").to_frame()
 
 # %% [markdown]
@@ -51,7 +51,7 @@ pd.Series({**asdict(spec), "steps": steps, "parent": parent.feature, "tau": pare
 # ## Training
 
 # %%
-trained = study.train_run(settings, spec, parent, filter_by, steps)
+trained = trainings.train_run(settings, spec, parent, filter_by, steps)
 run_views.history_figure(trained.history)
 
 # %% [markdown]

@@ -20,7 +20,7 @@ profile = "mini"
 
 # %%
 from saelib.report import report, run_views, views
-from saelib.study import children_rows, results, study
+from saelib.study import children_rows, results, study, selection, trainings
 from saelib.study.profiles import get_profile
 from saelib.study.runs import RUNS
 
@@ -51,7 +51,7 @@ run_views.separation_figure(table)
 # children. Beside each seed stands the strong null: as many children with random decoder rows.
 
 # %%
-parent = study.parent(settings)
+parent = selection.parent(settings)
 children = children_rows.children_results(settings, parent)
 run_views.children_table(children)
 
@@ -72,7 +72,7 @@ run_views.arms_table(table)
 
 # %%
 best = run_views.best_run(rows)
-model, trained = study.language_model(settings), study.trained_run(settings, best.run)
+model, trained = study.language_model(settings), trainings.trained_run(settings, best.run)
 print(f"run {best.run}: {run_views.run_answer(best)}")
 
 # %%

@@ -25,14 +25,14 @@ from matplotlib import pyplot as plt
 
 from saelib.report import report, views
 from saelib.base import stats
-from saelib.study import study
+from saelib.study import trainings, study
 from saelib.study.profiles import get_profile
 from saelib.study.runs import RUNS
 
 views.figure_style()
 settings = get_profile(profile)
 specs = {spec.run: spec for spec in RUNS if spec.size == "wide"}
-histories = {run: study.trained_run(settings, run).history for run in specs}
+histories = {run: trainings.trained_run(settings, run).history for run in specs}
 
 # %% [markdown]
 # ## Figure 6: loss against tokens

@@ -23,13 +23,13 @@ run: int | None = None
 from saelib.base.errors import UserError
 from saelib.report import report, run_views, tools, views
 from saelib.report.children_page import children_page
-from saelib.study import children_rows, effects, results, study
+from saelib.study import children_rows, effects, results, study, selection, trainings
 from saelib.study.profiles import get_profile
 from saelib.study.runs import RUNS
 
 views.figure_style()
 settings = get_profile(profile)
-model, parent, narrow = study.language_model(settings), study.parent(settings), study.narrow_sae(settings).sae
+model, parent, narrow = study.language_model(settings), selection.parent(settings), study.narrow_sae(settings).sae
 
 # %%
 try:
@@ -49,7 +49,7 @@ children_page(split, run_views.prompts_on(split)) if split is not None else prin
 # %%
 rows = results.results(settings, [spec.run for spec in RUNS if run in (None, spec.run)])
 best = run_views.best_run(rows)
-trained, features = study.trained_run(settings, best.run), best.outcome.strict.features()
+trained, features = trainings.trained_run(settings, best.run), best.outcome.strict.features()
 print(f"run {best.run}: {run_views.run_answer(best)}")
 
 # %% [markdown]

@@ -25,7 +25,7 @@ seeds = 2
 import saelib
 from saelib.report import report, views
 from saelib.report.children_page import children_page, verdict_sentence
-from saelib.study import study, texts
+from saelib.study import selection, study, texts
 from saelib.study.profiles import get_profile
 
 views.figure_style()
@@ -38,11 +38,11 @@ narrow = study.narrow_sae(settings).sae
 # `token` is what the feature marks: any single digit, or one token of code. The hyphen's parent is left out.
 
 # %%
-parents = study.parents_of_other_kinds(settings, narrow)
+parents = selection.parents_of_other_kinds(settings, narrow)
 parents
 
 # %%
-chosen = study.parent_of_kind(parents, kind)
+chosen = selection.parent_of_kind(parents, kind)
 options = {"contexts": "automatic", "least": settings.context_least, "K": settings.children_K, "seeds": seeds}
 split = saelib.split(narrow, int(chosen["feature"]), texts.of_profile(settings), **options)
 

@@ -24,7 +24,7 @@ import pandas as pd
 from saelib.base.table import as_row
 from saelib.text import hub_data
 from saelib.report import report, run_views, views
-from saelib.study import study
+from saelib.study import selection, study
 from saelib.study.outcome import outcome
 from saelib.study.prompt_check import prompt_check
 from saelib.acts.activations import text_store
@@ -70,7 +70,7 @@ if published is not None:
 # %%
 if published is not None:
     quality = study.quality_of(settings, published)
-    found = outcome(settings, study.parent(settings), published)
+    found = outcome(settings, selection.parent(settings), published)
     own = [win.context_class for win in prompt_check(published, model) if win.own]
     display(pd.Series(quality._asdict() | as_row(found), name="on test text").to_frame())
 

@@ -29,7 +29,7 @@ from matplotlib import pyplot as plt
 from saelib.report import report, views
 from saelib.report.open_figures import data_figure
 from saelib.report.tables import keep_table
-from saelib.study import data_needed, price, study
+from saelib.study import data_needed, price, study, selection, trainings
 from saelib.study.hyphen_scale import separation_of
 from saelib.study.profiles import get_profile
 
@@ -73,8 +73,8 @@ plt.show()
 # seed that does not get there within its tokens is censored; medians and intervals are Kaplan and Meier's.
 
 # %%
-chosen = study.parent(settings)
-run_9 = separation_of(settings, chosen, study.trained_run(settings, 9).sae)["S_2"]
+chosen = selection.parent(settings)
+run_9 = separation_of(settings, chosen, trainings.trained_run(settings, 9).sae)["S_2"]
 levels = data_needed.levels_table(table, {"run 9": run_9, **data_needed.LEVELS})
 result = keep_table(data_needed.priced(levels, sources, lm_second))
 result[["arm", "level", "S_2", "tokens", "low", "high", "reached", "seeds", "given"]]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from saelib.base.cache import atomic_path
-from saelib.study import study
+from saelib.study import selection, study
 from saelib.study.profiles import get_profile
 
 WIDTHS = (256, 512, 1024)
@@ -39,8 +39,8 @@ def main() -> None:
             base, d_sae_narrow=width, narrow_steps=steps, l1_grid=(l1_coeff,), l0_range=(0.0, float(width))
         )
         quality = study.coefficient(profile).grid.iloc[0]
-        chosen = study.parent(profile)
-        fit = study.parent_fit(profile, chosen, "select")
+        chosen = selection.parent(profile)
+        fit = selection.parent_fit(profile, chosen, "select")
         rows.append(
             {"d_sae": width, "steps": steps, "l1_coeff": l1_coeff, "l0": quality["l0"], "fvu": quality["fvu"],
              "loss_recovered": quality["loss_recovered"], "feature": chosen.feature, "tau": chosen.tau, "f1": fit.f1,

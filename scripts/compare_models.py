@@ -26,7 +26,7 @@ import tokenizers
 
 from saelib.base.cache import atomic_path, read_json
 from saelib.lm.model import EMBEDDED_FOLDER, OneLayerModel, load_embedded
-from saelib.study import graded, study
+from saelib.study import graded, selection, study
 from saelib.study.model_card import losses, mean_mlp_out
 from saelib.study.profiles import get_profile
 
@@ -68,8 +68,8 @@ def row_of(folder: Path) -> dict[str, Any]:
     study.load_embedded = functools.partial(load_embedded, folder)  # type: ignore[attr-defined]
     for width in WIDTHS:
         narrow = replace(profile, d_sae_narrow=width, l1_grid=COEFFICIENTS)
-        chosen = study.parent(narrow)
-        fit = study.parent_fit(narrow, chosen)
+        chosen = selection.parent(narrow)
+        fit = selection.parent_fit(narrow, chosen)
         out |= {f"f1_{width}": fit.f1, f"purity_{width}": fit.purity, f"recall_{width}": fit.recall}
         if width == WIDTHS[0]:
             found = graded.yardstick(narrow, chosen)

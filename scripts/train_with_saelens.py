@@ -37,7 +37,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from saelib.acts.store import ShuffledBatches, View
 from saelib.sae.sae import load_sae
-from saelib.study import study
+from saelib.study import selection, study
 from saelib.study.profiles import get_profile
 
 ARCHITECTURES = ("standard", "batchtopk", "jumprelu", "matryoshka")
@@ -113,7 +113,7 @@ def main() -> int:
     path.write_text(json.dumps(saved, indent=2) + "\n")
 
     ours = load_sae(args.folder)
-    best = study.rank_parents(profile, ours).iloc[0]
+    best = selection.rank_parents(profile, ours).iloc[0]
     quality = study.quality_of(profile, ours)
     print(
         f"sae-lens {__version__}: {args.architecture}, {args.d_sae} features, {total:,} tokens, L0 {quality.l0:.1f}, "

@@ -20,7 +20,7 @@ from saelib.acts.activations import text_store
 from saelib.base.errors import UserError
 from saelib.lm.gelu_1l import load_gelu_folder
 from saelib.lm.model import OneLayerModel
-from saelib.study import study
+from saelib.study import selection, study, trainings
 from saelib.study.profiles import get_profile
 from saelib.study.runs import get_run
 from saelib.text import hub_data
@@ -228,16 +228,16 @@ def test_the_profile_runs_on_the_stand_ins(
     )  # fmt: skip
     narrow = study.narrow_sae(profile).sae
     assert narrow.cfg.center_writing_weights is True and narrow.cfg.model_name == "gelu-1l"
-    parent = study.parent(profile)
-    trained = study.train_run(profile, get_run(7), parent, "context", 20)
+    parent = selection.parent(profile)
+    trained = trainings.train_run(profile, get_run(7), parent, "context", 20)
     assert trained.sae.cfg.d_sae == 96 and trained.n_tokens == 20 * 512
     assert study.quality_of(profile, trained.sae).tokens > 0
-    others = study.parents_of_other_kinds(profile, narrow)
+    others = selection.parents_of_other_kinds(profile, narrow)
     assert others["kind"].tolist() == ["digit", "code"] and others["token"].iloc[0] == "digit"
     assert len({parent.feature, *others["feature"]}) == 3, "three parents, no two the same"
     with pytest.raises(UserError, match="kind of parent must be one of hyphen, digit, code; got 'verb'"):
-        study.rank_marking(profile, narrow, "verb")
-    ranking = study.rank_parents(profile, narrow)
+        selection.rank_marking(profile, narrow, "verb")
+    ranking = selection.rank_parents(profile, narrow)
     assert "token" not in ranking and ranking["f1"].is_monotonic_decreasing
     store = study.activations(profile, "select")
     best, hyphen = ranking.iloc[0], study.joins(profile, "select")
@@ -250,11 +250,11 @@ def test_the_profile_runs_on_the_stand_ins(
     # the narrow SAE as a file: then the study's own parent and threshold are the default
     from saelib.sae.sae import save_sae
 
-    for function in (study.narrow_sae, study.parent, study.coefficient):
+    for function in (study.narrow_sae, selection.parent, study.coefficient):
         getattr(function, "cache_clear", lambda: None)()
     monkeypatch.setenv("SAELIB_NARROW_SAE", str(save_sae(narrow, empty_cache / "given")))
     given = replace(profile, parent=5, tau=0.25)
-    assert study.parent(given)[:2] == (5, 0.25) and study.parent(given, 3).feature == 3
+    assert selection.parent(given)[:2] == (5, 0.25) and selection.parent(given, 3).feature == 3
     assert torch.equal(study.narrow_sae(given).sae.W_enc, narrow.W_enc)
     assert study.coefficient(given).l1_coeff == 3e-4
     with pytest.raises(UserError, match="d_in of profile gelu-1l must be the model's 32; got 512"):

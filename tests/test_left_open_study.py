@@ -13,7 +13,7 @@ import torch
 
 from saelib.sae.sae import init_from_narrow
 from saelib.split.classes import CLASSES
-from saelib.study import data_needed, graded, hyphen_scale, replacing, study
+from saelib.study import data_needed, graded, hyphen_scale, replacing, selection, study, trainings
 from saelib.study.hyphen_scale import separation_of
 from saelib.study.profiles import Profile
 from saelib.study.replacing import ARMS, Watch, end_measures, watch_arm, watched_tokens
@@ -40,7 +40,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Profile]:
 
 
 def test_the_scale_gives_what_the_study_s_own_measure_gives(made_up: Profile) -> None:
-    chosen, narrow = study.parent(made_up), study.narrow_sae(made_up).sae
+    chosen, narrow = selection.parent(made_up), study.narrow_sae(made_up).sae
     expected = graded.measured(made_up, chosen, narrow)
     assert expected is not None
     found = separation_of(made_up, chosen, narrow)  # fewer hyphens than it takes at most
@@ -54,9 +54,9 @@ def test_snapshots_of_one_training_are_the_points_of_a_curve(made_up: Profile) -
     assert [row["tokens"] for row in rows] == [256, 512, 1024]
     assert all(math.isfinite(row["S_2"]) for row in rows)
     assert rows[-1]["seconds"] == pytest.approx(4 * rows[0]["seconds"])
-    chosen = study.parent(made_up)
+    chosen = selection.parent(made_up)
     spec = data_needed.ARMS[1].spec(0)
-    early = study.kept_after(made_up, spec, chosen, "context", 4, 1)
+    early = trainings.kept_after(made_up, spec, chosen, "context", 4, 1)
     assert separation_of(made_up, chosen, early)["S_2"] == rows[0]["S_2"]
 
 
@@ -68,7 +68,7 @@ def test_the_first_steps_of_a_warm_start_are_all_recorded(made_up: Profile) -> N
         assert np.allclose(shares, 1)
     assert history["loss_P"].iloc[-1] < history["loss_P"].iloc[0]
     # step 0 is the warm start itself
-    chosen, narrow, config = study.parent(made_up), study.narrow_sae(made_up).sae, study.sae_config(made_up, 128)
+    chosen, narrow, config = selection.parent(made_up), study.narrow_sae(made_up).sae, study.sae_config(made_up, 128)
     warm = init_from_narrow(narrow, config, False, torch.Generator().manual_seed(0))
     price = study.coefficient(made_up).l1_coeff * made_up.batch_size
     row = Watch(narrow, chosen.feature, *watched_tokens(made_up), price=price)(warm)
@@ -85,7 +85,7 @@ def test_a_zeroed_parent_starts_alike_and_trains_otherwise(made_up: Profile) -> 
     for name in CLASSES:
         assert warm.history[f"parent_{name}"].iloc[0] == zeroed.history[f"parent_{name}"].iloc[0]
     assert zeroed.history["loss_P"].iloc[0] != warm.history["loss_P"].iloc[0]  # without the parent it is another loss
-    feature = study.parent(made_up).feature
+    feature = selection.parent(made_up).feature
     narrow = study.narrow_sae(made_up).sae
     drift = [float((r.sae.W_enc[:, feature] - narrow.W_enc[:, feature]).norm().detach()) for r in (warm, zeroed)]
     assert drift[0] > 0 and drift[1] == 0

@@ -23,7 +23,7 @@ from saelib.split.classes import CLASSES
 from saelib.split.contexts import Labels
 from saelib.split.detectors import best_threshold
 from saelib.split.verdict import BOUNDS, Verdict
-from saelib.study import arms, children_rows, claims, graded, outcome, study
+from saelib.study import arms, children_rows, claims, graded, outcome, selection, study, trainings
 from saelib.study.graded import Graded
 from saelib.study.profiles import Profile
 
@@ -109,7 +109,7 @@ PROFILE = dataclasses.replace(
 def made_up(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Profile]:
     """The profile, with the made-up text in the place of the study's."""
     monkeypatch.setattr(study, "STUDY_SOURCES", (tiny_study.make_archive(empty_cache, documents=1500),))
-    functions = [study.tokens, study.activations, study.joining_hyphens, study.coefficient, study.parent]
+    functions = [study.tokens, study.activations, study.joining_hyphens, study.coefficient, selection.parent]
     yield PROFILE
     kept = [graded.yardstick, graded._hyphen_tokens, outcome._rest, outcome._leak_rows]
     for function in [*functions, *kept]:
@@ -141,7 +141,7 @@ def classes_by_hand(profile: Profile, split: str) -> tuple[np.ndarray, np.ndarra
 
 
 def test_the_parent_of_a_study_by_the_rule(made_up: Profile) -> None:
-    narrow, chosen = study.narrow_sae(made_up).sae, study.parent(made_up)
+    narrow, chosen = study.narrow_sae(made_up).sae, selection.parent(made_up)
     for split in ("select", "test"):
         rows, labels = classes_by_hand(made_up, split)
         mine = study.joining_hyphens(made_up, split)
@@ -156,28 +156,30 @@ def test_the_parent_of_a_study_by_the_rule(made_up: Profile) -> None:
     best = int(np.argmax([cut.f1 for cut in cuts]))
     assert chosen.feature == best and chosen.tau == pytest.approx(cuts[best].tau, rel=1e-4)
     assert chosen.max_activation == pytest.approx(dense[:, best].max(), rel=1e-5)
-    ranking = study.rank_parents(made_up, narrow)
+    ranking = selection.rank_parents(made_up, narrow)
     assert ranking["f1"].is_monotonic_decreasing and ranking["f1"][0] == pytest.approx(cuts[best].f1)
 
-    fit, marked = study.parent_fit(made_up, chosen), study.joins(made_up, "test")
-    above = study.parent_on(made_up, "test", best) > chosen.tau
+    fit, marked = selection.parent_fit(made_up, chosen), study.joins(made_up, "test")
+    above = selection.parent_on(made_up, "test", best) > chosen.tau
     assert fit.purity == (above & marked).sum() / above.sum() and fit.recall == (above & marked).sum() / marked.sum()
-    assert study.is_hyphens(fit) == (min(fit.purity, fit.recall) >= 0.8)
+    assert selection.is_hyphens(fit) == (min(fit.purity, fit.recall) >= 0.8)
 
-    named = study.parent(made_up, 3)
+    named = selection.parent(made_up, 3)
     assert named.feature == 3 and named.tau == pytest.approx(made_up.tau_fraction * named.max_activation)
-    assert study.parent(made_up, 3, 0.5).tau == study.parent(made_up, None, 0.5).tau == 0.5
+    assert selection.parent(made_up, 3, 0.5).tau == selection.parent(made_up, None, 0.5).tau == 0.5
 
 
 def test_separation_is_measured_on_the_hyphens_that_the_text_fixes(
     made_up: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    narrow, chosen = study.narrow_sae(made_up).sae, study.parent(made_up)
+    narrow, chosen = study.narrow_sae(made_up).sae, selection.parent(made_up)
     found = outcome.outcome(made_up, chosen, narrow).graded
     tokens = graded.hyphen_tokens(made_up, chosen)
     for split, part in tokens.items():
         assert part.rows.tolist() == study.joining_hyphens(made_up, split)[0].tolist()
-        np.testing.assert_allclose(part.parent, study.parent_on(made_up, split, chosen.feature)[part.rows], rtol=1e-5)
+        np.testing.assert_allclose(
+            part.parent, selection.parent_on(made_up, split, chosen.feature)[part.rows], rtol=1e-5
+        )
     # S_k from its parts, and the best single feature from all of them
     whole = graded.measured(made_up, chosen, narrow)
     assert whole is not None and found == Graded.of(whole)
@@ -209,7 +211,7 @@ def test_separation_is_measured_on_the_hyphens_that_the_text_fixes(
 
 
 def test_the_strict_verdict_asks_for_features_that_the_narrow_sae_lacks(made_up: Profile) -> None:
-    narrow, chosen = study.narrow_sae(made_up).sae, study.parent(made_up)
+    narrow, chosen = study.narrow_sae(made_up).sae, selection.parent(made_up)
     own = outcome.outcome(made_up, chosen, narrow).strict
     assert own.verdict is not Verdict.SPLIT and own.passed == 0, "the narrow SAE adds nothing to itself but its parent"
 
@@ -241,7 +243,7 @@ def test_the_strict_verdict_asks_for_features_that_the_narrow_sae_lacks(made_up:
 
 
 def test_an_outcome_is_kept_by_sae_parent_text_and_code(made_up: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    narrow, chosen = study.narrow_sae(made_up).sae, study.parent(made_up)
+    narrow, chosen = study.narrow_sae(made_up).sae, selection.parent(made_up)
     first = outcome.outcome(made_up, chosen, narrow)
     monkeypatch.setattr(graded, "measured", lambda *_, **__: pytest.fail("it was kept"))
     assert outcome.outcome(made_up, chosen, narrow) == first
@@ -256,7 +258,7 @@ def test_an_outcome_is_kept_by_sae_parent_text_and_code(made_up: Profile, monkey
 
 def test_too_little_text_gives_no_separation_and_no_children(made_up: Profile) -> None:
     profile = dataclasses.replace(made_up, select_contexts=1, test_contexts=1)
-    chosen = study.Parent(0, 0.1, 1.0)
+    chosen = selection.Parent(0, 0.1, 1.0)
     found = outcome.outcome(profile, chosen, study.narrow_sae(made_up).sae)
     assert np.isnan(found.graded.S_2) and found.strict.verdict is Verdict.UNDECIDED
     rows = children_rows.children_results(profile, chosen)
@@ -266,7 +268,7 @@ def test_too_little_text_gives_no_separation_and_no_children(made_up: Profile) -
 
 @pytest.mark.slow
 def test_children_results_and_their_csv(made_up: Profile, tmp_path: Path) -> None:
-    chosen = study.parent(made_up)
+    chosen = selection.parent(made_up)
     rows = children_rows.children_results(made_up, chosen, seeds=(0, 1))
     assert [row.dictionary for row in rows] == ["children", "random decoder"] * 2
     for row in rows:
@@ -293,11 +295,12 @@ def test_arms_on_narrow_saes_of_their_own(made_up: Profile, monkeypatch: pytest.
     assert weights_hash(first) == weights_hash(study.narrow_sae(made_up).sae) != weights_hash(second)
     for block in (0, 1):
         own = arms.block_profile(profile, block)
-        assert {run.parent for run in runs if run.block == block} == {study.parent(own).feature}
+        assert {run.parent for run in runs if run.block == block} == {selection.parent(own).feature}
     assert np.isfinite([run.outcome.graded.S_2 for run in runs]).all()
     # the filtered arm has seen the same parent-active tokens when it has seen its share of the control's tokens
     share = (
-        study.view(profile, "context", study.parent(profile)).n_tokens / study.activations(profile, "train").n_tokens
+        trainings.view(profile, "context", selection.parent(profile)).n_tokens
+        / study.activations(profile, "train").n_tokens
     )
     assert runs[4].tokens == max(round(12 * share), 1) * profile.batch_size
     # the coefficient that came nearest to the control's L0
@@ -309,5 +312,5 @@ def test_arms_on_narrow_saes_of_their_own(made_up: Profile, monkeypatch: pytest.
 
     judged = claims.judge_claims(runs)
     assert len(judged) == len(claims.CLAIMS) and judged[0].blocks == 2
-    monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("every training was kept"))
+    monkeypatch.setattr("saelib.sae.kept.train", lambda *_, **__: pytest.fail("every training was kept"))
     assert arms.arm_runs(profile) == runs

@@ -25,7 +25,7 @@ from saelib.base.table import as_row
 from saelib.report import index_page, report
 from saelib.report.notebook_runner import cached_notebook
 from saelib.sae.kept import weights_hash
-from saelib.study import results, study
+from saelib.study import results, selection, study, trainings
 from saelib.study.profiles import SMOKE, Profile
 from saelib.study.runs import get_run
 from saelib.text import sources
@@ -112,20 +112,20 @@ def narrow(profile: Profile) -> dict[str, str]:
 
 def filtering(profile: Profile) -> dict[str, str]:
     """The parent, its threshold, and what training keeps."""
-    parent = study.parent(profile)
-    views = {by: study.view(profile, by, parent) for by in ("context", "token")}
+    parent = selection.parent(profile)
+    views = {by: trainings.view(profile, by, parent) for by in ("context", "token")}
     return {"parent": repr(parent), **{by: _hash(view.index.tobytes()) for by, view in views.items()}}
 
 
 def training(profile: Profile) -> dict[str, str]:
     """One run of the table."""
-    return _training(study.trained_run(profile, RUN))
+    return _training(trainings.trained_run(profile, RUN))
 
 
 def scoring(profile: Profile) -> dict[str, str]:
     """The row of the run: quality, outcome and the prompts; without the time that the training took."""
-    trained = study.trained_run(profile, RUN)
-    found = results.run_result(profile, get_run(RUN), study.parent(profile), trained)
+    trained = trainings.trained_run(profile, RUN)
+    found = results.run_result(profile, get_run(RUN), selection.parent(profile), trained)
     path = reports_dir() / "scores.json"
     write_json(path, as_row(dataclasses.replace(found, seconds=1.0)))
     return {"scores": file_sha256(path)}
@@ -139,7 +139,7 @@ def reporting(profile: Profile) -> dict[str, str]:
     with locked(folder):  # as `run_notebook` keeps what it has executed
         if cached_notebook(key) is None:
             with atomic_dir(folder) as temporary:
-                nbformat.write(_executed(numbers, study.train_run), temporary / "executed.ipynb")
+                nbformat.write(_executed(numbers, trainings.train_run), temporary / "executed.ipynb")
                 (temporary / "result.json").write_text(json.dumps({"headline": numbers, "seconds": 1.0}))
     kept = cached_notebook(key)
     assert kept is not None

@@ -23,7 +23,7 @@ from saelib.sae.stream import feature_activations
 from saelib.split.classes import PROMPTS
 from saelib.split.result import Split
 from saelib.split.verdict import Verdict
-from saelib.study import study
+from saelib.study import selection, study
 from saelib.study.children_rows import CHILDREN, ChildrenResult
 from saelib.study.graded import GRADED_CLASSES, Graded
 from saelib.study.outcome import outcome, with_interval
@@ -129,7 +129,7 @@ def children_table(rows: Sequence[ChildrenResult]) -> pd.DataFrame:
 
 
 def compared(
-    profile: Profile, parent: study.Parent, table: pd.DataFrame, children: Sequence[ChildrenResult]
+    profile: Profile, parent: selection.Parent, table: pd.DataFrame, children: Sequence[ChildrenResult]
 ) -> pd.DataFrame:
     """Means: wide runs by data, the narrow SAE with children, and the narrow SAE as it is."""
     columns = ["S_1", "S_2", "S_4", "mcc_2_number", "mcc_2_count", "fvu", "l0", "tokens", "seconds"]

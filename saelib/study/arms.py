@@ -27,7 +27,7 @@ from saelib.sae.kept import sae_key
 from saelib.sae.sae import SAE
 from saelib.sae.stream import block_rows
 from saelib.sae.train import TRAINING_CODE
-from saelib.study import graded, study
+from saelib.study import graded, selection, study, trainings
 from saelib.study.children_rows import ChildrenResult, children_results
 from saelib.study.outcome import Outcome, outcome
 from saelib.study.profiles import Profile, get_profile
@@ -89,13 +89,13 @@ def seeds_of(profile: Profile, block: int) -> range:
     return range(block * profile.claim_wide_seeds, (block + 1) * profile.claim_wide_seeds)
 
 
-def matched_feature(profile: Profile) -> study.Parent:
+def matched_feature(profile: Profile) -> selection.Parent:
     """Another feature whose filter keeps as many contexts as the parent's: the control for "any filter would do".
 
     Among the features that mark hyphens worse than the first eight, the one whose share of select contexts above
     `tau_fraction` of its largest activation is nearest to the parent's share above tau.
     """
-    chosen = study.parent(profile)
+    chosen = selection.parent(profile)
     sae, store = study.narrow_sae(profile).sae, study.activations(profile, "select")
     key = content_key(
         store=store.key, sae=sae_key(sae), parent=chosen, fraction=profile.tau_fraction,
@@ -109,14 +109,14 @@ def matched_feature(profile: Profile) -> study.Parent:
         by_context = np.concatenate(blocks)  # (contexts, d_sae)
         largest = by_context.max(0)
         density = (by_context > profile.tau_fraction * largest).mean(0)
-        ranking = study.rank_parents(profile, sae)["feature"].tolist()
+        ranking = selection.rank_parents(profile, sae)["feature"].tolist()
         allowed = [f for f in ranking[8:] if f != chosen.feature and largest[f] > 0]
         target = (by_context[:, chosen.feature] > chosen.tau).mean()
         best = min(allowed, key=lambda f: abs(density[f] - target))
         tau = float(profile.tau_fraction * largest[best])
-        return study.Parent(int(best), tau, float(largest[best]))._asdict()
+        return selection.Parent(int(best), tau, float(largest[best]))._asdict()
 
-    return study.Parent(**kept_json("matched", key, search))
+    return selection.Parent(**kept_json("matched", key, search))
 
 
 # --- training and measuring ------------------------------------------------------------------------------------------------
@@ -131,7 +131,10 @@ def _steps(block: Profile, arm: Arm) -> dict[str, int]:
     if arm.name in WATCHED:
         steps[EARLY] = block.claim_early
     if arm.name == "filtered":
-        share = study.view(block, "context", study.parent(block)).n_tokens / study.activations(block, "train").n_tokens
+        share = (
+            trainings.view(block, "context", selection.parent(block)).n_tokens
+            / study.activations(block, "train").n_tokens
+        )
         steps[SAME_PARENT_TOKENS] = max(round(share * block.claim_steps), 1)
     return steps
 
@@ -139,13 +142,13 @@ def _steps(block: Profile, arm: Arm) -> dict[str, int]:
 def train_arm(block: Profile, arm: Arm, seed: int, l1_scale: float) -> dict[str, tuple[SAE, study.TrainResult]]:
     """Train one seed of an arm on a block, or open it: the SAE at each time it is measured, and its training."""
     by = "context" if arm.filter_by in ("none", "other") else arm.filter_by
-    chosen = matched_feature(block) if arm.filter_by == "other" else study.parent(block)
+    chosen = matched_feature(block) if arm.filter_by == "other" else selection.parent(block)
     spec, steps = arm.spec(seed, l1_scale), _steps(block, arm)
-    trained = study.train_run(block, spec, chosen, by, block.claim_steps, keep=[*steps.values()])
+    trained = trainings.train_run(block, spec, chosen, by, block.claim_steps, keep=[*steps.values()])
     return {
         at: (trained.sae, trained)
         if step >= block.claim_steps
-        else (study.kept_after(block, spec, chosen, by, block.claim_steps, step), trained)
+        else (trainings.kept_after(block, spec, chosen, by, block.claim_steps, step), trained)
         for at, step in steps.items()
     }
 
@@ -161,7 +164,7 @@ def l1_scale_of(profile: Profile, arm: Arm) -> float:
         return 1.0
     block, seed = block_profile(profile, 0), seeds_of(profile, 0)[0]
     key = content_key(
-        profile=repr(profile), arm=repr(arm), narrow=sae_key(study.narrow_sae(block).sae), parent=study.parent(block),
+        profile=repr(profile), arm=repr(arm), narrow=sae_key(study.narrow_sae(block).sae), parent=selection.parent(block),
         store=study.activations(block, "train").key, code=code_version(*TRAINING_CODE, "study.arms", "study.graded"),
     )  # fmt: skip
 
@@ -189,8 +192,8 @@ def _next_scale(tried: list[tuple[float, float]], target: float, l0_at: Any) -> 
 def runs_of(profile: Profile, block: int) -> list[ArmRun]:
     """Every run of one narrow SAE, trained (or opened) and measured; the narrow SAE, its parent and hyphens are shared."""
     here, found = block_profile(profile, block), []
-    chosen, seeds = study.parent(here), seeds_of(profile, block)
-    fit = study.parent_fit(here, chosen)
+    chosen, seeds = selection.parent(here), seeds_of(profile, block)
+    fit = selection.parent_fit(here, chosen)
     shared: dict[str, Any] = {"block": block, "parent": chosen.feature, "purity": fit.purity, "recall": fit.recall}
     for i, arm in enumerate(ARMS):
         scale = l1_scale_of(profile, arm)

@@ -21,7 +21,7 @@ from saelib.split.implants import Implant
 from saelib.split.parent import gather
 from saelib.split.synthetic import IMPOSTORS, TRUE
 from saelib.split.tokens import ParentTokens
-from saelib.study import study, texts
+from saelib.study import selection, study, texts
 from saelib.study.profiles import Profile, get_profile
 
 _CODE = (
@@ -100,7 +100,7 @@ def _synthetic(case: SyntheticCase) -> dict[str, Any]:
 
 def _implants(profile: Profile) -> Callable[[Implant], dict[str, Any]]:
     """What judges an implant in the profile's parent; its tokens are gathered when first needed."""
-    chosen, sae = study.parent(profile), study.narrow_sae(profile).sae
+    chosen, sae = selection.parent(profile), study.narrow_sae(profile).sae
     store = study.activations(profile, "train").key
     held: list[ParentTokens] = []
 

@@ -27,7 +27,7 @@ from saelib.split.result import Split
 from saelib.split.tokens import SPLITS
 from saelib.split.verdict import Verdict
 from saelib.split.work import Made, Work
-from saelib.study import graded, study, texts
+from saelib.study import graded, selection, study, texts
 from saelib.study.graded import Graded
 from saelib.study.outcome import OUTCOME_CODE, Outcome, Strict, outcome
 from saelib.study.profiles import Profile
@@ -70,20 +70,20 @@ class ChildrenResult:
     reason: str = column("why nothing was measured; empty where it was", default="")
 
 
-def split_config(profile: Profile, chosen: study.Parent, seed: int, K: int | None, **more: Any) -> SplitConfig:
+def split_config(profile: Profile, chosen: selection.Parent, seed: int, K: int | None, **more: Any) -> SplitConfig:
     """How the study's parent is split."""
     training = ChildrenConfig() if profile.children_steps is None else ChildrenConfig(n_steps=profile.children_steps)
     return SplitConfig(contexts="hyphen", tau=chosen.tau, K=K, seed=seed, children=training, **more)
 
 
-def study_split(profile: Profile, chosen: study.Parent) -> Split:
+def study_split(profile: Profile, chosen: selection.Parent) -> Split:
     """The split of the study's parent with all that its page shows."""
     split = _split(profile, chosen)
     kept_json("splits", _split_key(profile, chosen), lambda: _children_of(split))
     return split
 
 
-def made_of(profile: Profile, chosen: study.Parent) -> list[dict[str, Any]]:
+def made_of(profile: Profile, chosen: selection.Parent) -> list[dict[str, Any]]:
     """The children of the study's parent, as `Split.children` has them; none where it has too few tokens to be split."""
 
     def compute() -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def made_of(profile: Profile, chosen: study.Parent) -> list[dict[str, Any]]:
     return list(kept_json("splits", _split_key(profile, chosen), compute))
 
 
-def _split(profile: Profile, chosen: study.Parent) -> Split:
+def _split(profile: Profile, chosen: selection.Parent) -> Split:
     narrow, acts = study.narrow_sae(profile).sae, texts.of_profile(profile)
     return split_feature(narrow, chosen.feature, acts, split_config(profile, chosen, 0, profile.children_K))
 
@@ -104,7 +104,7 @@ def _children_of(split: Split) -> list[dict[str, Any]]:
     return list(plain_value(split.children.to_dict("records")))
 
 
-def _split_key(profile: Profile, chosen: study.Parent) -> str:
+def _split_key(profile: Profile, chosen: selection.Parent) -> str:
     return content_key(
         stores=[study.activations(profile, split).key for split in SPLITS],
         parent=[sae_key(study.narrow_sae(profile).sae), chosen],
@@ -114,7 +114,7 @@ def _split_key(profile: Profile, chosen: study.Parent) -> str:
 
 
 def children_results(
-    profile: Profile, chosen: study.Parent, seeds: Sequence[int] = SEEDS
+    profile: Profile, chosen: selection.Parent, seeds: Sequence[int] = SEEDS
 ) -> tuple[ChildrenResult, ...]:
     """For each seed the children and the control beside them; kept in the cache. The first seed chooses K for the others."""
     found: list[ChildrenResult] = []
@@ -124,7 +124,7 @@ def children_results(
     return tuple(found)
 
 
-def _of_seed(profile: Profile, chosen: study.Parent, seed: int, K: int | None) -> list[ChildrenResult]:
+def _of_seed(profile: Profile, chosen: selection.Parent, seed: int, K: int | None) -> list[ChildrenResult]:
     narrow = study.narrow_sae(profile).sae
     key = content_key(
         stores=[study.activations(profile, split).key for split in SPLITS],
@@ -149,7 +149,7 @@ def _of_seed(profile: Profile, chosen: study.Parent, seed: int, K: int | None) -
     return [from_row(ChildrenResult, row) for row in kept_json("children", key, compute)]
 
 
-def _measure(profile: Profile, chosen: study.Parent, cfg: SplitConfig) -> list[ChildrenResult]:
+def _measure(profile: Profile, chosen: selection.Parent, cfg: SplitConfig) -> list[ChildrenResult]:
     began = time.perf_counter()
     narrow, acts = study.narrow_sae(profile).sae, texts.of_profile(profile)
     work = Work.of(acts, gather(acts, narrow, chosen.feature, cfg.tau), narrow, cfg.contexts)

@@ -28,7 +28,7 @@ from saelib.split.children import ChildrenConfig
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.parent import LEAST_ON, TAU_SHARE
 from saelib.split.result import Split
-from saelib.study import study, texts
+from saelib.study import selection, study, texts, trainings
 from saelib.study.children_rows import split_config
 from saelib.study.circuit_cases import one_layer
 from saelib.study.circuit_tables import PREVIOUS, Case, rank_correlation
@@ -51,14 +51,14 @@ _CODE = (
 
 def hyphen_split(profile: Profile) -> Split:
     """The study's parent, split by the hyphen's classes."""
-    chosen = study.parent(profile)
+    chosen = selection.parent(profile)
     cfg = split_config(profile, chosen, 0, profile.children_K, seeds=1, controls=False)
     return split_feature(study.narrow_sae(profile).sae, chosen.feature, texts.of_profile(profile), cfg)
 
 
 def wide_sae(profile: Profile) -> SAE:
     """The plain wide SAE of the study: all data, random start."""
-    return study.trained_run(profile, 13).sae
+    return trainings.trained_run(profile, 13).sae
 
 
 def hyphen_cases(profile: Profile) -> dict[str, Case]:
@@ -99,7 +99,7 @@ def parents(profile: Profile) -> tuple[int, ...]:
     density = sum(((acts > TAU_SHARE * largest).sum(0) for acts in blocks()), torch.zeros(sae.cfg.d_sae)) / n
     least = max(RARE, 1.5 * LEAST_ON / study.activations(profile, "train").n_tokens)
     fits = (largest > 0) & (density >= least) & (density <= COMMON)
-    fits[study.parent(profile).feature] = False
+    fits[selection.parent(profile).feature] = False
     found = fits.nonzero()[:, 0].numpy()
     count = min(profile.circuits_parents, len(found))
     return tuple(sorted(np.random.default_rng(profile.seed).choice(found, count, replace=False).tolist()))

@@ -28,7 +28,7 @@ from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig, train_children
 from saelib.split.parent import gather
 from saelib.split.work import Work
-from saelib.study import price, study, texts
+from saelib.study import price, selection, study, texts, trainings
 from saelib.study.hyphen_scale import separation_of
 from saelib.study.profiles import Profile, get_profile
 from saelib.study.runs import RunSpec, get_run
@@ -92,13 +92,13 @@ def _steps(profile: Profile) -> tuple[int, ...]:
 
 def arm_points(profile: Profile, arm: DataArm, seed: int) -> list[dict[str, Any]]:
     """One row a point of one seed of a wide arm: arm, seed, tokens, seconds (of training so far), S_1, S_2."""
-    chosen, steps = study.parent(profile), _steps(profile)
+    chosen, steps = selection.parent(profile), _steps(profile)
     spec, n_steps = arm.spec(seed), profile.data_steps
-    result = study.train_run(profile, spec, chosen, arm.filter_by, n_steps, keep=steps[:-1])
+    result = trainings.train_run(profile, spec, chosen, arm.filter_by, n_steps, keep=steps[:-1])
     rows = []
     for step in steps:
         last = step == n_steps
-        sae = result.sae if last else study.kept_after(profile, spec, chosen, arm.filter_by, n_steps, step)
+        sae = result.sae if last else trainings.kept_after(profile, spec, chosen, arm.filter_by, n_steps, step)
         at = {"tokens": step * profile.batch_size, "seconds": result.seconds * step / n_steps}
         rows.append({"arm": arm.name, "seed": seed, **at, **separation_of(profile, chosen, sae)})
     return rows
@@ -106,7 +106,7 @@ def arm_points(profile: Profile, arm: DataArm, seed: int) -> list[dict[str, Any]
 
 def children_points(profile: Profile, seed: int) -> list[dict[str, Any]]:
     """The rows of `arm_points` for children in the parent's place, each point a training of its own."""
-    chosen, narrow = study.parent(profile), study.narrow_sae(profile).sae
+    chosen, narrow = selection.parent(profile), study.narrow_sae(profile).sae
     training = ChildrenConfig(seed=seed)
     K = profile.children_K or training.K
     a_step = replace(training, n_steps=1).tokens
@@ -126,7 +126,7 @@ def children_points(profile: Profile, seed: int) -> list[dict[str, Any]]:
 
 
 def _children_point(profile: Profile, cfg: ChildrenConfig) -> dict[str, float | None]:
-    chosen, work = study.parent(profile), _work(profile)
+    chosen, work = selection.parent(profile), _work(profile)
     began = time.perf_counter()
     found = train_children(work.targets, cfg)
     seconds = time.perf_counter() - began
@@ -141,7 +141,7 @@ def _children_point(profile: Profile, cfg: ChildrenConfig) -> dict[str, float | 
 @functools.lru_cache(maxsize=1)
 def _work(profile: Profile) -> Work:
     """The parent's tokens, made once for all trainings of children."""
-    chosen, narrow, acts = study.parent(profile), study.narrow_sae(profile).sae, texts.of_profile(profile)
+    chosen, narrow, acts = selection.parent(profile), study.narrow_sae(profile).sae, texts.of_profile(profile)
     return Work.of(acts, gather(acts, narrow, chosen.feature, chosen.tau), narrow, "hyphen")
 
 
@@ -182,11 +182,11 @@ def points_table(profile: Profile) -> pd.DataFrame:
 
 def sources(profile: Profile, table: pd.DataFrame) -> dict[str, price.Source]:
     """Where each arm's tokens come from: the share that passes, how many there are, seconds a token of training."""
-    chosen, everything = study.parent(profile), study.activations(profile, "train").n_tokens
+    chosen, everything = selection.parent(profile), study.activations(profile, "train").n_tokens
     found = {}
     for name, part in table.groupby("arm", sort=False):
         by = next((arm.filter_by for arm in ARMS if arm.name == name), "token")
-        available = study.view(profile, by, chosen).n_tokens
+        available = trainings.view(profile, by, chosen).n_tokens
         a_token = float(part["seconds"].sum() / part["tokens"].sum())
         found[str(name)] = price.Source(available / everything, float(available), a_token)
     return found

@@ -23,7 +23,7 @@ from saelib.split.parent import token_set
 from saelib.split.separation import Separation, in_room_of, measure
 from saelib.split.tokens import SPLITS, TokenSet
 from saelib.split.yardstick import Yardstick, make_yardstick
-from saelib.study import study, texts
+from saelib.study import selection, study, texts
 from saelib.study.profiles import Profile
 
 GRADED_CLASSES = ("number", "count")
@@ -74,7 +74,7 @@ class Graded:
         return Graded(**numbers)
 
 
-def measured(profile: Profile, chosen: study.Parent, sae: SAE, without: int | None = None) -> Separation | None:
+def measured(profile: Profile, chosen: selection.Parent, sae: SAE, without: int | None = None) -> Separation | None:
     """The separation with all of its contexts and draws; None where the text has too few hyphens that join words.
 
     Args:
@@ -84,7 +84,7 @@ def measured(profile: Profile, chosen: study.Parent, sae: SAE, without: int | No
     return None if found is None else measure(found, _on_used(profile, found, sae, without))
 
 
-def permuted_S_2(profile: Profile, chosen: study.Parent, sae: SAE, seed: int = 0) -> float:
+def permuted_S_2(profile: Profile, chosen: selection.Parent, sae: SAE, seed: int = 0) -> float:
     """S_2 under labels in random order, in units of the true labels' room: what is read into labels that mean nothing."""
     found = yardstick(profile, chosen)
     if found is None:
@@ -102,7 +102,7 @@ def l0_on_hyphens(profile: Profile, sae: SAE) -> float:
 
 
 @functools.lru_cache(maxsize=2)
-def yardstick(profile: Profile, chosen: study.Parent) -> Yardstick | None:
+def yardstick(profile: Profile, chosen: selection.Parent) -> Yardstick | None:
     """What the hyphens allow whatever the dictionary; None where the text has too few of them."""
     try:
         return make_yardstick(hyphen_tokens(profile, chosen), _labels(profile))
@@ -111,7 +111,7 @@ def yardstick(profile: Profile, chosen: study.Parent) -> Yardstick | None:
 
 
 @torch.no_grad()
-def hyphen_tokens(profile: Profile, chosen: study.Parent) -> dict[str, TokenSet]:
+def hyphen_tokens(profile: Profile, chosen: selection.Parent) -> dict[str, TokenSet]:
     """P: for each split every hyphen that joins two words, with the narrow parent's activation on it."""
     narrow = study.narrow_sae(profile).sae
     parts = _hyphen_tokens(profile).items()

@@ -21,7 +21,7 @@ from saelib.split.contexts import hyphen_contexts
 from saelib.split.separation import measure
 from saelib.split.tokens import SPLITS, TokenSet
 from saelib.split.yardstick import Yardstick, make_yardstick
-from saelib.study import graded, study
+from saelib.study import graded, selection, study
 from saelib.study.profiles import Profile
 
 MOST = 5000
@@ -32,7 +32,7 @@ _CODE = (
 )  # fmt: skip
 
 
-def separation_of(profile: Profile, chosen: study.Parent, sae: SAE) -> dict[str, float]:
+def separation_of(profile: Profile, chosen: selection.Parent, sae: SAE) -> dict[str, float]:
     """`S_1` and `S_2` of an SAE (see `saelib.split.separation`), kept in the cache; NaN where the text has too few hyphens."""
     narrow = study.narrow_sae(profile).sae
     key = content_key(
@@ -49,7 +49,7 @@ def separation_of(profile: Profile, chosen: study.Parent, sae: SAE) -> dict[str,
 
 
 @torch.no_grad()
-def _measured(profile: Profile, chosen: study.Parent, sae: SAE) -> dict[str, float]:
+def _measured(profile: Profile, chosen: selection.Parent, sae: SAE) -> dict[str, float]:
     scale = _scale(profile, chosen)
     if scale is None:
         return {"S_1": math.nan, "S_2": math.nan}
@@ -59,7 +59,7 @@ def _measured(profile: Profile, chosen: study.Parent, sae: SAE) -> dict[str, flo
 
 
 @functools.lru_cache(maxsize=1)
-def _scale(profile: Profile, chosen: study.Parent) -> tuple[Yardstick, dict[str, TokenSet]] | None:
+def _scale(profile: Profile, chosen: selection.Parent) -> tuple[Yardstick, dict[str, TokenSet]] | None:
     """The yardstick and the tokens that it uses."""
     tokens = graded.hyphen_tokens(profile, chosen)
     contexts = {split: np.asarray(study.activations(profile, split).contexts) for split in SPLITS}

@@ -30,7 +30,7 @@ from saelib.split.parent import MOST_OFF, sample_rows
 from saelib.split.separation import Separation
 from saelib.split.tokens import SPLITS
 from saelib.split.verdict import Judgement, Verdict, gather_evidence, judge
-from saelib.study import graded, study, texts
+from saelib.study import graded, selection, study, texts
 from saelib.study.graded import GRADED_CLASSES, Graded
 from saelib.study.profiles import Profile
 
@@ -72,7 +72,7 @@ class Outcome:
     l0_hyphens: float = column("features active on a hyphen that joins words, select, mean")
 
 
-def outcome(profile: Profile, chosen: study.Parent, sae: SAE) -> Outcome:
+def outcome(profile: Profile, chosen: selection.Parent, sae: SAE) -> Outcome:
     """How far an SAE's features tell the hyphens that join words apart, and the strict verdict; kept in the cache."""
     narrow = study.narrow_sae(profile).sae
     key = content_key(
@@ -91,7 +91,7 @@ def outcome(profile: Profile, chosen: study.Parent, sae: SAE) -> Outcome:
     return result
 
 
-def judgement(profile: Profile, chosen: study.Parent, sae: SAE, found: Separation) -> Judgement:
+def judgement(profile: Profile, chosen: selection.Parent, sae: SAE, found: Separation) -> Judgement:
     """The verdict with its evidence; `found` is the SAE's separation."""
     yardstick, rest = graded.yardstick(profile, chosen), _rest(profile, chosen)
     assert yardstick is not None and rest is not None  # `found` was measured with them
@@ -105,10 +105,10 @@ def judgement(profile: Profile, chosen: study.Parent, sae: SAE, found: Separatio
     with torch.no_grad():
         fires[:, best] = sae.encode_features(used.x, best).numpy() > theta
     evidence = gather_evidence(yardstick, rest, found, fires, leak(_firings(profile, sae, best, "test"), theta))
-    return judge(evidence, named=True, purity=study.parent_fit(profile, chosen).purity)
+    return judge(evidence, named=True, purity=selection.parent_fit(profile, chosen).purity)
 
 
-def _strict(profile: Profile, chosen: study.Parent, sae: SAE, found: Separation | None) -> Strict:
+def _strict(profile: Profile, chosen: selection.Parent, sae: SAE, found: Separation | None) -> Strict:
     if found is None:
         return Strict(Verdict.UNDECIDED, 0, 0, "too few hyphens", None, None, None)
     judged = judgement(profile, chosen, sae, found)
@@ -122,7 +122,7 @@ def _strict(profile: Profile, chosen: study.Parent, sae: SAE, found: Separation 
 
 
 @functools.lru_cache(maxsize=2)
-def _rest(profile: Profile, chosen: study.Parent) -> Separation | None:
+def _rest(profile: Profile, chosen: selection.Parent) -> Separation | None:
     """The separation of the narrow SAE without the parent."""
     return graded.measured(profile, chosen, study.narrow_sae(profile).sae, without=chosen.feature)
 

@@ -40,7 +40,7 @@ class Profile:
     context_least: int = 100
     """Tokens that an automatic context of a parent of another kind must have on select and on test."""
     other_parents: tuple[str, ...] = ()
-    """Kinds of parent that are split besides the hyphen's (see `saelib.study.study.parents_of_other_kinds`)."""
+    """Kinds of parent that are split besides the hyphen's (see `saelib.study.selection.parents_of_other_kinds`)."""
     batch_size: int = 4096
     """Tokens a step (the study: 4096)."""
     lr: float = 1e-3

@@ -38,7 +38,7 @@ from saelib.split.children import ChildrenConfig
 from saelib.split.classes import CLASSES
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.parent import parent_target
-from saelib.study import study, texts
+from saelib.study import selection, study, texts, trainings
 from saelib.study.hyphen_scale import separation_of
 from saelib.study.profiles import Profile, get_profile
 
@@ -152,7 +152,7 @@ def children_starts(
 @functools.lru_cache(maxsize=1)
 def children_of(profile: Profile) -> Starts:
     """The children of the study's parent as `children_starts`, made once."""
-    narrow, chosen = study.narrow_sae(profile).sae, study.parent(profile)
+    narrow, chosen = study.narrow_sae(profile).sae, selection.parent(profile)
     training = ChildrenConfig() if profile.children_steps is None else ChildrenConfig(n_steps=profile.children_steps)
     K = profile.children_K or training.K
     cfg = SplitConfig(contexts="hyphen", tau=chosen.tau, K=K, seeds=1, controls=False, children=training)
@@ -220,7 +220,7 @@ class Watch:
 
 def watched_tokens(profile: Profile) -> tuple[Tensor, np.ndarray]:
     """Select hyphens on which the parent is on, at most `WATCHED` a class, and their classes."""
-    chosen, narrow = study.parent(profile), study.narrow_sae(profile).sae
+    chosen, narrow = selection.parent(profile), study.narrow_sae(profile).sae
     rows, label = study.joining_hyphens(profile, "select")
     x = study.activations(profile, "select").rows(rows)
     with torch.no_grad():
@@ -234,7 +234,7 @@ def watch_arm(profile: Profile, arm: ReplacingArm, seed: int) -> study.TrainResu
 
     The history has a row after every step from 0 to `replacing_steps` - 1, with the columns of `Watch`.
     """
-    narrow, chosen = study.narrow_sae(profile).sae, study.parent(profile)
+    narrow, chosen = study.narrow_sae(profile).sae, selection.parent(profile)
     l1_coeff, n_steps = study.coefficient(profile).l1_coeff, profile.replacing_steps
     zeroed = chosen.feature if arm.zero_parent else None
     cfg = replace(study.train_config(profile, l1_coeff, n_steps, seed, zeroed), log_every=1, reinit_every=0)
@@ -251,7 +251,7 @@ def watch_arm(profile: Profile, arm: ReplacingArm, seed: int) -> study.TrainResu
         generator = torch.Generator().manual_seed(seed)
         warm = init_from_narrow(narrow, sae_cfg, False, generator)
         place = (narrow.cfg.d_sae, children_of(profile)) if arm.intervention == "children" else None
-        batches = ShuffledBatches(study.view(profile, "context", chosen), profile.batch_size, seed)
+        batches = ShuffledBatches(trainings.view(profile, "context", chosen), profile.batch_size, seed)
         return intervene(warm, chosen.feature, arm.intervention, generator, place), batches
 
     watch = Watch(narrow, chosen.feature, *watched_tokens(profile), price=l1_coeff * profile.batch_size)
@@ -263,7 +263,7 @@ def watch_arm(profile: Profile, arm: ReplacingArm, seed: int) -> study.TrainResu
 def end_measures(profile: Profile, arm: ReplacingArm, seed: int) -> dict[str, float]:
     """The SAE after the last step, kept in the cache: `S_1`, `S_2` (see `saelib.study.hyphen_scale`), FVU on test tokens with the
     parent on (`fvu_on`) and without (`fvu_off`). A zeroed parent is silent in both FVUs, as in the loss."""
-    chosen, sae = study.parent(profile), watch_arm(profile, arm, seed).sae
+    chosen, sae = selection.parent(profile), watch_arm(profile, arm, seed).sae
     store = study.activations(profile, "test")
     key = content_key(
         sae=sae_key(sae), store=store.key, parent=chosen, zeroed=arm.zero_parent,
@@ -272,7 +272,7 @@ def end_measures(profile: Profile, arm: ReplacingArm, seed: int) -> dict[str, fl
 
     def measure() -> dict[str, float | None]:
         found = separation_of(profile, chosen, sae)
-        value = study.parent_on(profile, "test", chosen.feature)
+        value = selection.parent_on(profile, "test", chosen.feature)
         rng = np.random.default_rng(0)
         for name, rows in (("fvu_on", np.flatnonzero(value > chosen.tau)), ("fvu_off", np.flatnonzero(value == 0))):
             kept = np.sort(rng.choice(rows, min(END_TOKENS, len(rows)), replace=False))

@@ -11,7 +11,7 @@ import pandas as pd
 from saelib.base.table import as_row, column, columns_of, frame_of
 from saelib.sae.kept import weights_hash
 from saelib.sae.train import TrainResult
-from saelib.study import study
+from saelib.study import selection, study, trainings
 from saelib.study.arms import arm_runs
 from saelib.study.children_rows import children_results, made_of
 from saelib.study.claims import judge_claims
@@ -52,7 +52,7 @@ class RunResult:
     weights: str = column("16 hex digits of SHA-256 over the trained weights")
 
 
-def run_result(profile: Profile, spec: RunSpec, chosen: study.Parent, trained: TrainResult) -> RunResult:
+def run_result(profile: Profile, spec: RunSpec, chosen: selection.Parent, trained: TrainResult) -> RunResult:
     """Measure a trained run; what is slow is kept in the cache."""
     quality = study.quality_of(profile, trained.sae)
     own = {win.context_class: win.own for win in prompt_check(trained.sae, study.language_model(profile))}
@@ -85,8 +85,8 @@ def run_result(profile: Profile, spec: RunSpec, chosen: study.Parent, trained: T
 
 def results(profile: Profile, runs: Sequence[int]) -> tuple[RunResult, ...]:
     """Rows of the run table, trained (or opened) as the study trains them, and measured."""
-    chosen = study.parent(profile)
-    return tuple(run_result(profile, get_run(run), chosen, study.trained_run(profile, run)) for run in runs)
+    chosen = selection.parent(profile)
+    return tuple(run_result(profile, get_run(run), chosen, trainings.trained_run(profile, run)) for run in runs)
 
 
 def results_frame(rows: Sequence[RunResult]) -> pd.DataFrame:
@@ -102,9 +102,9 @@ def tables_job(profile: str, runs: Sequence[int], whole: bool, claims: bool) -> 
     settings = get_profile(profile)
     tables: dict[str, Sequence[Any]] = {"runs": results(settings, runs)}
     if whole:
-        tables["children"] = children_results(settings, study.parent(settings))
+        tables["children"] = children_results(settings, selection.parent(settings))
     if claims:
         tables["arms"] = arm_runs(settings)
         tables["claims"] = judge_claims(tables["arms"])
     found = {name: [as_row(row) for row in rows] for name, rows in tables.items()}
-    return found | ({"made_of": made_of(settings, study.parent(settings))} if whole else {})
+    return found | ({"made_of": made_of(settings, selection.parent(settings))} if whole else {})
