@@ -259,7 +259,7 @@ def _split_by(
 ) -> str:
     """Split by another method than ours; the table as text, and where it is kept."""
     from saelib.split.engine import SplitConfig
-    from saelib.split.judged import split_by
+    from saelib.split.split_by import split_by
     from saelib.split.wide import WideConfig
 
     width = budget["d_sae"] or 4 * sae.cfg.d_sae

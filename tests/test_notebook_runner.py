@@ -26,10 +26,10 @@ from saelib.report.notebook_runner import (
     _translated,
     cached_notebook,
     code_fingerprint,
-    load_notebook,
     notebook_key,
     run_notebook,
 )
+from saelib.report.notebook_source import load_notebook
 
 HEAD = """\
 # %% [markdown]

@@ -17,9 +17,10 @@ from saelib.sae.sae import save_sae
 from saelib.split import controls, local, methods, wide
 from saelib.split.children import ChildrenConfig, Dictionary
 from saelib.split.engine import SplitConfig
-from saelib.split.judged import Judge, Judged, split_by
+from saelib.split.judged import Judge, Judged
 from saelib.split.methods import Meter, Method, Task, get_method, make, method, method_names
 from saelib.split.parent import gather
+from saelib.split.split_by import split_by
 from saelib.split.split_count import f1, split_count
 from saelib.split.wide import WideConfig
 from saelib.split.work import Work

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from saelib.base.cache import cache_dir, content_key, disk_errors, ensure_dir, kept_json, read_json
 from saelib.base.errors import UserError
 from saelib.base.progress import Display, clock
-from saelib.report.notebook_runner import notebooks_dir
+from saelib.report.notebook_source import notebooks_dir
 from saelib.report.run_record import GIB, Seconds, keep_record, make_record, print_outcome
 from saelib.report.study_plan import CLAIMS, EVIDENCE, FOR_A_RUN, TRAINING_RUN, Page, plan_page, plan_study
 

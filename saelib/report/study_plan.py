@@ -21,7 +21,8 @@ from typing import Any
 from saelib.base.cache import content_key, file_sha256
 from saelib.base.errors import UserError
 from saelib.base.hub import named_path
-from saelib.report.notebook_runner import ExecutedNotebook, Scalar, cached_notebook, load_notebook, notebook_key
+from saelib.report.notebook_runner import ExecutedNotebook, cached_notebook, notebook_key
+from saelib.report.notebook_source import Scalar, load_notebook
 from saelib.report.side_work import LEFT_OPEN
 from saelib.study.profiles import Profile, get_profile
 from saelib.study.runs import RUNS

@@ -7,38 +7,27 @@ beside them. The yardstick is the parent's (`saelib.split.yardstick`), the same 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from scipy.sparse import csc_array, hstack
-from torch import Tensor
 
-from saelib.acts.activations import Activations
-from saelib.base.errors import UserError
-from saelib.base.table import plain_value
 from saelib.sae.sae import SAE
-from saelib.sae.stream import block_rows, sparse_acts
+from saelib.sae.stream import sparse_acts
 from saelib.split import wide
 from saelib.split.children import Dictionary
-from saelib.split.children_table import children_table
 from saelib.split.detectors import KS, best_threshold, feature_mcc
-from saelib.split.engine import SplitConfig, choose_K
 from saelib.split.exported import child_numbers
-from saelib.split.methods import Method, Outcome, Task, get_method, make
-from saelib.split.parent import gather
-from saelib.split.result import ParentSummary, describe_parent, write_result
+from saelib.split.feature_parts import blocks, chosen_acts, leak_shares, rest_rows
+from saelib.split.methods import Method, Outcome, Task, make
 from saelib.split.separation import Added, Separation, added, in_room_of, measure, summary
 from saelib.split.split_count import split_count
 from saelib.split.stability import iou
 from saelib.split.swap import swap_table
-from saelib.split.tokens import SPLITS, TokenSet
+from saelib.split.tokens import SPLITS
 from saelib.split.work import LEAST_SHARE, Made, Work, columns
 
 Sparse = dict[str, csc_array]
@@ -150,7 +139,7 @@ class Judge:
             beside = alone
         else:
             sae, numbers = None, ()
-            alone = {s: csc_array(_rows(found[s], work, s)) for s in SPLITS}
+            alone = {s: csc_array(rest_rows(found[s], work, s)) for s in SPLITS}
             beside = self._beside(alone)
         nothing = alone["test"].shape[1] == 0
         separation = self.rest_separation if nothing else measure(asked.yardstick, beside)
@@ -228,14 +217,14 @@ class Judge:
         on = self.work.tokens.on["test"]
         if sae is None:
             return np.zeros((len(on), 0), dtype=bool)
-        return _chosen(sae, on.x, list(numbers)) > theta
+        return chosen_acts(sae, on.x, list(numbers)) > theta
 
     @torch.no_grad()
     def _on_parent(self, sae: SAE) -> dict[str, float]:
         """FVU and L0 on P of test."""
         on = self.work.tokens.on["test"]
         error, active = 0.0, 0.0
-        for x in _blocks(on, sae):
+        for x in blocks(on, sae):
             out = sae(x)
             error += float((out.x_hat - x).square().sum())
             active += float((out.feature_acts > 0).sum())
@@ -250,7 +239,7 @@ class Judge:
                 (c.features[0], i) for i, c in enumerate(separation.contexts) if c.judged and c.primary and c.features
             ]
             features, contexts = [j for j, _ in pairs], np.array([i for _, i in pairs], dtype=np.int64)
-            theta = self._thresholds(_chosen(sae, self.used["select"].x, features), contexts)
+            theta = self._thresholds(chosen_acts(sae, self.used["select"].x, features), contexts)
         else:
             features, contexts = list(numbers), self._contexts_of(sae, numbers)
         if not features:
@@ -262,7 +251,7 @@ class Judge:
     @torch.no_grad()
     def _contexts_of(self, sae: SAE, numbers: tuple[int, ...]) -> np.ndarray:
         """The context that each feature marks best on select."""
-        acts = csc_array(_chosen(sae, self.used["select"].x, list(numbers)))
+        acts = csc_array(chosen_acts(sae, self.used["select"].x, list(numbers)))
         return feature_mcc(acts, self.work.yardstick.member["select"]).argmax(1)
 
     def _thresholds(self, acts: Float[np.ndarray, "n K"], contexts: np.ndarray) -> Float[np.ndarray, " K"]:
@@ -298,197 +287,3 @@ def _strict(work: Work, made: Made, rest: Separation | None) -> dict[str, float 
     children = work.alone(made.acts["on"])
     found = work.judge(made, {"rest": rest, "children": children}, None)
     return {"verdict": str(found.verdict), "passed": float(found.passed), "S_2_alone": children.S[2].value}
-
-
-@torch.no_grad()
-def leak_shares(
-    work: Work, sae: SAE, features: list[int], contexts: np.ndarray, split: str, theta: np.ndarray | None = None
-) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    """For each feature the missed and the foreign share of its firings, and its firings in the text (see `saelib.split.leak`).
-
-    Args:
-        contexts: each feature's context, a number in the yardstick.
-        split: select or test.
-        theta: a feature fires above this; None is 0.
-    """
-    above = np.zeros(len(features)) if theta is None else theta
-    chosen, total = torch.tensor(features), np.zeros(len(features))
-    missed, silent = np.zeros(len(features)), np.zeros(len(features))
-    inside = work.off_member[split]
-    for name in ("on", "weak", "off"):
-        part: TokenSet = getattr(work.tokens, name)[split]
-        weight = getattr(work.tokens, f"n_{name}")[split] / max(len(part), 1)
-        at = 0
-        for x in _blocks(part, sae, len(features)):
-            fired = sae.encode_features(x, chosen).numpy() > above
-            total += weight * fired.sum(0)
-            if name == "off":
-                silent += weight * fired.sum(0)
-                missed += weight * (fired & inside[at : at + len(x)][:, contexts]).sum(0)
-            at += len(x)
-    safe = np.maximum(total, 1e-12)
-    return missed / safe, (silent - missed) / safe, total
-
-
-def _blocks(part: TokenSet, sae: SAE, n_features: int | None = None) -> Iterator[Tensor]:
-    size = block_rows(sae.cfg.d_sae if n_features is None else sae.n_encoded(n_features))
-    for begin in range(0, len(part), size):
-        yield part.x[begin : begin + size]
-
-
-@torch.no_grad()
-def _chosen(sae: SAE, x: Float[Tensor, "n d_in"], features: list[int]) -> Float[np.ndarray, "n K"]:
-    """Some features' activations."""
-    if not features:
-        return np.zeros((len(x), 0), dtype=np.float32)
-    chosen, size = torch.tensor(features), block_rows(sae.n_encoded(len(features)))
-    return np.concatenate([sae.encode_features(x[i : i + size], chosen).numpy() for i in range(0, len(x), size)])
-
-
-def _rows(columns: Any, work: Work, split: str) -> Any:
-    """The yardstick's tokens of activations that have a row for every token of P."""
-    used, n = work.yardstick.used[split], len(work.tokens.on[split])
-    if columns.shape[0] not in (n, len(used)):
-        raise UserError(
-            f"activations need a row for each of the {n} tokens of P on {split}", columns.shape[0], "mend it"
-        )
-    return columns[used] if columns.shape[0] == n else columns
-
-
-# --- `saelib split --method` ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class MethodSplit:
-    """One feature, split by a method that is not ours: measured as ours is, with the rest alone beside it."""
-
-    method: Method
-    parent: ParentSummary
-    contexts: pd.DataFrame
-    """One row a context, as in `Separation.frame`, and `rest_mcc_2`, what two features of the rest reach."""
-    children: pd.DataFrame
-    """A local method's children, as in `Split.children`; of a wide SAE, one row a judged context: the feature that marks it."""
-    rows: pd.DataFrame
-    """Two rows, the method and the rest alone: name, then the columns of `COLUMNS`."""
-    judged: Judged
-    acts: Activations = field(repr=False)
-
-    def text(self) -> str:
-        """For a terminal."""
-        shown = ["S_1", "S_2", "S_4", "added_2", "S_2_current", "fvu_on_P", "l0_on_P", "leak"]
-        shown += ["tokens_sae", "seconds", "seconds_shared"]
-        table = self.rows[["name", *shown]].to_string(index=False, float_format=lambda v: f"{v:.3g}", na_rep="")
-        lines = [f"feature {self.parent.feature} by {self.method.name}: {self.method.about}", "", table, ""]
-        narrow = [c for c in ("context", "feature", "name", "share", "mcc", "leak") if c in self.children]
-        lines.append(self.children[narrow].head(30).to_string(index=False, float_format=lambda v: f"{v:.2f}"))
-        if isinstance(verdict := self.judged.row["verdict"], str):
-            lines += ["", f"verdict: {verdict}"]
-        return "\n".join(lines)
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as JSON holds it."""
-        content: dict[str, Any] = {
-            "method": self.method.name,
-            "kind": self.method.kind,
-            "about": self.method.about,
-            "parent": {"feature": self.parent.feature, "tau": self.parent.tau, "rate": self.parent.rate},
-            "separation": {f"S_{k}": value for k, value in self.judged.separation.S.items()},
-            "added": self.judged.added.ratio,
-            "rows": self.rows.to_dict("records"),
-            "children": self.children.to_dict("records"),
-        }
-        plain: dict[str, Any] = plain_value(content)
-        return plain
-
-    def save(self, folder: str | Path) -> Path:
-        """Write `split.json`, `rows.csv`, `contexts.csv`, `children.csv` and, where there is one, the SAE in `sae/`.
-
-        Raises:
-            UserError: `folder` is a file, or the disk refuses.
-        """
-        tables = {name: getattr(self, name) for name in ("rows", "contexts", "children")}
-        return write_result(Path(folder), self.to_json(), tables, self.judged.sae)
-
-
-def split_by(
-    sae: SAE,
-    feature: int,
-    acts: Activations,
-    name: str,
-    config: SplitConfig | None = None,
-    budget: wide.WideConfig | None = None,
-) -> MethodSplit:
-    """Split one feature by any method of `saelib.split.methods`.
-
-    Args:
-        name: a method; for `children` see `saelib.split`, which also says how stable it is and shows the controls.
-        budget: width and tokens of a wide method; None is four times the SAE's width and 4.1M tokens.
-
-    Raises:
-        UserError: an unknown method, what it refuses, and what `saelib.split.engine.split_feature` does.
-    """
-    method, cfg = get_method(name), config or SplitConfig()
-    tokens = gather(acts, sae, feature, cfg.tau)
-    work = Work.of(acts, tokens, sae, cfg.contexts, cfg.least)
-    K = choose_K(work.targets, work.select_pools, cfg)[0] if method.kind != "wide" else 1
-    judge_ = Judge(work)
-    budget = budget or wide.WideConfig(d_sae=4 * sae.cfg.d_sae)
-
-    def task() -> Task:
-        return Task(acts, work, K, cfg.seed, cfg.children, budget)
-
-    found = judge_.run(method, task())
-    nothing = judge_.run(get_method("rest"), task())
-    rows = pd.DataFrame([{"name": name, **found.row}, {"name": "rest alone", **nothing.row}])
-    contexts = found.separation.frame()
-    contexts["rest_mcc_2"] = [c.mcc[2].value for c in judge_.rest_separation.contexts]
-    return MethodSplit(
-        method,
-        describe_parent(acts, sae, tokens, work.labels),
-        contexts,
-        _children(acts, judge_, found),
-        rows,
-        found,
-        acts,
-    )
-
-
-def _children(acts: Activations, judge_: Judge, found: Judged) -> pd.DataFrame:
-    """A local method's children as in `Split.children`; else, for each judged context, the feature that marks it best on select:
-    context, feature, mcc (test), share, leak, missed."""
-    work, yardstick = judge_.work, judge_.work.yardstick
-    if found.made is not None:
-        return children_table(acts.model, work, found.made, judge_.rest_separation).reset_index(drop=True)
-    columns = ["context", "feature", "mcc", "share", "leak", "missed"]
-    if found.sae is None or not found.numbers:
-        return pd.DataFrame(columns=columns)
-    own = {s: _chosen(found.sae, judge_.used[s].x, list(found.numbers)) for s in ("select", "test")}
-    marks = feature_mcc(csc_array(own["select"]), yardstick.member["select"])
-    judged = np.flatnonzero(yardstick.judged)
-    if not len(judged):
-        return pd.DataFrame(columns=columns)
-    best = marks[:, judged].argmax(0)
-    features = [found.numbers[j] for j in best]
-    member = yardstick.member
-    theta = np.array(
-        [best_threshold(own["select"][:, j], member["select"][:, c]).t for c, j in zip(judged, best, strict=True)]
-    )
-    missed, foreign, _ = leak_shares(work, found.sae, features, judged, "test", theta)
-    rows = []
-    for i, (c, j) in enumerate(zip(judged, best, strict=True)):
-        fires = own["test"][:, [j]] > theta[i]
-        value = yardstick.documents.mcc(fires, member["test"][:, [c]])[0, 0]
-        rows.append(
-            {
-                "context": yardstick.contexts[c].name,
-                "feature": features[i],
-                "mcc": float(value),
-                "share": float(fires.mean()),
-                "leak": float(foreign[i]),
-                "missed": float(missed[i]),
-            }
-        )
-    return pd.DataFrame(rows, columns=columns)
-
-
-__all__ = ["COLUMNS", "Judge", "Judged", "MethodSplit", "leak_shares", "split_by"]

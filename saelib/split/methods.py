@@ -56,9 +56,9 @@ LOCAL_CODE = (
 )  # fmt: skip
 WIDE_CODE = ("acts.filter", "acts.store", "sae.sae", "sae.step", "sae.train", "split.wide")
 JUDGE_CODE = (
-    "sae.sae", "sae.stream", "split.children_table", "split.classes", "split.contexts", "split.detectors", "split.judged",
-    "split.leak", "split.parent", "split.probe", "split.separation", "split.split_count", "split.stability", "split.swap",
-    "split.verdict", "split.work", "split.yardstick",
+    "sae.sae", "sae.stream", "split.children_table", "split.classes", "split.contexts", "split.detectors",
+    "split.feature_parts", "split.judged", "split.leak", "split.parent", "split.probe", "split.separation",
+    "split.split_count", "split.stability", "split.swap", "split.verdict", "split.work", "split.yardstick",
 )  # fmt: skip
 """What computes a row of measures: with the method's own code, the version that a kept row depends on."""
 
