@@ -21,7 +21,8 @@ import torch
 
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.interpret.compare import co_firing
-from saelib.interpret.features import Found, density_frame, example_frame, histogram_frame
+from saelib.interpret.examples import Found, example_frame
+from saelib.interpret.features import density_frame, histogram_frame
 from saelib.sae.sae import SAE, SAEConfig, unit_rows
 from saelib.sae.stream import Best, Counts, Histogram, stream
 from saelib.text.tokens import CONTEXT_LENGTH

@@ -26,7 +26,7 @@ tau: float | None = None
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib.interpret import features
+from saelib.interpret import examples, features
 from saelib.report import report, views
 from saelib.study import selection, study
 from saelib.split.classes import CLASSES
@@ -67,8 +67,8 @@ pd.DataFrame({split: cut._asdict() for split, cut in fits.items()}).T
 
 # %%
 store, acts = study.activations(settings, "test"), selection.parent_on(settings, "test", parent.feature)
-rows = features.top_rows(acts, 20)
-texts, values = zip(*(features.context_of(store, model, row, acts) for row in rows), strict=True)
+rows = examples.top_rows(acts, 20)
+texts, values = zip(*(examples.context_of(store, model, row, acts) for row in rows), strict=True)
 views.top_contexts(
     texts,
     values,
@@ -80,8 +80,8 @@ views.top_contexts(
 # Tops alone mislead; these are spread evenly over the tokens on which the parent fires.
 
 # %%
-spread = features.quantile_rows(acts, 10)
-texts, values = zip(*(features.context_of(store, model, row, acts) for row in spread), strict=True)
+spread = examples.quantile_rows(acts, 10)
+texts, values = zip(*(examples.context_of(store, model, row, acts) for row in spread), strict=True)
 views.top_contexts(
     texts, values, columns={"activation": acts[spread]}, caption="From the strongest to the weakest tenth"
 )

@@ -13,11 +13,11 @@ import torch
 
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.errors import UserError
-from saelib.interpret import features
+from saelib.interpret import examples
+from saelib.interpret.examples import highest_activating_tokens
 from saelib.interpret.features import (
     activation_density,
     activation_histogram,
-    highest_activating_tokens,
     logit_effects,
     prompt_activations,
     top_features,
@@ -318,4 +318,4 @@ def test_memory_does_not_grow_with_the_store(root: Path, tmp_path: Path) -> None
         [*command, "--folder", str(tmp_path), "--limit-mb", "900"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert features.SAMPLE == 1000
+    assert examples.SAMPLE == 1000

@@ -16,7 +16,7 @@ import torch
 from saelib.acts.activations import text_store
 from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
-from saelib.interpret import features
+from saelib.interpret import examples, features
 from saelib.interpret.compare import nearest_features
 from saelib.lm.model import HOOK_NAME, LanguageModel, load_embedded
 from saelib.report import charts, tools
@@ -144,7 +144,7 @@ def test_a_feature_page_says_what_the_tools_say(
     page, record = checked(tmp_path / "seven.html")
     density = features.activation_density(wide, store, 7).iloc[0]
     assert record["active"] == density["active"] and record["max"] == pytest.approx(density["max"], rel=1e-5)
-    shown = features.highest_activating_tokens(wide, model, store, 7, k=10)
+    shown = examples.highest_activating_tokens(wide, model, store, 7, k=10)
     top = [row for row in record["examples"] if row["band"] == "top"]
     assert [row["row"] for row in top] == shown["row"].tolist()
     assert {row["band"] for row in record["examples"]} == {"top", "q=0.9", "q=0.5", "q=0.1"}

@@ -12,16 +12,8 @@ import pandas as pd
 
 from saelib.acts.store import ActivationStore
 from saelib.interpret.compare import compare_features, nearest_among
-from saelib.interpret.features import (
-    SAMPLE,
-    Found,
-    check_features,
-    check_match,
-    density_frame,
-    example_frame,
-    histogram_frame,
-    logit_effects,
-)
+from saelib.interpret.examples import SAMPLE, Found, example_frame
+from saelib.interpret.features import check_features, check_match, density_frame, histogram_frame, logit_effects
 from saelib.lm.model import LanguageModel
 from saelib.report.charts import histogram_svg
 from saelib.report.html_view import HtmlView, examples, table
@@ -107,7 +99,7 @@ def summarise(
         options: see `SummaryOptions`.
 
     Raises:
-        UserError: as for `features.highest_activating_tokens`.
+        UserError: as for `examples.highest_activating_tokens`.
     """
     k, each, nearest = options.get("k", 10), options.get("each", 4), options.get("nearest", 6)
     chosen = check_features(sae, features)

@@ -108,7 +108,7 @@ def table(
 
 
 def examples(frame: pd.DataFrame, *, caption: str = "", max_value: float | None = None, bands: bool = False) -> View:
-    """Examples of one feature, from `features.highest_activating_tokens`, as coloured texts on one scale.
+    """Examples of one feature, from `examples.highest_activating_tokens`, as coloured texts on one scale.
 
     `bands` says from where in the activations each comes, and of which token: it may be too pale to see.
     """

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
 from saelib.base.table import as_row, frame_of
-from saelib.interpret import features
+from saelib.interpret import examples, features
 from saelib.lm.model import LanguageModel
 from saelib.report import views
 from saelib.report.children_words import verdict_sentence
@@ -241,8 +241,8 @@ def feature_views(
     """For each class's feature, where it fires most in a store, then the logits it moves."""
     for name, j in named.items():
         acts = feature_activations(store, sae, j)
-        top = features.top_rows(acts, 8)
-        texts = [features.context_of(store, model, row, acts) for row in top]
+        top = examples.top_rows(acts, 8)
+        texts = [examples.context_of(store, model, row, acts) for row in top]
         yield views.top_contexts(
             [tokens for tokens, _ in texts],
             [values for _, values in texts],

@@ -2,10 +2,10 @@
 
 from saelib.acts.activations import text_store
 from saelib.interpret.compare import co_firing, compare_features, lineage, match_saes, nearest_features
+from saelib.interpret.examples import highest_activating_tokens
 from saelib.interpret.features import (
     activation_density,
     activation_histogram,
-    highest_activating_tokens,
     logit_effects,
     prompt_activations,
     top_features,
