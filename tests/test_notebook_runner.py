@@ -266,6 +266,9 @@ def sleep(path):
     open(path, "w").write(str(os.getpid()))
     time.sleep(600)
 
+def talk(size):
+    return "x" * size
+
 def refuse(): raise UserError("disk must have room", "0 bytes", "free some")
 def fail(): raise KeyError("x")
 def die(): os.kill(os.getpid(), 9)
@@ -308,6 +311,13 @@ def test_jobs_run_side_by_side_each_with_its_threads(capsys: pytest.CaptureFixtu
     assert "job 1: started" in printed
     assert "job 3: steps 1/2 (50%)" in printed
     assert "job 3: finished in 0:0" in printed
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("functions")
+def test_an_answer_may_be_larger_than_a_pipe_holds() -> None:
+    (answer,) = run_jobs([Job("long", "job_functions:talk", {"size": 1_000_000}, threads=1)])
+    assert answer == "x" * 1_000_000
 
 
 @pytest.mark.usefixtures("functions")

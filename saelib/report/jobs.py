@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from saelib.base.cache import disk_errors
+from saelib.base.cache import atomic_path, disk_errors
 from saelib.base.errors import UserError
 from saelib.base.progress import PROGRESS_ENV, Display, clock, read_progress, so_far
 from saelib.report.notebook_runner import NotebookFailed, run_notebook
@@ -156,8 +156,6 @@ def run_jobs(
             for work in running.values():
                 kill_tree(work.process.pid)
                 work.process.wait()
-                assert work.process.stdout is not None
-                work.process.stdout.close()
     return [values[index] for index in range(len(jobs))]
 
 
@@ -174,11 +172,12 @@ def _start(job: Job, folder: Path) -> _Running:
     environment = os.environ | dict.fromkeys(_THREAD_VARIABLES, str(job.threads))
     environment |= {PROGRESS_ENV: str(folder / "progress.json"), "TOKENIZERS_PARALLELISM": "false"}
     request = {"function": job.function, "arguments": job.arguments, "parent": os.getpid(), "path": sys.path}
+    request["answer"] = str(folder / "answer.json")  # a file: a pipe that nobody reads holds up whoever fills it
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "saelib.report.jobs"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=log,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches this process only, which then ends the others in order
@@ -192,12 +191,9 @@ def _start(job: Job, folder: Path) -> _Running:
 
 def _outcome(work: _Running) -> Any:
     """The value a finished process answered with, or its error raised here."""
-    assert work.process.stdout is not None
-    answer = work.process.stdout.read()
-    work.process.stdout.close()
     try:
-        message = json.loads(answer)
-    except ValueError:
+        message = json.loads((work.folder / "answer.json").read_bytes())
+    except (OSError, ValueError):
         log = (work.folder / "log").read_text(errors="replace").strip().splitlines()
         reason = f"exit code {work.process.returncode}" + (f": {log[-1]}" if log else "")
         raise JobFailed(f"{work.job.label} ended without a result ({reason})") from None
@@ -258,10 +254,8 @@ def _watch_parent(parent: int) -> None:
 
 
 def _child() -> NoReturn:
-    """Read the request on stdin, do it, answer with one JSON object on what was stdout; all other output is the log."""
+    """Read the request on stdin, do it, answer with one JSON object in the file that it names; all output is the log."""
     request = json.loads(sys.stdin.buffer.read())
-    answer_to = os.dup(1)
-    os.dup2(2, 1)
     sys.path[:] = request["path"]
     threading.Thread(target=_watch_parent, args=(request["parent"],), daemon=True).start()
     try:
@@ -275,7 +269,9 @@ def _child() -> NoReturn:
 
         traceback.print_exc()
         message = {"error": f"{type(error).__name__}: {error}"[:4000]}
-    os.write(answer_to, json.dumps(message).encode())
+    with atomic_path(Path(request["answer"])) as temporary:
+        temporary.write_text(json.dumps(message))
+    sys.stdout.flush()
     os._exit(0)  # no interpreter shutdown: a library's worker threads must not hold up the study
 
 
