@@ -2,8 +2,8 @@
 
     python scripts/readme_picture.py
 
-Of the children that have a card on the report's page (the largest), the eight whose names say best where they fire (MCC of name
-and firing), each with its share of the parent's tokens and the text where it is strongest.
+The eight children whose names say best where they fire (MCC of name and firing), each with its share of the parent's tokens and
+the text where it is strongest.
 """
 
 from __future__ import annotations

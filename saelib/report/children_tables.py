@@ -77,6 +77,7 @@ def bars(children: pd.DataFrame) -> list[dict[str, Any]]:
                 "anchor": f"child-{int(row['feature'])}" if j < MOST_CARDS else "",
                 "feature": int(row["feature"]),
                 "name": name,
+                "name_mcc": cell_value(row, "name_mcc"),
                 "share": float(row["share"]),
                 "width": float(row["share"]) / widest,
                 "mcc": cell_value(row, "mcc"),
@@ -171,7 +172,7 @@ def percent_text(value: float) -> str:
 
 
 def relation_parts(split: Split, names: Sequence[str]) -> dict[str, Any] | None:
-    """Overlap and cosine of the largest children, and the closest pairs of all; None for fewer than two."""
+    """Overlap and cosine of the first children, and the closest pairs of all; None for fewer than two."""
     iou, cosine = (np.asarray(split.relations[key], dtype=float) for key in ("iou", "cosine"))
     n = min(len(names), MOST_RELATED)
     if n < 2:

@@ -16,6 +16,8 @@ from saelib.split.yardstick import Reason
 PRODUCT, REST, RANDOM = "rest + children", "rest alone", "random decoder"
 
 
+NAMED = 0.5
+"""A name says where its child fires from this MCC on, over P of test."""
 NOT_RIVALS = (PRODUCT, REST, "children alone")
 """Rows of the controls that are no control."""
 
@@ -139,6 +141,20 @@ def _most_of(over: pd.DataFrame, position: str) -> str:
 def visible(token: str) -> str:
     """A token with its spaces and line breaks to be seen."""
     return token.replace(" ", "␣").replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
+
+
+def named_sentence(children: pd.DataFrame) -> str:
+    """How many children have a name that says where they fire, and the best of them."""
+    good = children[children["name_mcc"] >= NAMED]
+    if good.empty:
+        return (
+            f"Of {len(children)} children none has a name that says where it fires (MCC of {NAMED:g} on held-out text)."
+        )
+    names = "; ".join(str(name) for name in good["name"].head(6))
+    return (
+        f"Of {len(children)} children {len(good)} have a name that says on held-out text where they fire "
+        f"(MCC of at least {NAMED:g}): {names}{' …' if len(good) > 6 else ''}"
+    )
 
 
 def why_not(split: Split) -> list[str]:

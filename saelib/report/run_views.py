@@ -16,7 +16,7 @@ from saelib.base.table import as_row, frame_of
 from saelib.interpret import examples, features
 from saelib.lm.model import LanguageModel
 from saelib.report import views
-from saelib.report.children_words import verdict_sentence
+from saelib.report.children_words import named_sentence, verdict_sentence
 from saelib.report.html_view import View
 from saelib.sae.sae import SAE
 from saelib.sae.stream import feature_activations
@@ -210,8 +210,9 @@ def split_headline(split: Split | None, reason: str, best: RunResult) -> dict[st
     if split is None:
         return {"answer": f"The parent is not split: {reason}.", **beside}
     S_2 = split.separation["rest + children"].S[2].value
+    made = f"Feature {split.parent.feature} of the narrow SAE. {named_sentence(split.children)}."
     return {
-        "answer": f"Feature {split.parent.feature} of the narrow SAE, {len(split.children)} children: {verdict_sentence(split)}",
+        "answer": f"{made} {verdict_sentence(split)}",
         "verdict": str(split.verdict.value), "children": len(split.children), "S_2_children": S_2, **beside,
         "seconds_training": split.cost["seconds_training"], "tokens_of_P": split.parent.n_on["test"],
     }  # fmt: skip

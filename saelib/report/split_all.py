@@ -43,7 +43,7 @@ COLUMNS: dict[str, str] = {
     "leak": "foreign leak of the children, weighted by how often they fire",
     "fvu_on_P_before": "FVU on P before the swap",
     "fvu_on_P_after": "and after it",
-    "names": "the largest children",
+    "names": "the children whose names say best where they fire",
     "seconds": "wall time",
     "reason": "why it was not split",
 }

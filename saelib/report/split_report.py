@@ -14,7 +14,7 @@ from saelib.acts.store import POSITIONS
 from saelib.base.cache import ensure_dir
 from saelib.base.errors import UserError
 from saelib.report.children_page import children_page
-from saelib.report.children_words import beaten_by, parent_sentence, verdict_sentence
+from saelib.report.children_words import beaten_by, named_sentence, parent_sentence, verdict_sentence
 from saelib.sae.sae import SAE
 from saelib.sae.stream import Encoder
 from saelib.split.result import Split
@@ -68,7 +68,7 @@ def split_text(split: Split, prompts: Sequence[str] = ()) -> str:
         {
             "child": frame["feature"].astype(int),
             "share of P": frame["share"].map("{:.1%}".format),
-            "MCC": frame["mcc"].map(_two),
+            "says when": frame["name_mcc"].map(_two),
             "adds": frame["added"].map(_two),
             "leak": frame["leak"].map("{:.1%}".format).replace("nan%", ""),
             "name": frame["name"].astype(str),
@@ -80,9 +80,9 @@ def split_text(split: Split, prompts: Sequence[str] = ()) -> str:
         table = shown.head(MOST_ROWS).to_string(index=False, max_colwidth=max(wide - 50, 20), justify="right")
         lines += [line[: max(wide, 60)] for line in table.splitlines()]
         if len(shown) > MOST_ROWS:
-            lines.append(f"and {len(shown) - MOST_ROWS} smaller ones")
+            lines.append(f"and {len(shown) - MOST_ROWS} more")
         lines.append("")
-    lines += beaten_by(split)
+    lines += [named_sentence(frame), *beaten_by(split)] if len(frame) else beaten_by(split)
     lines.append(f"verdict: {verdict_sentence(split)}")
     for prompt in prompts:
         lines += ["", prompt, *_fired(split, prompt)]

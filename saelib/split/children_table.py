@@ -15,7 +15,7 @@ from saelib.split.yardstick import interval
 
 
 def children_table(model: LanguageModel, work: Work, made: Made, rest: Separation) -> pd.DataFrame:
-    """One row a child, the largest share of P first; the index is the child's place in the dictionary.
+    """One row a child, the one whose name says best where it fires first; the index is the child's place in the dictionary.
 
     Args:
         rest: separation of the SAE without the parent.
@@ -58,4 +58,4 @@ def children_table(model: LanguageModel, work: Work, made: Made, rest: Separatio
                 "mean_activation": float(act[act > 0].mean()) if (act > 0).any() else 0.0,
             }
         )  # fmt: skip
-    return pd.DataFrame(rows).sort_values("share", ascending=False, kind="stable")
+    return pd.DataFrame(rows).sort_values(["name_mcc", "share"], ascending=False, kind="stable")

@@ -97,7 +97,7 @@ class Split:
     parent: ParentSummary
     """What the parent is."""
     children: pd.DataFrame
-    """One row a child, the largest share of P first; `docs/splitting.md` lists the columns."""
+    """One row a child, the one whose name says best where it fires first; `docs/splitting.md` lists the columns."""
     contexts: tuple[Context, ...]
     """What children are told apart by."""
     separation: dict[str, Separation]
@@ -111,7 +111,7 @@ class Split:
     swap: pd.DataFrame
     """Rows `on P`, `overall`; fvu, l0 and loss_recovered before and after the swap, on test."""
     effects: pd.DataFrame
-    """What the largest children do for the right next token (`saelib.split.effects.child_effects`)."""
+    """What the first children do for the right next token (`saelib.split.effects.child_effects`)."""
     relations: dict[str, Float[np.ndarray, "K K"]] = field(repr=False)
     """`iou` of where children fire on P (test) and `cosine` of their decoder rows without the parent's direction."""
     k_curve: pd.DataFrame

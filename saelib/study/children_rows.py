@@ -109,7 +109,7 @@ def _split_key(profile: Profile, chosen: selection.Parent) -> str:
         stores=[study.activations(profile, split).key for split in SPLITS],
         parent=[sae_key(study.narrow_sae(profile).sae), chosen],
         sizes=[profile.children_K, profile.children_steps],
-        code=code_version(*CHILDREN_CODE, "split.names", "split.result", "split.stability"),
+        code=code_version(*CHILDREN_CODE, "split.children_table", "split.names", "split.result", "split.stability"),
     )
 
 
