@@ -27,9 +27,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from saelib.interpret import examples, features
-from saelib.report import report, views
+from saelib.report import parent_views, report, views
 from saelib.study import selection, study
-from saelib.split.classes import CLASSES
 from saelib.study.profiles import get_profile
 
 views.figure_style()
@@ -96,50 +95,18 @@ features.logit_effects(narrow.W_dec[parent.feature], model)
 # ## How it fires
 
 # %%
-is_hyphen = store.token_ids == model.hyphen
-figure, axis = plt.subplots()
-axis.hist(
-    [acts[is_hyphen & (acts > 0)], acts[~is_hyphen & (acts > 0)]], bins=40, stacked=True, label=["-", "other tokens"]
-)
-axis.axvline(parent.tau, color="black", linestyle="--", label="tau")
-axis.set(xlabel="activation", ylabel="test tokens", title=f"Feature {parent.feature}, where it fires", yscale="log")
-axis.legend()
+parent_views.firing_figure(store, acts, model.hyphen, parent)
 plt.show()
 
 # %%
-rows, label = study.joining_hyphens(settings, "test")
-by_class = pd.DataFrame({"class": [CLASSES[c] for c in label], "activation": acts[rows]}).groupby("class")["activation"]
-by_class = by_class.agg(
-    hyphens="size", fires=lambda a: (a > 0).mean(), above_tau=lambda a: (a > parent.tau).mean(), mean="mean"
-)
-by_class
+parent_views.by_class(settings, acts, parent)
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
-fit = fits["test"]
-numbers = (
-    f"of the test tokens on which it exceeds {parent.tau:.3g}, {fit.purity:.0%} are hyphens that join words (purity), and so "
-    f"it finds {fit.recall:.0%} of these (recall)"
-)
-if selection.is_hyphens(fit):
-    answer = f"Feature {parent.feature} is the hyphen's: {numbers}."
-else:
-    answer = (
-        f"There is no such parent. The best is feature {parent.feature}: {numbers}; {selection.LEAST_FIT:g} is asked of both. "
-        "What later pages say of a split is not about hyphens."
-    )
 report.headline(
-    answer=answer,
-    parent=parent.feature,
-    tau=parent.tau,
-    purity=fit.purity,
-    recall=fit.recall,
-    f1=fit.f1,
-    f1_select=fits["select"].f1,
-    max_activation=parent.max_activation,
-    select_tokens=study.activations(settings, "select").n_tokens,
+    **parent_views.parent_headline(parent, fits), select_tokens=study.activations(settings, "select").n_tokens
 )
 
 # %%

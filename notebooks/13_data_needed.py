@@ -45,9 +45,8 @@ sources = data_needed.sources(settings, table)
 # token of training takes `sae_second`. Reading is timed here, on test text.
 
 # %%
-lm_second = price.reading_second(
-    study.language_model(settings), np.asarray(study.activations(settings, "test").contexts[:128])
-)
+read = np.asarray(study.activations(settings, "test").contexts[:128])
+lm_second = price.reading_second(study.language_model(settings), read)
 print(f"the language model reads {1 / lm_second:,.0f} tokens a second")
 pd.DataFrame({arm: vars(source) for arm, source in sources.items()}).T
 
@@ -58,12 +57,7 @@ pd.DataFrame({arm: vars(source) for arm, source in sources.items()}).T
 # filtered token costs 1 / share of them), one in seconds of reading and training on this machine.
 
 # %%
-scales = {
-    "SAE tokens": lambda n, arm: n,
-    "language-model tokens": lambda n, arm: price.lm_tokens(n, sources[arm]),
-    "seconds": lambda n, arm: price.seconds(n, sources[arm], lm_second),
-}
-data_figure(table, scales)
+data_figure(table, price.scales(sources, lm_second))
 plt.show()
 
 # %% [markdown]
@@ -87,10 +81,8 @@ result[["arm", "level", "S_2", "tokens", "low", "high", "reached", "seeds", "giv
 # start. Where all data never got there (`at_least`), the break-even share is an upper end.
 
 # %%
-result.loc[
-    result["break_even"].notna(),
-    ["arm", "level", "share", "break_even", "ratio", "at_least", "lm_tokens", "seconds_in_all"],
-]
+columns = ["arm", "level", "share", "break_even", "ratio", "at_least", "lm_tokens", "seconds_in_all"]
+result.loc[result["break_even"].notna(), columns]
 
 # %% [markdown]
 # ### On a GPU
@@ -122,7 +114,5 @@ report.headline(
 )
 
 # %%
-report.watermark(
-    seeds={"arms": list(range(settings.data_seeds)), "narrow": settings.seed},
-    text_manifest=study.text_summary(settings),
-)
+seeds = {"arms": list(range(settings.data_seeds)), "narrow": settings.seed}
+report.watermark(seeds=seeds, text_manifest=study.text_summary(settings))

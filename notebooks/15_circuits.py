@@ -25,10 +25,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from saelib.report import report, views
-from saelib.report.open_figures import acting_figure, previous_token_figure
+from saelib.report.open_figures import acting_figure, previous_token_figure, saving_figure
 from saelib.report.tables import keep_table
-from saelib.study import circuits, study
-from saelib.study.circuit_tables import rank_correlation
+from saelib.study import circuit_tables, circuits, study
 from saelib.study.profiles import get_profile
 
 views.figure_style()
@@ -56,12 +55,7 @@ plt.show()
 # The five largest (head, offset) of the parent and of the child that is worth most for the class.
 
 # %%
-acted = {way.name for case in cases.values() for way in case.ways if way.family in ("parent", "child")}
-heads = sources[sources["component"].str.startswith("head") & sources["object"].isin(acted)]
-heads = heads.assign(size=heads["share"].abs()).sort_values("size", ascending=False)
-heads.groupby(["context", "object"], sort=False).head(5).sort_values(["context", "object"])[
-    ["context", "object", "component", "share", "low", "high"]
-]
+circuit_tables.largest_heads(sources, cases)
 
 # %% [markdown]
 # ## What does it do?
@@ -103,10 +97,8 @@ damage
 # parent, the most frequent one that is judged.
 
 # %%
-found = rank_correlation(many["added_2"].to_numpy(dtype=float), many["saving"].to_numpy(dtype=float))
-figure, axis = plt.subplots()
-axis.plot(many["added_2"], many["saving"], "o")
-axis.set(xlabel="added_2", ylabel="saving: 1 - child's damage / parent's", title=f"{found['n']} parents")
+found = circuit_tables.rank_correlation(many["added_2"].to_numpy(dtype=float), many["saving"].to_numpy(dtype=float))
+saving_figure(many)
 plt.show()
 many["reason"].fillna("").replace("", "compared").value_counts()
 

@@ -4,7 +4,7 @@
 
 A folder holds what `scripts/train_mini_lm.py` exports; an earlier model's comes from this repository's history. Each is read
 on the study's own test documents, so losses compare a character even where tokenizers differ. For models of today's tokenizer
-also: what a linear probe tells of the hyphen's three classes (its ceiling, MCC on test), and, for narrow SAEs of three widths
+also: what a linear probe tells of the hyphen's three classes (its ceiling, MCC on test), and, for narrow SAEs of two widths
 (each at the smallest of `COEFFICIENTS` whose L0 lies in the profile's range, on the model's own activations), how well the
 best feature marks hyphens that join words (F1, purity, recall; chosen and thresholded on select, measured on test).
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,7 +31,7 @@ from saelib.study import graded, selection, study
 from saelib.study.model_card import losses, mean_mlp_out
 from saelib.study.profiles import get_profile
 
-WIDTHS, COEFFICIENTS = (256, 512, 1024), (1e-3, 1.4e-3, 2e-3, 2.8e-3)
+WIDTHS, COEFFICIENTS = (256, 1024), (1e-3, 2e-3, 2.8e-3)
 OUT = Path(__file__).parents[1] / "docs" / "embedded_models.csv"
 N_CONTEXTS = 2000
 
@@ -93,7 +94,7 @@ def main() -> None:
         made = subprocess.run(
             [sys.executable, __file__, "--row", str(folder)], check=True, stdout=subprocess.PIPE, text=True
         )
-        rows.append(pd.read_json(made.stdout.splitlines()[-1], typ="series"))
+        rows.append(pd.Series(json.loads(made.stdout.splitlines()[-1])))
         print(rows[-1].to_string(), flush=True)
     with atomic_path(OUT) as temporary:
         pd.DataFrame(rows).round(4).to_csv(temporary, index=False)

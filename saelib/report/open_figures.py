@@ -65,3 +65,12 @@ def acting_figure(cases: Mapping[str, Case]) -> Any:
         axis.axvline(case.level, color="black", linestyle="--", linewidth=0.8)
         axis.legend(fontsize=6)
     return figure
+
+
+def saving_figure(many: pd.DataFrame) -> Any:
+    """Over parents, what the split adds against how much less damage its best child does at the same effect."""
+    figure, axis = plt.subplots()
+    axis.plot(many["added_2"], many["saving"], "o")
+    compared = int((many["added_2"].notna() & many["saving"].notna()).sum())
+    axis.set(xlabel="added_2", ylabel="saving: 1 - child's damage / parent's", title=f"{compared} parents")
+    return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,15 @@ class Case:
                 }
             )  # fmt: skip
         return pd.DataFrame(rows)
+
+
+def largest_heads(sources: pd.DataFrame, cases: Mapping[str, Case], k: int = 5) -> pd.DataFrame:
+    """The k (head, offset) with the largest shares of the contrast, for the parent and the child that is worth most."""
+    acted = {way.name for case in cases.values() for way in case.ways if way.family in ("parent", "child")}
+    heads = sources[sources["component"].str.startswith("head") & sources["object"].isin(acted)]
+    heads = heads.assign(size=heads["share"].abs()).sort_values("size", ascending=False)
+    found = heads.groupby(["context", "object"], sort=False).head(k).sort_values(["context", "object"])
+    return found[["context", "object", "component", "share", "low", "high"]]
 
 
 def _correlation(both: Float[np.ndarray, "n 2"]) -> float:

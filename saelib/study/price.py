@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,3 +87,12 @@ def reading_second(model: LanguageModel, contexts: np.ndarray, least: int = 2) -
             bulk(part)
         best = min(best, time.perf_counter() - began)
     return best / tokens.numel()
+
+
+def scales(sources: Mapping[str, Source], lm_second: float) -> dict[str, Callable[[float, str], float]]:
+    """What n tokens of an arm cost, in the three currencies of the pictures."""
+    return {
+        "SAE tokens": lambda n, arm: n,
+        "language-model tokens": lambda n, arm: lm_tokens(n, sources[arm]),
+        "seconds": lambda n, arm: seconds(n, sources[arm], lm_second),
+    }
