@@ -263,10 +263,12 @@ def top_features(
 
 
 def figure_style() -> None:
-    """Set matplotlib's defaults for this process: colour-blind-safe colours, light frame, small PNGs."""
+    """Set this process's defaults: colour-blind-safe colours, light frame and small PNGs; tables of four digits."""
     import matplotlib
+    import pandas as pd
     from cycler import cycler
 
+    pd.options.display.float_format = lambda value: f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
     matplotlib.rcParams.update(
         {
             "figure.figsize": (6.4, 3.6),
