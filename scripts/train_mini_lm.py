@@ -11,8 +11,8 @@ clipped to 1, bf16 autocast where the processor multiplies bf16 and fp32 elsewhe
 steps, stays, and falls linearly to zero over the last fifth of the steps. The schedule is fixed by `--tokens`, so a resumed
 run ends where an uninterrupted one does.
 
-How long: one pass over the train text. More passes lower the loss and dissolve what the study splits: `docs/embedded_model.csv`
-has the measured curve, and the card says why.
+How long: one pass over the train text. More passes lower the loss and make the feature that the study splits less pure:
+`docs/embedded_models.csv` has what was measured, and the card says why.
 """
 
 from __future__ import annotations

@@ -78,10 +78,11 @@ MLP, whose output the SAEs are trained on, matters. The baselines count the trai
 
 ## Why one pass over the text
 
-Longer training lowers the loss and leaves what a linear probe can tell, but at the MLP's output the hyphen loses the direction
-that all its uses share: no feature of a narrow SAE is a pure hyphen any more. The study needs a parent that is one, so the model
-is trained on one pass. `docs/embedded_models.csv` (by `scripts/compare_models.py`) has losses a token and a character, the
-probe's ceilings and the best hyphen feature of models trained on 13.7M, 41.0M and 71.5M tokens.
+Longer training lowers the loss and leaves what a linear probe can tell, but at the MLP's output the hyphen keeps less of the
+direction that all its uses share: the best feature of a narrow SAE of 256 features marks hyphens that join words with F1 0.87
+after one pass, 0.51 after three and 0.57 after five, one of 1,024 with 0.86, 0.75 and 0.80. The study splits a feature that is one in a
+small SAE, so the model is trained on one pass. `docs/embedded_models.csv` (by `scripts/compare_models.py`) has losses a token and a
+character, the probe's ceilings, purity and recall of models trained on 13.7M, 41.0M and 71.5M tokens, and the first edition's losses.
 
 ## Samples (temperature 0.8)
 
