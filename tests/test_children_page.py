@@ -117,7 +117,7 @@ def test_children_beyond_the_first_are_folded(split: Split, tmp_path: Path, monk
     html, outline = read(children_page(split).save(tmp_path / "index.html"))
     assert html.count('<section class="card"') == 1
     assert f"{len(split.children) - 1} more children in brief" in outline.text
-    assert f"and {len(split.children) - 1} smaller children" in split_html(split)
+    assert f"and {len(split.children) - 1} more children" in split_html(split)
 
 
 def test_text_that_looks_like_markup_stays_text(split: Split, tmp_path: Path) -> None:

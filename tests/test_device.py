@@ -105,7 +105,7 @@ def test_a_split_is_the_same_elsewhere(
     assert found.verdict == here.verdict and found.numbers == here.numbers
     np.testing.assert_allclose(found.controls["S_2"], here.controls["S_2"], atol=1e-3)
     np.testing.assert_allclose(found.swap.to_numpy(), here.swap.to_numpy(), rtol=1e-3)
-    prompt = "The long-term plan was read."
+    prompt = "A well-known, self-made, non-smoking co-founder read the twenty-two long-term plans."
     assert list(found.on(prompt)["token"]) == list(here.on(prompt)["token"])
     page = write_split(found, tmp_path / "out", [prompt])
     assert page.stat().st_size > 10_000 and split_text(found) == split_text(here)

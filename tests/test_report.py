@@ -451,7 +451,7 @@ def test_the_index_leads_with_what_the_hyphen_is_made_of(results, tmp_path):
         'href="09_split_page.html"' in html and "It splits <well>." in structure.text and "L0 is 12." in structure.text
     )
     assert "“-” after <11>" in structure.text and "“-” after <12>" not in structure.text
-    assert "the 12 largest of 14" in structure.text and 'href="#child-' not in html
+    assert "the 12 of 14 whose names say best where they fire" in structure.text and 'href="#child-' not in html
     shown = html.split('<table class="runs claims">')[1].split("</table>")[0]
     assert shown.index("Filtering &lt;helps&gt;") < shown.index("Ours") < shown.index("A control")
     text = Structure(f"<table>{shown}</table>").text

