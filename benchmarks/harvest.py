@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 import torch
+from timing import spread
 
 from saelib.acts.store import POSITIONS, ActivationStore, ShuffledBatches, View
 from saelib.base.provenance import device
@@ -35,12 +36,6 @@ def timed(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": round(median, 3), "p25": round(low, 3), "p75": round(high, 3), "rounds": len(values)}
 
 
 def serving(folder: Path, n_contexts: int, d_in: int = 512, batch: int = 4096) -> float:

@@ -2,7 +2,7 @@
 
     python benchmarks/split.py [--json] [--quick] [--rounds 5]
 
-The study's parent is split in turns with steps of the study's plain wide SAE (run 1: random start, all data). With `--quick` the
+The study's parent is split in turns with steps of the study's plain wide SAE (run 13: random start, all data). With `--quick` the
 study is a small one on little text (`QUICK`), made from nothing in under a minute; without it, it is profile `mini`, and what of
 it is in the cache is used.
 
@@ -18,22 +18,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from saelib.acts.store import ShuffledBatches
+from timing import spread
+
+from saelib.acts.store import ShuffledBatches, View
 from saelib.base.errors import UserError
 from saelib.base.provenance import device
 from saelib.bench.backend import one_thread, side_by_side
 from saelib.bench.parents import eligible, survey
 from saelib.report.children_page import children_page
-from saelib.sae.train import TrainConfig, train
+from saelib.sae.train import train
 from saelib.split.engine import SplitConfig, split_feature
+from saelib.split.result import Split
 from saelib.study import graded, selection, study, texts, trainings
 from saelib.study.children_rows import split_config
 from saelib.study.profiles import Profile, get_profile
@@ -44,37 +46,34 @@ QUICK = replace(
     test_contexts=1200, evaluate_contexts=60, d_sae_narrow=256, d_sae_wide=1024, narrow_steps=200, wide_steps=150,
     l1_grid=(2.8e-3,), l0_range=(0.0, 256.0), children_steps=300, children_K=64,
 )  # fmt: skip
+PLAIN_RUN = 13
 WIDE_STEPS = 20
 """Steps of the wide SAE that are timed in a round, from its trained weights: as sparse as most of its training is."""
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    if len(values) == 1:
-        return {"median": round(values[0], 3), "p25": round(values[0], 3), "p75": round(values[0], 3), "rounds": 1}
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": round(median, 3), "p25": round(low, 3), "p75": round(high, 3), "rounds": len(values)}
+class Round(NamedTuple):
+    """A split, and seconds: of it with its page, of its children's training, of the wide SAE's training."""
+
+    split: Split
+    total: float
+    training: float
+    wide: float
 
 
-def rounds(profile: Profile, n: int) -> Iterator[tuple[float, float, float]]:
-    """Seconds of a split, of its children's training, and of the wide SAE's training, in each round."""
-    chosen, acts, narrow = selection.parent(profile), texts.of_profile(profile), study.narrow_sae(profile)
-    wide, spec = trainings.trained_run(profile, 1), get_run(1)
-    cfg = study.train_config(profile, study.coefficient(profile).l1_coeff, WIDE_STEPS, spec.seed, None)
+def rounds(profile: Profile, n: int) -> Iterator[Round]:
+    """Split the study's parent and go on with its plain wide SAE, in turns."""
+    chosen, acts, narrow = selection.parent(profile), texts.of_profile(profile), study.narrow_sae(profile).sae
+    wide = trainings.trained_run(profile, PLAIN_RUN).sae
+    cfg = study.train_config(profile, study.coefficient(profile).l1_coeff, WIDE_STEPS, get_run(PLAIN_RUN).seed, None)
+    batches = ShuffledBatches(View(acts.stores["train"]), profile.batch_size, cfg.seed)
     for _ in range(n):
-        began = time.perf_counter()
-        split = split_feature(narrow.sae, chosen.feature, acts, split_config(profile, chosen, 0, profile.children_K))
         with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            split = split_feature(narrow, chosen.feature, acts, split_config(profile, chosen, 0, profile.children_K))
             children_page(split).save(Path(folder) / "index.html")
-        total = time.perf_counter() - began
-        yield total, split.cost["seconds_training"], profile.wide_steps * _step(profile, wide.sae, cfg)
-
-
-def _step(profile: Profile, sae: Any, cfg: TrainConfig) -> float:
-    """Seconds of a step of the wide SAE."""
-    batches = ShuffledBatches(trainings.view(profile, "none", selection.parent(profile)), profile.batch_size, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        return train(sae, batches, cfg, workdir=Path(folder)).seconds / cfg.n_steps
+            total = time.perf_counter() - began
+            step = train(wide, batches, cfg, workdir=Path(folder) / "wide").seconds / cfg.n_steps
+        yield Round(split, total, split.cost["seconds_training"], profile.wide_steps * step)
 
 
 def one_of_many(given: tuple[Profile, int]) -> bool:
@@ -100,26 +99,20 @@ def main() -> None:
     profile = QUICK if args.quick else get_profile("mini")
     n_rounds, n_parents = args.rounds or (1 if args.quick else 5), args.parents or (4 if args.quick else 20)
     chosen, narrow = selection.parent(profile), study.narrow_sae(profile).sae
-    total, training, wide = zip(*rounds(profile, n_rounds), strict=True)
+    measured = list(rounds(profile, n_rounds))
     parents = eligible(survey(narrow, texts.of_profile(profile)))[:n_parents]
     began = time.perf_counter()
     done = sum(found for _, found in side_by_side(one_of_many, [(profile, feature) for feature in parents]))
     batched = time.perf_counter() - began
-    split = split_feature(
-        narrow,
-        chosen.feature,
-        texts.of_profile(profile),
-        split_config(profile, chosen, 0, profile.children_K, controls=False),
-    )
     found = {}
-    for name, sae in (("children", split.sae), ("wide", trainings.trained_run(profile, 1).sae)):
-        measured = graded.measured(profile, chosen, sae)
-        found[f"separation_{name}"] = None if measured is None else round(measured.S[2].value, 4)
+    for name, sae in (("children", measured[-1].split.sae), ("wide", trainings.trained_run(profile, PLAIN_RUN).sae)):
+        separation = graded.measured(profile, chosen, sae)
+        found[f"separation_{name}"] = None if separation is None else round(separation.S[2].value, 4)
     result = {
-        "seconds_total": spread(list(total)),
-        "seconds_training": spread(list(training)),
+        "seconds_total": spread([each.total for each in measured]),
+        "seconds_training": spread([each.training for each in measured]),
         "seconds_per_parent_batched": round(batched / max(done, 1), 3),
-        "speedup_vs_wide": spread([w / t for w, t in zip(wide, training, strict=True)]),
+        "speedup_vs_wide": spread([each.wide / each.training for each in measured]),
         **found,
     }
     if args.json:

@@ -33,6 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from reference_trainer import ReferenceTrainer
+from timing import spread
 
 from saelib.base.provenance import device
 from saelib.sae import low_precision
@@ -129,12 +130,6 @@ def roofline_ms(x: torch.Tensor, d_sae: int, l0: float) -> tuple[float, dict[str
         "parameters": 7 * 2 * w.numel() * moving,
     }
     return sum(parts.values()), parts
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": round(median, 3), "p25": round(low, 3), "p75": round(high, 3), "rounds": len(values)}
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, float] | None], dict[str, list[float]]]:

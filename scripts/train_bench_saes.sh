@@ -29,4 +29,6 @@ train jumprelu-1 --architecture jumprelu --d-sae 512 --seed 1
 train matryoshka-1 --architecture matryoshka --d-sae 512 --seed 1
 train wide-batchtopk-0 --architecture batchtopk --d-sae 2048 --seed 0
 train wide-matryoshka-0 --architecture matryoshka --d-sae 2048 --seed 0
-"$python" scripts/make_saelens_worlds.py "$saes/../worlds"
+if [[ ! -f $saes/../worlds/saelens-crowded.safetensors ]]; then # the last that is written
+    "$python" scripts/make_saelens_worlds.py "$saes/../worlds"
+fi

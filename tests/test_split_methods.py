@@ -14,7 +14,7 @@ from scipy.sparse import csc_array
 from saelib.base.errors import UserError
 from saelib.bench.known import KnownActivations, World, known_activations, known_sae, match
 from saelib.sae.sae import save_sae
-from saelib.split import controls, local, methods, wide
+from saelib.split import controls, local, methods
 from saelib.split.children import ChildrenConfig, Dictionary
 from saelib.split.engine import SplitConfig
 from saelib.split.judged import Judge, Judged

@@ -17,9 +17,10 @@ from saelib.report.children_charts import (
 from saelib.report.children_words import PRODUCT, cell_value, child_names, verdict_sentence
 from saelib.report.page import show, show_count, show_seconds
 from saelib.split.detectors import mcc
+from saelib.split.effects import MOST_CHILDREN
 from saelib.split.result import Split
 
-MOST_BARS, MOST_CARDS, MOST_RELATED = 20, 12, 12
+MOST_BARS, MOST_CARDS, MOST_RELATED = 20, MOST_CHILDREN, 12
 
 
 def verdict_parts(split: Split) -> dict[str, str]:

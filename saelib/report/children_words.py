@@ -148,7 +148,7 @@ def named_sentence(children: pd.DataFrame) -> str:
     good = children[children["name_mcc"] >= NAMED]
     if good.empty:
         return (
-            f"Of {len(children)} children none has a name that says where it fires (MCC of {NAMED:g} on held-out text)."
+            f"Of {len(children)} children none has a name that says where it fires (MCC of {NAMED:g} on held-out text)"
         )
     names = "; ".join(str(name) for name in good["name"].head(6))
     return (

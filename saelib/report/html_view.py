@@ -68,7 +68,6 @@ class HtmlView(Displayed):
         write_page(
             path,
             "view.html.j2",
-            assets="assets",
             standalone=standalone,
             scripts={"circuitsvis.js": bundle()} if body["mounts"] else {},
             title=self.title,

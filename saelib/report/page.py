@@ -187,7 +187,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_page(
-    path: Path, template: str, *, assets: str, scripts: Mapping[str, str], standalone: bool, **context: Any
+    path: Path, template: str, *, assets: str = "assets", scripts: Mapping[str, str], standalone: bool, **context: Any
 ) -> None:
     """Fill `template`; styles and scripts are shared under `<folder of the page>/<assets>/`, or inlined when `standalone`.
 

@@ -118,7 +118,6 @@ def render_page(
     write_page(
         out_html,
         "page.html.j2",
-        assets="assets",
         standalone=standalone,
         scripts={"circuitsvis.js": bundle()} if has_views else {},
         title=title,

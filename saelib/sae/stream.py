@@ -159,7 +159,7 @@ def sparse_acts(sae: SAE, x: Float[Tensor, "n d_in"], without: int | None = None
         acts = sae.encode(x[i : i + size])
         if without is not None:
             acts[:, without] = 0
-        blocks.append(csr_array(acts.numpy()))
+        blocks.append(csr_array(acts.cpu().numpy()))
     return csr_array(vstack(blocks))
 
 

@@ -20,10 +20,11 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from scipy.sparse import csc_array
 from torch import Tensor
 
 from saelib.base.errors import UserError
-from saelib.sae.stream import block_rows
+from saelib.sae.stream import sparse_acts
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
 from saelib.split.parent import TAU_SHARE, parent_target
 from saelib.split.separation import Separation, in_room_of
@@ -72,25 +73,25 @@ def other_pools(work: Work) -> Pools:
         UserError: no other feature is on often enough there.
     """
     x = work.tokens.off["train"].x
-    size, d_sae = block_rows(work.sae.cfg.d_sae), work.sae.cfg.d_sae
-    parts = [work.sae.encode(x[i : i + size]) for i in range(0, len(x), size)]
-    tau = TAU_SHARE * torch.stack([part.amax(0) for part in parts]).amax(0)
-    on = torch.stack([((part > tau) & (part > 0)).sum(0) for part in parts]).sum(0)
+    acts = csc_array(sparse_acts(work.sae, x))
+    feature = np.repeat(np.arange(work.sae.cfg.d_sae), np.diff(acts.indptr))  # of each activation
+    tau = TAU_SHARE * acts.max(axis=0).toarray()
+    on = np.bincount(feature[acts.data > tau[feature]], minlength=len(tau))
     wanted = work.tokens.n_on["train"] / work.tokens.n_tokens["train"] * len(x)
     cosine = torch.nn.functional.cosine_similarity(work.sae.W_dec, work.sae.W_dec[work.feature][None], dim=1).abs()
-    allowed = (on >= LEAST_OTHER) & (cosine < 0.2) & (torch.arange(d_sae, device=on.device) != work.feature)
-    if not bool(allowed.any()):
+    allowed = (on >= LEAST_OTHER) & (cosine < 0.2).cpu().numpy() & (np.arange(len(tau)) != work.feature)
+    if not allowed.any():
         rule = f"another feature must be on on at least {LEAST_OTHER} sampled tokens"
         raise UserError(rule, int(on.max()), "use more text")
-    distance = torch.where(allowed, (on.clamp_min(1).float() / max(wanted, 1)).log().abs(), torch.inf)
+    distance = np.where(allowed, np.abs(np.log(np.maximum(on, 1) / max(wanted, 1))), np.inf)
     other = int(distance.argmin())
-    a = torch.cat([part[:, other] for part in parts])
+    a = torch.from_numpy(acts[:, [other]].toarray()[:, 0]).to(x.device)
 
     def part_of(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows = chosen.nonzero()[:, 0]
         return work.sae.encoder_input(x[rows]), parent_target(work.sae, other, x[rows]), a[rows]
 
-    is_on = a > tau[other]
+    is_on = a > float(tau[other])
     silent = work.sae.encoder_input(x[(a == 0).nonzero()[:, 0]])
     return Pools(*part_of(is_on), *part_of((a > 0) & ~is_on), silent)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelib.acts.activations import Activations
@@ -24,7 +24,7 @@ from saelib.split.tokens import TokenSet
 from saelib.split.yardstick import Documents, interval
 
 MOST_CHILDREN = 12
-"""The children whose effect is measured: as many as have a card of their own."""
+"""The children whose effect is measured; as many have a card on the page."""
 MOST_TOKENS = 32
 """Tokens a child, drawn at random from those of P on which it fires."""
 At = tuple[Tensor, Tensor]
@@ -57,11 +57,11 @@ def child_effects(
             target = torch.from_numpy(on.next[chosen][here].astype(np.int64)).to(acts.device)
             x = clean[at]
             size = sae.contributions(sae.encode(x), x)[:, number, None]
-            base = _right(logits(clean, at), target)
+            base = true_next(logits(clean, at), target)
             for name, direction in (("effect", row), ("random", noise / noise.norm() * row.norm())):
                 without = clean.clone()
                 without[at] -= size * direction
-                lost[name][here] = base - _right(logits(without, at), target)
+                lost[name][here] = (base - true_next(logits(without, at), target)).cpu().numpy()
         documents = Documents.drawn(on.document[chosen])
         with np.errstate(invalid="ignore", divide="ignore"):
             count = documents.sums(np.ones((len(chosen), 1)))
@@ -73,10 +73,9 @@ def child_effects(
     return pd.DataFrame(out)
 
 
-def _right(logits: Tensor, target: Tensor) -> np.ndarray:
-    """Log-probability of the right token."""
-    found: np.ndarray = logits.log_softmax(-1).gather(1, target[:, None])[:, 0].cpu().numpy()
-    return found
+def true_next(logits: Float[Tensor, "n d_vocab"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Log-probability of the token that comes next."""
+    return logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
 
 
 def spliced(

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from saelib.lm.model import Logits
 from saelib.sae.sae import SAE
 from saelib.sae.scaled import scaled_acts
 from saelib.split.classes import CLASSES
-from saelib.split.effects import At, spliced
+from saelib.split.effects import spliced, true_next
 from saelib.study import study
 from saelib.study.profiles import Profile
 
@@ -36,16 +35,12 @@ def causal_effects(profile: Profile, sae: SAE, features: Sequence[int]) -> Float
     target = store.token_ids[rows + 1].astype(np.int64)  # a hyphen that joins words is never last in its context
     changes = np.zeros((len(features), len(rows)))
     for here, at, clean, logits in spliced(model, store, rows):
-        added = sae.contributions(sae.encode(clean[at]), clean[at])
-
-        def true_next(x: Tensor, at: At = at, here: np.ndarray = here, logits: Logits = logits) -> Tensor:
-            return logits(x, at).log_softmax(-1).gather(1, torch.from_numpy(target[here])[:, None])[:, 0]
-
-        base = true_next(clean)
+        added, following = sae.contributions(sae.encode(clean[at]), clean[at]), torch.from_numpy(target[here])
+        base = true_next(logits(clean, at), following)
         for k, j in enumerate(features):
             without = clean.clone()
             without[at] -= added[:, j, None] * sae.W_dec[j]
-            changes[k, here] = (true_next(without) - base).numpy()
+            changes[k, here] = (true_next(logits(without, at), following) - base).numpy()
     by_class = [changes[:, label == c] for c in range(len(CLASSES))]
     return np.stack([c.mean(1) if c.shape[1] else np.full(len(features), np.nan) for c in by_class], axis=1)
 
