@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +199,9 @@ def split(
     from saelib.base.device import choose_device
     from saelib.base.progress import shown_progress
     from saelib.report.reproduce import check_writable
-    from saelib.report.split_report import check_prompts, split_text, write_split
+    from saelib.report.split_report import check_prompts, first_page, split_text, write_split
     from saelib.split.contexts import read_rules
+    from saelib.split.engine import SplitConfig, split_feature
     from saelib.split.methods import get_method
 
     device = options.pop("device")
@@ -231,7 +233,8 @@ def split(
             click.echo(_split_by(sae, feature, acts, method, out, budget, options))
             return
         check_prompts(sae, feature, acts, prompts, options["tau"])
-        found = saelib.split(sae, feature, acts, **options)  # type: ignore[operator]  # the room is callable
+        first = None if out is None else partial(first_page, out=out, prompts=prompts)
+        found = split_feature(sae, feature, acts, SplitConfig(**options), first)
     click.echo(split_text(found, prompts))
     if out is not None:
         click.echo(f"open {write_split(found, out, prompts)}")

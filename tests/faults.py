@@ -416,7 +416,7 @@ def size_of(folder: Path) -> int:
 
 def leftovers(work: Path) -> list[str]:
     """What an undisturbed run would not leave behind."""
-    found = [path for path in work.rglob("*") if re.search(r"\.tmp$|\.part$|^acts\.sha256$", path.name)]
+    found = [path for path in work.rglob("*") if re.search(r"\.tmp$|\.part$|^acts\.xxh3_128$", path.name)]
     found += list(work.glob("runs/*/checkpoints/*"))
     return sorted(str(path.relative_to(work)) for path in found)
 
@@ -531,7 +531,7 @@ def strike(bench: Bench, kills: int, repeats: int) -> None:
         by_clock = not by_clock if number % len(KILLED_STAGES) == len(KILLED_STAGES) - 1 else by_clock
         by_clock = not by_clock
     half = half_done(bench, "training", "runs/run-*/checkpoints/*.json", 2)
-    part = half_done(bench, "harvest", "activations/*/acts.sha256", 1)
+    part = half_done(bench, "harvest", "activations/*/acts.xxh3_128", 1)
     tensors, scalars = "runs/run-*/checkpoints/*.safetensors", "runs/run-*/checkpoints/*.json"
     for number, how in enumerate(HOW):
         bench.damage("checkpoint, newest, tensors", tensors, how, ("training",), half)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections import Counter
@@ -188,6 +189,17 @@ def test_a_flipped_bit_is_found_when_it_is_read(store: ActivationStore, position
         list(again.blocks())
 
 
+def test_a_store_of_an_older_version_is_read_by_its_sha256(store: ActivationStore) -> None:
+    size, data = 256 * POSITIONS * 512, (store.folder / "acts.bin").read_bytes()
+    digests = [hashlib.sha256(data[i : i + size]).hexdigest() for i in range(0, len(data), size)]
+    older = {**{k: v for k, v in store.manifest.items() if k != "checksum"}, "chunks": digests}
+    assert torch.equal(ActivationStore(store.folder, older, store.contexts).rows(slice(None)), store.rows(slice(None)))
+    with pytest.raises(UserError, match="as they were harvested"):
+        ActivationStore(store.folder, {**older, "chunks": [digests[0][::-1], *digests[1:]]}, store.contexts).rows(
+            slice(1)
+        )
+
+
 def test_a_damaged_manifest_is_named(store: ActivationStore, model: OneLayerModel, tokens: TokenStore) -> None:
     path = store.folder / "manifest.json"
     path.write_text(path.read_text().replace('"d_in": 256', '"d_in": 255'))
@@ -218,14 +230,14 @@ def test_a_harvest_killed_anywhere_goes_on(
         for name in ("manifest.json", "acts.bin"):
             (folder / name).unlink(missing_ok=True)
         (folder / "acts.part").write_bytes(part)
-        (folder / "acts.sha256").write_text("".join(lines))
+        (folder / "acts.xxh3_128").write_text("".join(lines))
         computed.clear()
         again = harvest(model, tokens, "train", 600, progress=lambda label, done, total: computed.append(done))
         assert computed == expected
         assert (folder / "acts.bin").read_bytes() == whole and again.manifest == store.manifest
         assert sorted(path.name for path in folder.iterdir()) == ["acts.bin", "manifest.json"]
     (folder / "manifest.json").unlink()  # after the rename, before the manifest
-    (folder / "acts.sha256").write_text("".join(digests))
+    (folder / "acts.xxh3_128").write_text("".join(digests))
     computed.clear()
     harvest(model, tokens, "train", 600, progress=lambda label, done, total: computed.append(done))
     assert computed == [] and (folder / "acts.bin").read_bytes() == whole

@@ -11,7 +11,7 @@ import torch
 
 from saelib.base.errors import UserError
 from saelib.split import calibration
-from saelib.split.engine import make_children
+from saelib.split.engine import make_beside, make_product
 from saelib.split.implants import Implant, clustered, implanted
 from saelib.split.synthetic import ARCS, IMPOSTORS, make_case
 from saelib.split.tokens import SPLITS
@@ -43,11 +43,12 @@ def test_an_effect_too_small_to_see_is_not_found() -> None:
 def test_a_bound_keeps_an_impostor_out() -> None:
     """What the checks above would say if a bound were loosened by hand."""
     case = make_case("loose direction", calibration.STATED_EFFECT, 100)
-    found = make_children(case.work, calibration.SYNTHETIC)
-    separation, _ = case.work.separate(found.made)
+    product = make_product(case.work, calibration.SYNTHETIC)
+    beside = make_beside(case.work, calibration.SYNTHETIC, product)
+    separation, _ = case.work.separate(product.made)
 
     def passes(bounds: Bounds) -> bool:
-        return bool(case.work.judge(found.made, separation, found.stability, bounds).contexts[0].passed)
+        return bool(case.work.judge(product.made, separation, beside.stability, bounds).contexts[0].passed)
 
     assert not passes(BOUNDS) and passes(replace(BOUNDS, precision=0.1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,10 +19,11 @@ from saelib.acts.activations import Activations, harvest_documents
 from saelib.base.errors import UserError
 from saelib.lm.model import load_embedded
 from saelib.report.children_charts import contexts_svg, k_curve_svg, strip
-from saelib.report.children_page import children_page, split_html
+from saelib.report.children_page import UNFINISHED, children_page, split_html
 from saelib.report.children_words import beaten_by, verdict_sentence
 from saelib.report.page import file_references, outside_references
 from saelib.report.split_report import example_text, split_text, write_split
+from saelib.split.engine import SplitConfig
 from saelib.split.result import Split
 from saelib.split.verdict import Verdict
 from saelib.split.yardstick import Interval
@@ -205,20 +207,26 @@ def test_the_command_prints_the_children_and_writes_the_folder(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def answer(sae: Any, feature: int, acts: Any, **options: Any) -> Split:
-        asked.update(options, feature=feature)
+    pages: list[str] = []
+
+    def answer(sae: Any, feature: int, acts: Any, cfg: SplitConfig, first: Callable[[Split], Path] | None) -> Split:
+        asked.update(vars(cfg), feature=feature)
+        if first:
+            pages.append(first(split).read_text())
         return split
 
     monkeypatch.setattr("saelib.load_sae", lambda folder: split.original, raising=False)
     monkeypatch.setattr("saelib.activations", lambda *given, **options: split.acts, raising=False)
-    monkeypatch.setattr("saelib.split", answer)
+    monkeypatch.setattr("saelib.split.engine.split_feature", answer)
     command = ["split", "--sae", "my-sae", "--feature", "3", "--contexts", "hyphen", "--K", "14", "--seed", "2"]
     assert cli.main(command) == 0
     out = capsys.readouterr().out
     assert "verdict: It splits" in out and "open" not in out
     assert (asked["feature"], asked["contexts"], asked["K"], asked["seed"]) == (3, "hyphen", 14, 2)
     assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
-    assert "open " in capsys.readouterr().out and (tmp_path / "out" / "index.html").exists()
+    assert "open " in capsys.readouterr().out
+    assert len(pages) == 1 and UNFINISHED in pages[0]
+    assert UNFINISHED not in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_in_brief_it_carries_its_own_style_and_no_script(split: Split) -> None:

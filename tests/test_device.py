@@ -39,8 +39,8 @@ class Workers(ThreadPoolExecutor):
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    for module in ("engine", "children", "parent"):
-        monkeypatch.setattr(f"saelib.split.{module}.ThreadPoolExecutor", Workers)
+    for module in ("split.engine", "split.children", "sae.stream"):
+        monkeypatch.setattr(f"saelib.{module}.ThreadPoolExecutor", Workers)
     with OnElsewhere():
         yield ELSEWHERE
 

@@ -129,7 +129,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One short training and no controls."""
     children = ChildrenConfig(n_steps=30, batch_on=64, batch_weak=16, batch_off=64)
 
-    def split_quickly(sae: SAE, feature: int, acts: Activations, cfg: SplitConfig) -> Split:
+    def split_quickly(sae: SAE, feature: int, acts: Activations, cfg: SplitConfig, first: object) -> Split:
         return split_feature(sae, feature, acts, replace(cfg, seeds=1, controls=False, least=20, children=children))
 
     monkeypatch.setattr("saelib.split.engine.split_feature", split_quickly)

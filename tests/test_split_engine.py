@@ -236,6 +236,15 @@ def test_the_swap_lowers_the_error_on_the_parent_and_leaves_the_rest(split: Spli
     assert on["l0_before"] < on["l0_after"] < on["l0_before"] + 2
 
 
+def test_the_split_is_given_before_its_controls_are_trained(split: Split, acts: Activations, sae: SAE) -> None:
+    early: list[Split] = []
+    cfg = SplitConfig(contexts="automatic", K=4, seeds=2, children=ChildrenConfig(n_steps=60))
+    last = split_feature(sae, PARENT, acts, cfg, early.append)
+    assert [s.stability is None for s in (*early, last)] == [True, False]
+    assert len(early[0].controls) == 3 and set(early[0].controls["name"]) < set(last.controls["name"])
+    pd.testing.assert_frame_equal(early[0].children.drop(columns="stability"), last.children.drop(columns="stability"))
+
+
 def test_the_same_seed_gives_the_same_split(acts: Activations, sae: SAE) -> None:
     cfg = SplitConfig(contexts="automatic", K=4, seeds=1, controls=False, children=ChildrenConfig(n_steps=60))
     one, two = (split_feature(sae, PARENT, acts, cfg) for _ in range(2))

@@ -53,12 +53,18 @@ from saelib.report.html_view import HtmlView
 from saelib.report.page import environment, show
 from saelib.split.result import Split
 
+UNFINISHED = (
+    "Not finished: other seeds and the controls are still being trained. The same command writes this page again when they are "
+    "there, and the verdict may change with them."
+)
 
-def children_page(split: Split, prompts: Sequence[str] = ()) -> HtmlView:
+
+def children_page(split: Split, prompts: Sequence[str] = (), finished: bool = True) -> HtmlView:
     """The page of a split: shows itself in a notebook, `.save("index.html")` writes it and its `.json` sibling.
 
     Args:
         prompts: texts on which to show which child fires where; none takes pieces of the test text.
+        finished: whether other seeds and controls are there; a page without them says so at its top.
 
     Raises:
         UserError: a prompt on which the parent nowhere exceeds its threshold.
@@ -67,8 +73,12 @@ def children_page(split: Split, prompts: Sequence[str] = ()) -> HtmlView:
     return HtmlView(
         template="children.html.j2",
         title=f"What is feature {split.parent.feature} made of?",
-        context=_context(split, prompts),
-        record={**split.to_json(), "sources": {name: text for name, text in origin.items() if text}},
+        context=_context(split, prompts, finished),
+        record={
+            **split.to_json(),
+            "finished": finished,
+            "sources": {name: text for name, text in origin.items() if text},
+        },
         kicker=kicker_line(split),
         text=f"{' '.join([*beaten_by(split), verdict_sentence(split)])}\n{split.children.to_string(index=False)}",
     )
@@ -92,7 +102,7 @@ def split_html(split: Split) -> str:
     return environment().get_template("split_brief.html.j2").render(**context)
 
 
-def _context(split: Split, prompts: Sequence[str]) -> dict[str, Any]:
+def _context(split: Split, prompts: Sequence[str], finished: bool) -> dict[str, Any]:
     beside = Beside(
         split.original, split.parent.feature, split.sae, np.array(split.children["feature"], dtype=np.int64), split.acts
     )
@@ -103,7 +113,7 @@ def _context(split: Split, prompts: Sequence[str]) -> dict[str, Any]:
     pieces = _prompts(split, prompts) if prompts else passages(beside, on, fires) if shown else []
     names = child_names(split.children)
     return {
-        "warnings": beaten_by(split),
+        "warnings": [*([] if finished else [UNFINISHED]), *beaten_by(split)],
         "verdict": verdict_parts(split),
         "why_not": why_not(split),
         "headline": headline_parts(split),

@@ -37,6 +37,18 @@ def write_split(split: Split, out: Path, prompts: Sequence[str] = ()) -> Path:
     return page.save(out / "index.html")
 
 
+def first_page(split: Split, out: Path, prompts: Sequence[str] = ()) -> Path:
+    """Write the page of a split whose other seeds and controls are still trained; it says so, and `write_split` replaces it.
+
+    Returns:
+        the page.
+
+    Raises:
+        UserError: as of `write_split`.
+    """
+    return children_page(split, prompts, finished=False).save(ensure_dir(Path(out).expanduser()) / "index.html")
+
+
 def check_prompts(sae: SAE, feature: int, acts: Activations, prompts: Sequence[str], tau: float | None = None) -> None:
     """Refuse prompts on which the parent never fires, before anything is trained.
 
@@ -69,7 +81,7 @@ def split_text(split: Split, prompts: Sequence[str] = ()) -> str:
             "child": frame["feature"].astype(int),
             "share of P": frame["share"].map("{:.1%}".format),
             "says when": frame["name_mcc"].map(_two),
-            "adds": frame["added"].map(_two),
+            "adds": frame["added"].where(frame["added_high"] > 0).map(_two),
             "leak": frame["leak"].map("{:.1%}".format).replace("nan%", ""),
             "name": frame["name"].astype(str),
         }

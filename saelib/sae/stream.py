@@ -7,6 +7,7 @@ accumulator holds does not grow with the store, and does not depend on how the s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
+from saelib.base.threads import one_thread
 from saelib.sae.sae import SAE, require_fits
 
 _BLOCK_ENTRIES = 1 << 22
@@ -130,7 +132,7 @@ def stream(
 
 @torch.no_grad()
 def feature_activations(store: ActivationStore, sae: SAE, feature: int) -> Float[np.ndarray, " n_tokens"]:
-    """`sae.encode(x)[:, feature]` on every row of the store, fp32.
+    """`sae.encode(x)[:, feature]` on every row of the store, fp32; on as many threads as torch has.
 
     Raises:
         UserError: the feature is not one of the SAE, or the SAE belongs to another model, site or weight centring.
@@ -146,8 +148,17 @@ def feature_activations(store: ActivationStore, sae: SAE, feature: int) -> Float
         center_writing_weights=manifest.get("center_writing_weights"),
     )
     out = np.empty(store.n_tokens, dtype=np.float32)
-    for rows, x in store.blocks(block_rows(sae.n_encoded(1))):
-        out[rows] = sae.encode_feature(x.to(sae.device), feature).cpu().numpy()
+    size, workers = block_rows(sae.n_encoded(1)), torch.get_num_threads()
+
+    @torch.no_grad()
+    def encode(first: int) -> None:
+        with one_thread():
+            for begin in range(first * size, store.n_tokens, workers * size):
+                rows = np.arange(begin, min(begin + size, store.n_tokens))
+                out[rows] = sae.encode_feature(store.read(rows).float().to(sae.device), feature).cpu().numpy()
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(encode, range(workers)))
     return out
 
 

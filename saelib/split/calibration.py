@@ -18,7 +18,7 @@ import pandas as pd
 from saelib.base.stats import wilson_interval
 from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig
-from saelib.split.engine import SplitConfig, make_children
+from saelib.split.engine import SplitConfig, make_beside, make_product
 from saelib.split.implants import Implant, implanted
 from saelib.split.synthetic import TRUE, make_case
 from saelib.split.tokens import ParentTokens
@@ -54,9 +54,9 @@ class Outcome(NamedTuple):
 
 def outcome(work: Work, cfg: SplitConfig) -> Outcome:
     """Train children on a parent and judge them."""
-    found = make_children(work, cfg)
-    separation, _ = work.separate(found.made)
-    judgement = work.judge(found.made, separation, found.stability)
+    product = make_product(work, cfg)
+    separation, _ = work.separate(product.made)
+    judgement = work.judge(product.made, separation, make_beside(work, cfg, product).stability)
     return Outcome(judgement, work.yardstick.ceiling_draws[0], separation["rest + children"].S[2].value)
 
 

@@ -130,20 +130,26 @@ def quantiles(parent: Float[np.ndarray, " n"], edges: Float[np.ndarray, " K1"]) 
     return torch.nn.functional.one_hot(torch.from_numpy(band), len(edges) - 1).float()
 
 
-def control_rows(
-    work: Work, made: Made, separation: Mapping[str, Separation], dictionaries: Mapping[str, Dictionary], seed: int
-) -> pd.DataFrame:
-    """The children, the rest alone and the rows to beat; every dictionary has the rest beside it unless its name says so.
+def product_rows(work: Work, made: Made, separation: Mapping[str, Separation]) -> pd.DataFrame:
+    """The product, the children alone and the rest alone: rows as of `control_rows`, which stand under them.
+
+    Args:
+        separation: as `Work.separate` returns it.
+    """
+    rows = [_row("rest + children", separation["rest + children"], work, made)]
+    return pd.DataFrame(rows + [_row(f"{name} alone", separation[name]) for name in ("children", "rest")])
+
+
+def control_rows(work: Work, made: Made, dictionaries: Mapping[str, Dictionary], seed: int) -> pd.DataFrame:
+    """The rows to beat; every dictionary has the rest beside it unless its name says otherwise.
 
     Columns: name, S_1, S_2, S_4 with `_low` and `_high`, fvu_on_p, leak (foreign), l0_on_p.
 
     Args:
-        separation: as `Work.separate` returns it.
         dictionaries: name to what takes the children's place.
         seed: of the permuted labels.
     """
-    rows = [_row("rest + children", separation["rest + children"], work, made)]
-    rows += [_row(f"{name} alone", separation[name]) for name in ("children", "rest")]
+    rows = []
     for name, found in dictionaries.items():
         other = work.install(found, prune=False)
         rows.append(_row(name, work.with_rest(other.acts["on"]), work, other))

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children, train_several
 from saelib.split.children_table import children_table
 from saelib.split.contexts import LEAST
-from saelib.split.controls import control_rows, k_means, random_decoder, small_sae, wrong_parent
+from saelib.split.controls import control_rows, k_means, product_rows, random_decoder, small_sae, wrong_parent
 from saelib.split.effects import child_effects
 from saelib.split.exported import child_numbers
 from saelib.split.parent import gather
@@ -36,7 +35,6 @@ from saelib.split.swap import swap_table
 from saelib.split.work import Made, Work
 from saelib.split.yardstick import require_separable
 
-T = TypeVar("T")
 K_GRID = (8, 16, 32, 64, 128)
 K_GAIN = 0.02
 """The rule for K: the smallest of `K_GRID` after which doubling lowers FVU on P (select) by less than this."""
@@ -74,23 +72,37 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
-class Children:
-    """One parent's children, with what was trained beside them."""
+class Product:
+    """One parent's children."""
 
+    K: int
+    trained: Dictionary
+    """As they were trained."""
     made: Made
-    """The product, in the parent's place."""
+    """In the parent's place, without those that carry nothing."""
+    k_curve: pd.DataFrame
+    """Columns K, fvu, chosen."""
+    seconds: float
+    """Training."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What was trained beside the product."""
+
     stability: np.ndarray | None
     """Each child's IoU on P with those of other seeds it is matched to; None where one seed was trained."""
     controls: dict[str, Dictionary]
     """What else may take the children's place; empty where no controls were asked for."""
-    k_curve: pd.DataFrame
-    """Columns K, fvu, chosen."""
-    seconds: float
-    """Training of the product."""
 
 
-def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig | None = None) -> Split:
+def split_feature(
+    sae: SAE, feature: int, acts: Activations, config: SplitConfig | None = None, first: Callable[[Split], object] | None = None
+) -> Split:  # fmt: skip
     """Split one feature.
+
+    Args:
+        first: is given the split as soon as its children are judged, before other seeds and controls are trained.
 
     Raises:
         UserError: what `gather` and `label` refuse: a feature out of range, an SAE of other activations, a parent that is dead
@@ -102,12 +114,19 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
     work = Work.of(acts, tokens, sae, cfg.contexts, cfg.least)
     if cfg.require_separable:
         require_separable(work.yardstick)
-    found = make_children(work, cfg)
-    made = found.made
+    product = make_product(work, cfg)
+    split = _judged(acts, sae, work, product, cfg, began)
+    if first and (cfg.controls or cfg.seeds > 1):
+        first(split)
+    return _completed(split, work, product, make_beside(work, cfg, product), cfg.seed, began)
+
+
+def _judged(acts: Activations, sae: SAE, work: Work, product: Product, cfg: SplitConfig, began: float) -> Split:
+    """All that the product alone says: no other seed, no control."""
+    made, tokens, feature = product.made, work.tokens, work.feature
     report_progress("judging", 0, 1)
     separation, adds = work.separate(made)
     children = children_table(acts.model, work, made, separation["rest"])
-    children["stability"] = np.nan if found.stability is None else found.stability[children.index]
     order = children.index.to_numpy()
     numbers = child_numbers(work.sae, len(made.theta))
     ordered = [numbers[i] for i in order]
@@ -115,23 +134,23 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
     return Split(
         sae=made.sae,
         parent=describe_parent(acts, sae, tokens, work.labels),
-        children=children.reset_index(drop=True),
+        children=children.assign(stability=np.nan),
         contexts=work.labels.contexts,
         separation=separation,
         added=adds.ratio,
-        judgement=work.judge(made, separation, found.stability),
-        stability=overall(found.stability, fires),
+        judgement=work.judge(made, separation, None),
+        stability=None,
         swap=swap_table(acts, work.original, made.sae, tokens.on["test"].rows),
         effects=child_effects(acts, made.sae, ordered, tokens.on["test"], fires[:, order]),
         relations={
             "iou": iou(fires, fires)[np.ix_(order, order)],
             "cosine": _sibling_cosine(made.dictionary.E, work.sae.W_dec[feature].detach())[np.ix_(order, order)],
         },
-        k_curve=found.k_curve,
-        controls=control_rows(work, made, separation, found.controls, cfg.seed),
+        k_curve=product.k_curve,
+        controls=product_rows(work, made, separation),
         cost={
             "seconds": time.perf_counter() - began,
-            "seconds_training": found.seconds,
+            "seconds_training": product.seconds,
             "tokens_sae": cfg.children.tokens,
             "tokens_lm": sum(tokens.n_tokens.values()),
         },
@@ -143,46 +162,52 @@ def split_feature(sae: SAE, feature: int, acts: Activations, config: SplitConfig
     )
 
 
-def make_children(work: Work, cfg: SplitConfig) -> Children:
-    """Choose K, train the children of every seed and the controls side by side, and put them in the parent's place."""
+def _completed(split: Split, work: Work, product: Product, beside: Beside, seed: int, began: float) -> Split:
+    """The split with its stability between seeds, which the verdict rests on too, and the rows to beat."""
+    made, order = product.made, split.children["feature"].to_numpy() - work.sae.cfg.d_sae
+    each = beside.stability
+    rows = control_rows(work, made, beside.controls, seed)
+    return replace(
+        split,
+        children=split.children.assign(stability=np.nan if each is None else each[order]),
+        judgement=work.judge(made, split.separation, each),
+        stability=overall(each, work.fires(made)),
+        controls=pd.concat([split.controls, rows], ignore_index=True),
+        cost=split.cost | {"seconds": time.perf_counter() - began},
+    )
+
+
+def make_product(work: Work, cfg: SplitConfig) -> Product:
+    """Choose K, train the children and put them in the parent's place."""
     K, curve = choose_K(work.targets, work.select_pools, cfg)
-    first = replace(cfg.children, K=K, seed=cfg.seed)
-    seconds, done = 0.0, 0
-    total = cfg.seeds + 4 * cfg.controls
+    report_progress("children", 0, 1)
+    began = time.perf_counter()
+    dictionary = train_children(work.targets, replace(cfg.children, K=K, seed=cfg.seed))
+    seconds = time.perf_counter() - began
+    return Product(K, dictionary, work.install(dictionary), curve, seconds)
 
-    def told(task: Callable[[], T]) -> T:
-        nonlocal done
-        found = task()
-        done += 1
-        report_progress("children and controls" if cfg.controls else "children", done, total)
-        return found
 
-    def timed() -> Dictionary:
-        nonlocal seconds
-        began = time.perf_counter()
-        found = train_children(work.targets, first)
-        seconds = time.perf_counter() - began
-        return found
-
-    def l0(found: Dictionary) -> float:
-        return float((found.encode(work.select_pools.x_on) > 0).float().sum(1).mean())
-
-    report_progress("children", 0, total)
-    with ThreadPoolExecutor(max_workers=max(1, min(total, os.cpu_count() or 1))) as pool:
-        product = pool.submit(told, timed)
-        more = [replace(first, seed=cfg.seed + i) for i in range(1, cfg.seeds)]
-        again = [pool.submit(told, partial(train_children, work.targets, c)) for c in more]
-        others: dict[str, Callable[[], Dictionary | None]] = {
-            "k-means": lambda: k_means(work.targets, first),
-            "small L1 SAE on P": lambda: small_sae(work.pools, first),
-            "children of another parent": lambda: wrong_parent(work, first),
-            "random decoder": lambda: random_decoder(work.targets, first, l0(product.result())),
-        }
-        running = {name: pool.submit(told, task) for name, task in others.items() if cfg.controls}
-        made, *rest = [work.install(found.result()) for found in (product, *again)]
-    agree = stability(work.fires(made), [work.fires(other) for other in rest])
-    controls = {name: found for name in reversed(running) if (found := running[name].result()) is not None}
-    return Children(made, agree, controls, curve, seconds)
+def make_beside(work: Work, cfg: SplitConfig, product: Product) -> Beside:
+    """Train children of other seeds, and controls, side by side."""
+    first = replace(cfg.children, K=product.K, seed=cfg.seed)
+    again = [replace(first, seed=cfg.seed + i) for i in range(1, cfg.seeds)]
+    active = (product.trained.encode(work.select_pools.x_on) > 0).float().sum(1).mean()
+    controls: dict[str, Callable[[], Dictionary | None]] = {
+        "random decoder": lambda: random_decoder(work.targets, first, float(active)),
+        "children of another parent": lambda: wrong_parent(work, first),
+        "small L1 SAE on P": lambda: small_sae(work.pools, first),
+        "k-means": lambda: k_means(work.targets, first),
+    }
+    tasks = [*controls.values()] if cfg.controls else []
+    tasks += [partial(train_children, work.targets, each) for each in again]
+    found: list[Dictionary | None] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for trained in pool.map(lambda task: task(), tasks):
+            found.append(trained)
+            report_progress("controls and other seeds", len(found), len(tasks))
+    others = [work.fires(work.install(each)) for each in found[len(tasks) - len(again) :] if each is not None]
+    kept = {name: each for name, each in zip(controls, found, strict=False) if each is not None} if cfg.controls else {}
+    return Beside(stability(work.fires(product.made), others), kept)
 
 
 def choose_K(pools: Pools, select: Pools, cfg: SplitConfig) -> tuple[int, pd.DataFrame]:

@@ -11,8 +11,6 @@ is silent; only these are held.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
@@ -22,7 +20,6 @@ from saelib.acts.activations import Activations
 from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
-from saelib.base.threads import one_thread
 from saelib.sae.sae import SAE
 from saelib.sae.stream import feature_activations, sample_key
 from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
@@ -62,9 +59,7 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
     """
     if not 0 <= feature < sae.cfg.d_sae:
         raise UserError(f"feature must be in [0, d_sae={sae.cfg.d_sae})", feature, "pass a feature of the SAE")
-    with ThreadPoolExecutor(len(SPLITS)) as pool:
-        found = [pool.submit(_values, acts.stores[split], sae, feature, split) for split in SPLITS]
-        values = {split: each.result() for split, each in zip(SPLITS, found, strict=True)}
+    values = {split: _values(acts.stores[split], sae, feature, split) for split in SPLITS}
     largest = float(values["select"].max(initial=0.0))
     if largest <= 0:
         got = f"feature {feature} never fires on {len(values['select']):,} select tokens"
@@ -98,8 +93,7 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
 def _values(store: ActivationStore, sae: SAE, feature: int, split: str) -> Float[np.ndarray, " n"]:
     """The parent's activation on every token of a store."""
     report_progress(f"parent on {split}", 0, store.n_tokens)
-    with one_thread():
-        out = feature_activations(store, sae, feature)
+    out = feature_activations(store, sae, feature)
     if not np.isfinite(out).all():
         raise UserError("activations must be finite", f"NaN or infinity on {split}", "harvest them again")
     return out

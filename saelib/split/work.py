@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,7 +95,7 @@ class Work:
 
         With `prune` children that carry nothing are dropped: they fire on too little of P, or P is no worse without them.
         """
-        c = self._encode(lambda x: found.encode(self.sae.encoder_input(x)))
+        c = self._encode(lambda x: found.encode(self.sae.encoder_input(x)), ("select",))
         share = (c["on"]["select"] > 0).float().mean(0)
         found, c = self._kept(found, c, share >= LEAST_SHARE if prune else share >= 0)
         context_of = self._contexts_of(c["on"]["select"].numpy())
@@ -118,13 +118,15 @@ class Work:
         acts = {name: {split: value.numpy() for split, value in each.items()} for name, each in encoded.items()}
         return Made(found, theta, core, new, acts, context_of[keep.numpy()])
 
-    def _encode(self, encode: Callable[[Tensor], Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Activations on P of every split, and on the weak and off tokens of select and test; judged on the processor."""
+    def _encode(
+        self, encode: Callable[[Tensor], Tensor], splits: Sequence[str] = SPLITS
+    ) -> dict[str, dict[str, Tensor]]:
+        """Activations on P of the splits, and on the weak and off tokens of select and test; judged on the processor."""
         return {
             name: {
                 s: encode(part.x).cpu()
                 for s, part in getattr(self.tokens, name).items()
-                if name == "on" or s != "train"
+                if s in splits and (name == "on" or s != "train")
             }
             for name in ("on", "weak", "off")
         }
