@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from reference_trainer import ReferenceTrainer
 
-from saelib.acts.store import ShuffledBatches, View
+from saelib.acts.batches import ShuffledBatches, View
 from saelib.sae.sae import PARAMETERS, SAE, init_random, kaiming_uniform, unit_rows
 from saelib.sae.step import Params, loss_and_grads
 from saelib.study import selection, study, trainings

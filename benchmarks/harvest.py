@@ -25,7 +25,8 @@ import tokenizers
 import torch
 from timing import spread
 
-from saelib.acts.store import POSITIONS, ActivationStore, ShuffledBatches, View
+from saelib.acts.batches import ShuffledBatches, View
+from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.provenance import device
 from saelib.lm.mini_lm import MiniLM, MiniLMConfig
 from saelib.lm.model import HOOK_NAME, OneLayerModel, mlp_out_source

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from timing import spread
 
-from saelib.acts.store import ShuffledBatches, View
+from saelib.acts.batches import ShuffledBatches, View
 from saelib.base.errors import UserError
 from saelib.base.provenance import device
 from saelib.bench.backend import one_thread, side_by_side

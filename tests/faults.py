@@ -39,7 +39,7 @@ import tiny_study
 import torch
 from tiny_study import PROFILE, STAGES, run_stages
 
-from saelib.acts.store import ShuffledBatches
+from saelib.acts.batches import ShuffledBatches
 from saelib.base.errors import UserError
 from saelib.base.provenance import provenance
 from saelib.report.page import show_seconds, write_page, write_text

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from saelib.acts.batches import GROUP_BATCHES, ShuffledBatches, View
 from saelib.acts.filter import filter_view
-from saelib.acts.store import GROUP_BATCHES, POSITIONS, ActivationStore, ShuffledBatches, View, harvest
+from saelib.acts.store import POSITIONS, ActivationStore, harvest
 from saelib.base.errors import UserError
 from saelib.lm.mini_lm import PlainBlock
 from saelib.lm.model import HOOK_NAME, OneLayerModel, load_embedded
@@ -118,7 +119,8 @@ def test_serving_costs_little_and_memory_is_bounded_whatever_the_store(tmp_path:
 import sys, time
 from pathlib import Path
 import numpy as np, torch
-from saelib.acts.store import ActivationStore, ShuffledBatches, View
+from saelib.acts.batches import ShuffledBatches, View
+from saelib.acts.store import ActivationStore
 torch.set_num_threads(1)  # on a busy machine a second thread mostly waits, and waiting counts
 manifest = {{"key": "made", "d_in": {d_in}, "n_contexts": {n_contexts}}}
 store = ActivationStore(Path({str(tmp_path)!r}), manifest, np.zeros((1, 128), np.uint16))
@@ -283,7 +285,7 @@ def test_batches_visit_every_token_once_an_epoch_and_depend_on_seed_and_step_alo
     into = torch.full((batches.batch_size, batches.d_in), torch.nan)
     assert batches.batch(per_epoch + 1, into) is into and torch.equal(into, again.batch(per_epoch + 1))
     with pytest.MonkeyPatch.context() as patch:  # without compiled loops
-        patch.setattr("saelib.acts.store.COMPILED", False)
+        patch.setattr("saelib.acts.batches.COMPILED", False)
         assert torch.equal(batches.batch(per_epoch + 1), into)
     other = ShuffledBatches(View(store), 512, seed=4)
     assert other.key != again.key and not torch.equal(other.batch(0), again.batch(0))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from saelib.acts.store import POSITIONS, ActivationStore, View
+from saelib.acts.batches import View
+from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.errors import UserError
 
 FILTERS = ("none", "context", "token")

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelib.acts.store import GROUP_BATCHES, POSITIONS
+from saelib.acts.batches import GROUP_BATCHES
+from saelib.acts.store import POSITIONS
 from saelib.base.checkpoints import KEPT_CHECKPOINTS
 from saelib.lm.mini_lm import MiniLM, MiniLMConfig
 from saelib.lm.model import OneLayerModel

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from saelib.acts.store import ShuffledBatches
+from saelib.acts.batches import ShuffledBatches
 from saelib.base.cache import (
     atomic_path,
     cache_dir,

@@ -41,7 +41,7 @@ from saelib.sae.sae import PARAMETERS, SAE, kaiming_uniform, require_trainable, 
 from saelib.sae.step import Objective, Params, StepResult, choose_route, loss_and_grads, normalise_decoder
 
 TRAINING_CODE = (
-    "acts.filter", "acts.store", "base.kernels", "sae.sae", "sae.low_precision", "sae.step", "sae.train",
+    "acts.batches", "acts.filter", "base.kernels", "sae.sae", "sae.low_precision", "sae.step", "sae.train",
 )  # fmt: skip
 """The modules that determine a training: its initial weights, its batches and its steps. Their code is part of its key."""
 

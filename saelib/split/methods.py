@@ -54,7 +54,7 @@ LOCAL_CODE = (
     "split.children", "split.contexts", "split.controls", "split.exported", "split.leak", "split.local",
     "split.methods", "split.parent", "split.work",
 )  # fmt: skip
-WIDE_CODE = ("acts.filter", "acts.store", "sae.sae", "sae.step", "sae.train", "split.wide")
+WIDE_CODE = ("acts.batches", "acts.filter", "sae.sae", "sae.step", "sae.train", "split.wide")
 JUDGE_CODE = (
     "sae.sae", "sae.stream", "split.children_table", "split.classes", "split.contexts", "split.detectors",
     "split.feature_parts", "split.judged", "split.leak", "split.parent", "split.probe", "split.separation",

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from saelib.acts.activations import Activations
+from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.filter import filter_view
-from saelib.acts.store import ShuffledBatches, View
 from saelib.base.cache import content_key
 from saelib.base.errors import UserError
 from saelib.sae.kept import sae_key, train_once

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelib.acts.store import ShuffledBatches
+from saelib.acts.batches import ShuffledBatches
 from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError

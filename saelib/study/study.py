@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from saelib.acts.store import ActivationStore, ShuffledBatches, View, harvest
+from saelib.acts.batches import ShuffledBatches, View
+from saelib.acts.store import ActivationStore, harvest
 from saelib.base.cache import content_key, kept_json, read_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError

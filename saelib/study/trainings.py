@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.filter import filter_view
-from saelib.acts.store import ShuffledBatches, View
 from saelib.base.cache import content_key
 from saelib.sae.kept import train_once, training_folder, weights_hash
 from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae

@@ -1,0 +1,102 @@
+"""Rows of a store served in shuffled order, without copying the store: what a training sees, step by step."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from saelib.acts.store import POSITIONS, ActivationStore
+from saelib.base.cache import content_key
+from saelib.base.errors import UserError
+
+try:
+    from saelib.base import kernels
+except ImportError:  # no numba for this interpreter
+    COMPILED = False
+else:
+    COMPILED = True
+
+GROUP_BATCHES = 64
+"""Batches that are held in memory and shuffled together: 134 MB at d_in 256 and batch 4096."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Some rows of a store, by index; nothing is copied."""
+
+    store: ActivationStore
+    index: Integer[np.ndarray, " n_tokens"] | None = None
+    """Row numbers, ascending; None is all of them."""
+    name: str = "all"
+    """Part of the key of what is trained on the view."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of rows in the view."""
+        return self.store.n_tokens if self.index is None else len(self.index)
+
+
+class ShuffledBatches:
+    """Batches of a view in shuffled order: `batch(step)` depends on the view, the seed and the step alone.
+
+    Each epoch draws the view's contexts in a fresh order, `GROUP_BATCHES` batches' worth at a time into memory, and
+    serves the tokens of each group in shuffled order (the study: a buffer of 384 batches, refilled when half used). A
+    batch of 4096 tokens thus comes from some 2,000 contexts, disk reads are whole contexts, and a run can resume at
+    any step.
+    """
+
+    def __init__(self, view: View, batch_size: int, seed: int) -> None:
+        if view.n_tokens < batch_size:
+            raise UserError(
+                f"training data must hold at least one batch of {batch_size} tokens",
+                f"{view.n_tokens} in view {view.name!r}",
+                "lower the threshold, filter by context, or choose another parent",
+            )
+        self.view, self.batch_size, self.seed = view, batch_size, seed
+        self.d_in = view.store.d_in
+        index = b"" if view.index is None else view.index.tobytes()
+        self.key = content_key(store=view.store.key, index=hashlib.sha256(index).hexdigest(), seed=seed)
+        """Identifies the data: a checkpoint of a run on other data is refused."""
+        self._group, self._epoch = (-1, -1), -1
+        self._rows, self._order = torch.empty(0), np.empty(0, dtype=np.int64)
+        self._blocks = np.empty(0, dtype=np.int64)
+
+    def batch(self, step: int, out: Float[Tensor, "batch d_in"] | None = None) -> Float[Tensor, "batch d_in"]:
+        """The activations of one step, fp32; written into `out` when given, since fresh memory costs more than filling it."""
+        epoch, within = divmod(step, self.view.n_tokens // self.batch_size)
+        group, slot = divmod(within, GROUP_BATCHES)
+        if (epoch, group) != self._group:
+            self._load(epoch, group)
+        chosen = self._order[slot * self.batch_size : (slot + 1) * self.batch_size]
+        out = torch.empty(self.batch_size, self.d_in) if out is None else out
+        if not COMPILED or out.device.type != "cpu" or not out.is_contiguous():
+            return out.copy_(self._rows[torch.from_numpy(chosen)])
+        source, target = self._rows.view(torch.int16).numpy().view(np.uint16), out.numpy().view(np.uint32)
+        kernels.spread(kernels.take_bfloat16, kernels.even(self.batch_size), chosen, source, target)
+        return out
+
+    def _load(self, epoch: int, group: int) -> None:
+        positions = self.group_positions(epoch, group)
+        self._rows = self.view.store.read(positions if self.view.index is None else self.view.index[positions])
+        self._order = np.random.default_rng([self.seed, epoch, group]).permutation(len(positions))
+        self._group = (epoch, group)
+
+    def group_positions(self, epoch: int, group: int) -> Integer[np.ndarray, " n"]:
+        """Which rows of the view a group holds, ascending. Costs no more for a large store than for a small one, but for
+        the order of its contexts."""
+        n_tokens = self.view.n_tokens
+        if epoch != self._epoch:
+            self._blocks = np.random.default_rng([self.seed, epoch]).permutation(-(-n_tokens // POSITIONS))
+            self._epoch = epoch
+        size = GROUP_BATCHES * self.batch_size
+        place = np.arange(group * size, min((group + 1) * size, n_tokens))  # in the shuffled order of all rows
+        # The last context may be short: what is missing of it is left out of the order, and all after it move up.
+        missing = len(self._blocks) * POSITIONS - n_tokens
+        short_end = (int(np.flatnonzero(self._blocks == len(self._blocks) - 1)[0]) + 1) * POSITIONS - missing
+        place[np.searchsorted(place, short_end) :] += missing
+        return np.sort(self._blocks[place // POSITIONS] * POSITIONS + place % POSITIONS)
