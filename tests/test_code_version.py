@@ -108,7 +108,7 @@ def test_weights_of_another_kind_are_another_sae() -> None:
 
 def test_the_lists_hold_all_that_computes() -> None:
     """Every module that the training code imports is in its list, or only checks, stores or tells."""
-    told = {"sae.divergence", "sae.format", "sae.hub_release", "sae.stream", "text.tokens", "lm.model"}
+    told = {"acts.store", "sae.divergence", "sae.format", "sae.hub_release", "sae.stream", "text.tokens", "lm.model"}
     told |= {f"base.{name}" for name in ("cache", "checkpoints", "code_version", "errors", "memory", "progress")}
     for name in TRAINING_CODE:
         path = module.PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
