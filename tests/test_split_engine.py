@@ -31,11 +31,12 @@ from saelib.sae.sae import SAE, SAEConfig, load_sae
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
 from saelib.split.effects import child_effects
-from saelib.split.engine import SplitConfig, Work, choose_K, fvu_on, split_feature
+from saelib.split.engine import SplitConfig, Work, choose_K, fvu_on, make_product, split_feature
 from saelib.split.exported import as_jumprelu, child_numbers, replace_parent, thresholds_at
 from saelib.split.names import name_child
 from saelib.split.parent import gather, parent_target
 from saelib.split.result import Split
+from saelib.split.silent import silent_firings
 from saelib.split.stability import iou, matched_iou, overall, stability
 from saelib.split.swap import swap_table
 from saelib.split.tokens import SPLITS, TokenSet
@@ -219,6 +220,27 @@ def test_a_childs_effect_is_the_next_tokens_loss_of_log_probability(split: Split
     none = child_effects(acts, split.sae, [number], on, np.zeros_like(fires)).iloc[0]
     assert none["tokens"] == 0 and np.isnan(none["effect"])
     assert list(split.effects["feature"]) == split.numbers[: len(split.effects)]
+
+
+@torch.no_grad()
+def test_leak_on_test_counts_every_silent_token(split: Split, acts: Activations, sae: SAE) -> None:
+    """Against every token of test encoded at once; the tokens that are held are a sample, here of few."""
+    tokens = split.tokens
+    few = {**tokens.off, "test": tokens.off["test"].where(np.arange(50))}
+    work = Work.of(acts, dataclasses.replace(tokens, off=few), sae, "automatic")
+    product = make_product(work, SplitConfig(K=6, children=ChildrenConfig(n_steps=300)))
+    new, numbers = product.made.sae, np.arange(N_REST + 1, N_REST + 1 + len(product.made.theta))
+    found = silent_firings(acts, tokens, work.labels, new, numbers)
+    assert found is not None
+    x, parent = acts.read("test", np.arange(acts.stores["test"].n_tokens)), slice(PARENT, PARENT + 1)
+    silent = (sae.encode(x)[:, parent] == 0).numpy()
+    fires = (new.encode(x)[:, numbers] > 0).numpy()
+    assert ((found.acts > 0).sum(0) == (fires & silent).sum(0)).all() and (fires & silent).any()
+    counted = work.leak(product.made._replace(silent=found))
+    np.testing.assert_array_equal(counted.firings, fires.sum(0))
+    both = [i.value + j.value for i, j in zip(counted.foreign, counted.missed, strict=True)]
+    np.testing.assert_allclose(both, (fires & silent).sum(0) / np.maximum(fires.sum(0), 1), atol=1e-6)
+    assert silent_firings(acts, dataclasses.replace(tokens, silent=None), work.labels, new, numbers) is None
 
 
 def test_random_directions_find_no_children(split: Split, acts: Activations, sae: SAE) -> None:

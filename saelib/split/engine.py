@@ -30,6 +30,7 @@ from saelib.split.effects import child_effects
 from saelib.split.exported import child_numbers
 from saelib.split.parent import gather
 from saelib.split.result import Split, describe_parent
+from saelib.split.silent import silent_firings
 from saelib.split.stability import iou, overall, stability
 from saelib.split.swap import swap_table
 from saelib.split.work import Made, Work
@@ -115,6 +116,9 @@ def split_feature(
     if cfg.require_separable:
         require_separable(work.yardstick)
     product = make_product(work, cfg)
+    numbers = np.array(child_numbers(work.sae, len(product.made.theta)))
+    counted = silent_firings(acts, tokens, work.labels, product.made.sae, numbers)
+    product = replace(product, made=product.made._replace(silent=counted))
     split = _judged(acts, sae, work, product, cfg, began)
     if first and (cfg.controls or cfg.seeds > 1):
         first(split)

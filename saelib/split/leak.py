@@ -63,6 +63,14 @@ class Firings:
             in_context=in_context,
         )
 
+    def with_all_silent(
+        self, acts: Float[np.ndarray, "n K"], document: Integer[np.ndarray, " n"], in_context: Bool[np.ndarray, "n K"]
+    ) -> Firings:
+        """The same with all silent tokens on which some child fires in place of the sample; each stands for itself."""
+        return Firings(
+            {**self.acts, "off": acts}, {**self.document, "off": document}, {**self.weight, "off": 1.0}, in_context
+        )
+
 
 @dataclass(frozen=True)
 class Leak:

@@ -85,7 +85,7 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
     return ParentTokens(
         feature=feature, tau=tau, on=parts["on"], weak=parts["weak"], off=parts["off"],
         n_tokens={split: store.n_tokens for split, store in acts.stores.items()},
-        n_on=counts["on"], n_weak=counts["weak"], n_off=counts["off"],
+        n_on=counts["on"], n_weak=counts["weak"], n_off=counts["off"], silent=values["test"] == 0,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 SPLITS = ("train", "select", "test")
@@ -63,3 +63,5 @@ class ParentTokens:
     """Tokens of P before sampling; with `n_weak` and `n_off` these give natural rates."""
     n_weak: dict[str, int]
     n_off: dict[str, int]
+    silent: Bool[np.ndarray, " n_tokens"] | None = None
+    """Whether the parent is silent, for every token of test; None where only the sample is known."""

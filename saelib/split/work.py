@@ -24,6 +24,7 @@ from saelib.split.exported import as_jumprelu, child_numbers, replace_parent
 from saelib.split.leak import Firings, Leak, choose_theta, leak
 from saelib.split.parent import parent_target
 from saelib.split.separation import Added, Separation, added, measure
+from saelib.split.silent import Silent
 from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
 from saelib.split.verdict import BOUNDS, Bounds, Judgement, gather_evidence, judge
 from saelib.split.yardstick import DRAWS, Yardstick, make_yardstick
@@ -44,6 +45,8 @@ class Made(NamedTuple):
     """For `on` (three splits), `weak` and `off` (select and test), the children's activations, below theta 0."""
     context_of: np.ndarray
     """The context that each child marks best on select."""
+    silent: Silent | None = None
+    """Where children fire on all tokens of test on which the parent is silent; None: leak is that of the sample."""
 
 
 class Work:
@@ -217,8 +220,7 @@ class Work:
         """The verdict on installed children; `stability` is each one's agreement between seeds."""
         children = separation["children"]
         best = np.array([c.features[0] if c.features else 0 for c in children.contexts])  # one a context
-        acts = {name: made.acts[name]["test"][:, best] for name in ("on", "weak", "off")}
-        by_context = leak(Firings.of(self.tokens, "test", acts, self.off_member["test"]), np.zeros(len(best)))
+        by_context = leak(self._test_firings(made, best, np.arange(len(best))), np.zeros(len(best)))
         fires = self.fires(made)[self.yardstick.used["test"]]
         evidence = gather_evidence(self.yardstick, separation["rest"], children, fires, by_context)
         purity = self.labels.purity() if self.labels.named else 1.0
@@ -226,7 +228,16 @@ class Work:
 
     def leak(self, made: Made, draws: int = DRAWS) -> Leak:
         """The leak of every child on test, each with its own context."""
-        return leak(self._firings(made.acts, "test", made.context_of), np.zeros(len(made.theta)), draws)
+        every = np.arange(len(made.theta))
+        return leak(self._test_firings(made, every, made.context_of), np.zeros(len(every)), draws)
+
+    def _test_firings(self, made: Made, children: np.ndarray, contexts: np.ndarray) -> Firings:
+        """Of some children on test, each with the context that is its own."""
+        acts = {name: made.acts[name]["test"][:, children] for name in ("on", "weak", "off")}
+        sampled = Firings.of(self.tokens, "test", acts, self.off_member["test"][:, contexts])
+        if (s := made.silent) is None:
+            return sampled
+        return sampled.with_all_silent(s.acts[:, children], s.document, s.member[:, contexts])
 
     def foreign(self, made: Made) -> float:
         """Foreign share of all firings of all children together, on test."""
