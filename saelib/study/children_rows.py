@@ -35,8 +35,8 @@ from saelib.study.profiles import Profile
 SEEDS = (0, 1, 2)
 CHILDREN, RANDOM_DECODER = "children", "random decoder"
 CHILDREN_CODE = (
-    *OUTCOME_CODE, *study.QUALITY_CODE, "split.children", "split.controls", "split.engine", "split.exported", "split.silent", "split.work",
-    "study.children_rows",
+    *OUTCOME_CODE, *study.QUALITY_CODE, "split.children", "split.controls", "split.engine", "split.exported", "split.silent",
+    "split.work", "study.children_rows",
 )  # fmt: skip
 """What computes the rows."""
 
