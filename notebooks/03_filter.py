@@ -23,35 +23,22 @@ feature: int | None = None
 tau: float | None = None
 
 # %%
-import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib.report import report, views
-from saelib.study import selection, study
-from saelib.acts.store import POSITIONS
-from saelib.acts.filter import filter_view
+from saelib.report import report, study_figures, views
+from saelib.study import filtering, selection, study
 from saelib.study.profiles import get_profile
 
 views.figure_style()
 settings = get_profile(profile)
-model, parent = study.language_model(settings), selection.parent(settings, feature, tau)
-store = study.activations(settings, "train")
+parent = selection.parent(settings, feature, tau)
 
 # %%
 acts, seconds_activations = study.seconds_of(lambda: selection.parent_on(settings, "train", parent.feature))
-is_hyphen, active = store.token_ids == model.hyphen, acts > parent.tau
-print(f"parent {parent.feature}, tau {parent.tau:.3f}, {store.n_tokens:,} train tokens")
+print(f"parent {parent.feature}, tau {parent.tau:.3f}, {len(acts):,} train tokens")
 
 # %%
-rows = []
-for by in ("none", "context", "token"):
-    view, seconds = study.seconds_of(lambda by=by: filter_view(store, acts, parent.tau, by))
-    index = slice(None) if view.index is None else view.index
-    row = {"filter": by, "tokens kept": view.n_tokens, "share kept": view.n_tokens / store.n_tokens}
-    row |= {"hyphen share": is_hyphen[index].mean(), "parent-active share": active[index].mean(), "seconds": seconds}
-    rows.append(row)
-kept = pd.DataFrame(rows).set_index("filter")
-kept["enrichment"] = kept["parent-active share"] / kept["parent-active share"]["none"]
+kept = filtering.kept_by_filter(settings, parent)
 kept
 
 # %% [markdown]
@@ -61,15 +48,7 @@ kept
 # ## How the share kept depends on the threshold
 
 # %%
-largest = acts.reshape(-1, POSITIONS).max(axis=1)
-taus = [parent.max_activation * share for share in (0.02, 0.05, 0.1, 0.15, 0.217, 0.3, 0.4, 0.5, 0.6, 0.8)]
-curve = pd.DataFrame(
-    {"tau": taus, "contexts": [(largest > t).mean() for t in taus], "tokens": [(acts > t).mean() for t in taus]}
-)
-axis = curve.plot(x="tau", y=["contexts", "tokens"], logy=True, marker="o")
-axis.axvline(parent.tau, color="black", linestyle="--")
-axis.axhline(0.72, color="gray", linestyle=":")
-axis.set(ylabel="share kept", title="dashed: tau used; dotted: the study's 72%")
+study_figures.share_kept_figure(filtering.share_by_threshold(settings, parent), parent.tau)
 plt.show()
 
 # %% [markdown]
@@ -86,7 +65,7 @@ report.headline(
     enrichment_by_context=context["enrichment"],
     enrichment_by_token=token["enrichment"],
     hyphen_share=kept["hyphen share"]["none"],
-    train_tokens=store.n_tokens,
+    train_tokens=len(acts),
     seconds_for_activations=seconds_activations,
 )
 

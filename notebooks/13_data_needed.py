@@ -27,7 +27,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from saelib.report import report, views
-from saelib.report.open_figures import data_figure
+from saelib.report.study_figures import data_figure
 from saelib.report.tables import keep_table
 from saelib.study import data_needed, price, study, selection, trainings
 from saelib.study.hyphen_scale import separation_of

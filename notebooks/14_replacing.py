@@ -23,7 +23,7 @@ profile = "mini"
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from saelib.report import report, views
+from saelib.report import report, study_figures, views
 from saelib.report.film import Film
 from saelib.report.tables import keep_table
 from saelib.split.classes import CLASSES
@@ -46,14 +46,7 @@ pd.DataFrame([(arm.name, arm.text) for arm in replacing.ARMS], columns=["arm", "
 Film(curves, {arm.name: arm.text for arm in replacing.ARMS}, CLASSES)
 
 # %%
-figure, axes = plt.subplots(1, len(CLASSES), figsize=(11, 3.4), sharey=True)
-for axis, name in zip(axes, CLASSES, strict=True):
-    for i, arm in enumerate(replacing.ARMS):
-        part = curves[curves["arm"] == arm.name]
-        axis.plot(part["step"], part[f"parent_{name}"], color=f"C{i}", label=arm.name)
-    axis.set(title=name, xlabel="step", ylim=(-0.02, 1.02))
-axes[0].set(ylabel="parent the largest")
-axes[-1].legend(fontsize=7)
+study_figures.replaced_figure(curves, CLASSES)
 plt.show()
 
 # %% [markdown]
@@ -79,14 +72,7 @@ ends = summary.drop_duplicates("arm").set_index("arm")
 ends[[f"{name}{end}" for name in ("S_2", "fvu_on", "fvu_off") for end in ("", "_low", "_high")]]
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-for i, arm in enumerate(replacing.ARMS):
-    part = curves[curves["arm"] == arm.name]
-    axes[0].plot(part["step"], part["loss_P"], color=f"C{i}", label=arm.name)
-    axes[1].plot(part["step"], part["fvu_P"], color=f"C{i}")
-axes[0].set(xlabel="step", title="loss on the watched hyphens", yscale="log")
-axes[1].set(xlabel="step", title="FVU on the watched hyphens", yscale="log")
-axes[0].legend(fontsize=7)
+study_figures.watched_figure(curves)
 plt.show()
 
 # %% [markdown]

@@ -25,7 +25,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from saelib.report import report, views
-from saelib.report.open_figures import acting_figure, previous_token_figure, saving_figure
+from saelib.report.study_figures import acting_figure, previous_token_figure, saving_figure
 from saelib.report.tables import keep_table
 from saelib.study import circuit_tables, circuits, study
 from saelib.study.profiles import get_profile

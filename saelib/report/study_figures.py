@@ -1,14 +1,79 @@
-"""The figures of notebooks 13 to 15: curves against tokens and their price, shares with intervals, damage against effect."""
+"""The figures of the study's notebooks that no `View` makes: curves against thresholds, tokens, steps and their price."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib import pyplot as plt
 
 from saelib.study.circuit_tables import PREVIOUS, Case
+from saelib.study.warm_starts import COMPARED, WIDE
+
+PUBLISHED_SHARE_KEPT = 0.72
+
+
+def share_kept_figure(curve: pd.DataFrame, tau: float) -> Any:
+    """The shares of contexts and of tokens that a filter keeps, against its threshold."""
+    axis = curve.plot(x="tau", y=["contexts", "tokens"], logy=True, marker="o")
+    axis.axvline(tau, color="black", linestyle="--")
+    axis.axhline(PUBLISHED_SHARE_KEPT, color="gray", linestyle=":")
+    axis.set(ylabel="share kept", title=f"dashed: tau used; dotted: the study's {PUBLISHED_SHARE_KEPT:.0%}")
+    return axis.figure
+
+
+def loss_figure(logs: Mapping[int, pd.DataFrame]) -> Any:
+    """Figure 6: loss against tokens of the runs on the same filtered data, warm starts and random ones."""
+    figure, axis = plt.subplots(figsize=(7, 4))
+    for run, spec in COMPARED.items():
+        log, warm = logs[run].rolling(3, min_periods=1).mean(), spec.init_from_narrow
+        label = f"run {run}: {'warm' if warm else 'random'}, seed {spec.seed}"
+        axis.plot(log["tokens"], log["loss"], color="C0" if warm else "C1", alpha=0.7, label=label)
+    axis.set(xlabel="tokens", ylabel="loss", yscale="log", title="Filtered data, standard loss; blue: warm start")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def parent_on_top_figure(logs: Mapping[int, pd.DataFrame]) -> Any:
+    """Share of parent-active hyphens on which the old parent is still the top feature, of every warm start."""
+    figure, axis = plt.subplots(figsize=(7, 4))
+    for run, spec in WIDE.items():
+        if spec.init_from_narrow:
+            kinds = ("parent zeroed" if spec.zero_parent else "standard", "filtered" if spec.filtered else "all data")
+            line = ("-" if spec.zero_parent else "--") + ("C2" if spec.filtered else "C3")
+            axis.plot(logs[run]["tokens"], logs[run]["parent_still_top"], line, label=f"run {run}: {', '.join(kinds)}")
+    axis.set(
+        xlabel="tokens", ylabel="share", ylim=(-0.02, 1.02), title="Old parent still the top feature on its hyphens"
+    )
+    axis.legend(fontsize=7)
+    return figure
+
+
+def replaced_figure(curves: pd.DataFrame, classes: Sequence[str]) -> Any:
+    """Share of each class's hyphens on which the parent is still the largest, against steps; a line an arm."""
+    figure, axes = plt.subplots(1, len(classes), figsize=(11, 3.4), sharey=True)
+    for axis, name in zip(axes, classes, strict=True):
+        _lines(axis, curves, f"parent_{name}")
+        axis.set(title=name, xlabel="step", ylim=(-0.02, 1.02))
+    axes[0].set(ylabel="parent the largest")
+    axes[-1].legend(fontsize=7)
+    return figure
+
+
+def watched_figure(curves: pd.DataFrame) -> Any:
+    """Loss and FVU on the watched hyphens against steps; a line an arm."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    for axis, column, title in zip(axes, ("loss_P", "fvu_P"), ("loss", "FVU"), strict=True):
+        _lines(axis, curves, column)
+        axis.set(xlabel="step", title=f"{title} on the watched hyphens", yscale="log")
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def _lines(axis: Any, curves: pd.DataFrame, column: str) -> None:
+    for i, (arm, part) in enumerate(curves.groupby("arm", sort=False)):
+        axis.plot(part["step"], part[column], color=f"C{i}", label=arm)
 
 
 def data_figure(table: pd.DataFrame, scales: Mapping[str, Callable[[float, str], float]]) -> Any:
