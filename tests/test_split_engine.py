@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import tokenizers
 import torch
+from scipy.sparse import csc_array
 from torch import Tensor
 
 import saelib
@@ -30,10 +31,11 @@ from saelib.lm.model import LanguageModel
 from saelib.sae.sae import SAE, SAEConfig, load_sae
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
+from saelib.split.detectors import mcc
 from saelib.split.effects import child_effects
 from saelib.split.engine import SplitConfig, Work, choose_K, fvu_on, make_product, split_feature
 from saelib.split.exported import as_jumprelu, child_numbers, replace_parent, thresholds_at
-from saelib.split.names import name_child
+from saelib.split.names import best_other, name_child
 from saelib.split.parent import gather, parent_target
 from saelib.split.result import Split
 from saelib.split.silent import silent_firings
@@ -165,7 +167,8 @@ def test_each_planted_child_is_found(split: Split) -> None:
         assert best["mcc"] >= 0.8 and best["mcc_low"] <= best["mcc"] <= best["mcc_high"]
         assert best["added_low"] > 0 and best["added"] > 0.5
         assert best["leak"] < 0.1 and best["precision"] > 0.8
-        assert best["name"] == f"after “{colour}”" and best["name_mcc"] > 0.8
+        assert best["name"] == f"after “{colour}”" and best["name_mcc"] > 0.8 and best["rest_mcc"] < 0.3
+        assert best["rest_feature"] != PARENT
         row = split.sae.W_dec[int(best["feature"])].detach()
         assert (
             int((Q @ row).argmax()) == 1 + c and float(Q[1 + c] @ row) > 0.8
@@ -273,6 +276,18 @@ def test_the_same_seed_gives_the_same_split(acts: Activations, sae: SAE) -> None
     assert all(torch.equal(a, b) for a, b in zip(one.sae.parameters(), two.sae.parameters(), strict=True))
     assert one.stability is None
     pd.testing.assert_frame_equal(one.children, two.children)
+
+
+def test_the_feature_of_the_rest_that_says_a_name_best() -> None:
+    """By hand: of two features the second marks the name on select; on test it marks half of it."""
+    says = {
+        "select": np.array([[True], [True], [False], [False]]),
+        "test": np.array([[True], [True], [False], [False]]),
+    }
+    select = csc_array([[1.0, 2.0], [0, 2.0], [1.0, 1.0], [0, 0]])
+    test = csc_array([[0, 2.0], [0, 0.5], [3.0, 0], [0, 0]])
+    feature, found = best_other({"select": select, "test": test}, says)
+    assert feature.tolist() == [1] and found[0] == pytest.approx(mcc(*map(np.array, (1, 0, 1, 2))))
 
 
 # --- training children -------------------------------------------------------------------------------------------------
@@ -595,7 +610,8 @@ def test_a_childs_name_by_hand() -> None:
     both = name_child(model, tokens, {"select": np.arange(15) < 9, "test": np.array([True, True, False, False])})
     assert both.name == "after “red”, “green”" and both.mcc == pytest.approx(1.0)
     twice = name_child(model, tokens, {"select": np.arange(15) < 2, "test": on_test})  # fewer than 3 firings a token
-    assert twice == ("no pattern in the neighbouring tokens", 0.0)
+    assert twice[:2] == ("no pattern in the neighbouring tokens", 0.0) and not twice.says["test"].any()
+    assert name.says["test"].tolist() == [True, True, False, False] and name.says["select"].sum() == 5
 
 
 def test_overlap_of_firings_by_hand() -> None:

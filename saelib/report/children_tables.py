@@ -79,6 +79,7 @@ def bars(children: pd.DataFrame) -> list[dict[str, Any]]:
                 "feature": int(row["feature"]),
                 "name": name,
                 "name_mcc": cell_value(row, "name_mcc"),
+                "rest_mcc": cell_value(row, "rest_mcc"),
                 "share": float(row["share"]),
                 "width": float(row["share"]) / widest,
                 "mcc": cell_value(row, "mcc"),

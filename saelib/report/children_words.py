@@ -18,6 +18,8 @@ PRODUCT, REST, RANDOM = "rest + children", "rest alone", "random decoder"
 
 NAMED = 0.5
 """A name says where its child fires from this MCC on, over P of test."""
+BEYOND = 0.2
+"""A child says something new where the best feature of the rest is this much behind in MCC."""
 NOT_RIVALS = (PRODUCT, REST, "children alone")
 """Rows of the controls that are no control."""
 
@@ -151,9 +153,12 @@ def named_sentence(children: pd.DataFrame) -> str:
             f"Of {len(children)} children none has a name that says where it fires (MCC of {NAMED:g} on held-out text)"
         )
     names = "; ".join(str(name) for name in good["name"].head(6))
+    new = int((good["rest_mcc"] < good["name_mcc"] - BEYOND).sum())
+    said = "None of them says" if not new else f"{new} of them say" if new > 1 else "One of them says"
     return (
         f"Of {len(children)} children {len(good)} have a name that says on held-out text where they fire "
-        f"(MCC of at least {NAMED:g}): {names}{' …' if len(good) > 6 else ''}"
+        f"(MCC of at least {NAMED:g}): {names}{' …' if len(good) > 6 else ''}. {said} it better, by {BEYOND:g} or more, than "
+        f"any single feature of the rest of the SAE"
     )
 
 

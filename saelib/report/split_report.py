@@ -81,6 +81,7 @@ def split_text(split: Split, prompts: Sequence[str] = ()) -> str:
             "child": frame["feature"].astype(int),
             "share of P": frame["share"].map("{:.1%}".format),
             "says when": frame["name_mcc"].map(_two),
+            "rest": frame["rest_mcc"].map(_two),
             "adds": frame["added"].where(frame["added_high"] > 0).map(_two),
             "leak": frame["leak"].map("{:.1%}".format).replace("nan%", ""),
             "name": frame["name"].astype(str),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import csc_array
 
 from saelib.lm.model import LanguageModel
+from saelib.sae.stream import sparse_acts
 from saelib.split.exported import child_numbers
-from saelib.split.names import name_child
+from saelib.split.names import best_other, name_child
 from saelib.split.separation import LEAST_ROOM, Separation
 from saelib.split.work import Made, Work
 from saelib.split.yardstick import interval
@@ -32,6 +34,11 @@ def children_table(model: LanguageModel, work: Work, made: Made, rest: Separatio
     d_p = W_dec[work.feature]
     to_rest = torch.nn.functional.normalize(W_dec[work.rest], dim=1) @ E.T
     nearest = to_rest.max(0)
+    on = work.tokens.on
+    names = [name_child(model, on, {s: fires[s][:, j] for s in fires}) for j in range(len(made.theta))]
+    says = {s: np.column_stack([name.says[s] for name in names]) for s in fires}
+    others = {s: csc_array(sparse_acts(work.sae, on[s].x, work.feature)) for s in fires}
+    other, other_mcc = best_other(others, says)
     rows = []
     for j in range(len(made.theta)):
         c = int(made.context_of[j])
@@ -40,12 +47,11 @@ def children_table(model: LanguageModel, work: Work, made: Made, rest: Separatio
         gain = np.divide(counts[:, j] - rest.draws[1][:, c], room, out=np.full(len(room), np.nan), where=room > 0)
         add = interval(np.full(len(room), np.nan) if apart else gain)
         mark, exact = interval(counts[:, j]), interval(precision[:, j])
-        named = name_child(model, work.tokens.on, {s: fires[s][:, j] for s in fires})
         act = made.acts["on"]["test"][:, j]
         rows.append(
             {
                 "feature": child_numbers(work.sae, len(made.theta))[j],
-                "name": named.name, "name_mcc": named.mcc,
+                "name": names[j].name, "name_mcc": names[j].mcc, "rest_mcc": float(other_mcc[j]), "rest_feature": int(other[j]),
                 "share": float(fires["test"][:, j].mean()), "theta": float(made.theta[j]),
                 "context": work.labels.contexts[c].name,
                 "mcc": mark.value, "mcc_low": mark.low, "mcc_high": mark.high,

@@ -6,18 +6,22 @@ MCC of "the token is one of them" with "the child fires" rises on select; the pl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Integer
+from scipy.sparse import csc_array
 
 from saelib.lm.model import LanguageModel
-from saelib.split.detectors import mcc
+from saelib.split.detectors import best_threshold, feature_mcc, mcc
 from saelib.split.tokens import TokenSet
 
 PLACES = {"previous": "after", "next": "before", "current": "is"}
 LEAST = 3
 """A token is part of a name when the child fires on at least this many of its select tokens."""
 SHOWN = 4
+NAMELESS = "no pattern in the neighbouring tokens"
 
 
 class Name(NamedTuple):
@@ -26,6 +30,8 @@ class Name(NamedTuple):
     name: str
     mcc: float
     """On test: "the token beside it is one of the name's" against "the child fires", over P."""
+    says: dict[str, Bool[np.ndarray, " n"]]
+    """For select and test, the tokens of P that the name means."""
 
 
 def name_child(model: LanguageModel, tokens: dict[str, TokenSet], fires: dict[str, np.ndarray]) -> Name:
@@ -37,11 +43,28 @@ def name_child(model: LanguageModel, tokens: dict[str, TokenSet], fires: dict[st
             best = (select_mcc, place, ids)
     _, place, ids = best
     if not ids:
-        return Name("no pattern in the neighbouring tokens", 0.0)
+        return Name(NAMELESS, 0.0, {split: np.zeros(len(fires[split]), dtype=bool) for split in ("select", "test")})
     shown = list(dict.fromkeys(_word(model.vocabulary[i]) for i in ids))
     words = ", ".join(f"“{word}”" for word in shown[:SHOWN]) + (" …" if len(shown) > SHOWN else "")
-    inside = np.isin(getattr(tokens["test"], place), ids)
-    return Name(f"{PLACES[place]} {words}", _mcc(inside, fires["test"]))
+    says = {split: np.isin(getattr(tokens[split], place), ids) for split in ("select", "test")}
+    return Name(f"{PLACES[place]} {words}", _mcc(says["test"], fires["test"]), says)
+
+
+def best_other(
+    acts: Mapping[str, csc_array], says: Mapping[str, Bool[np.ndarray, "n K"]]
+) -> tuple[Integer[np.ndarray, " K"], Float[np.ndarray, " K"]]:
+    """For each name the one of other features that marks its tokens best on select, with its MCC for them on test.
+
+    Args:
+        acts: for select and test, the other features' activations on P, (n, F).
+        says: for select and test, the tokens that each name means.
+    """
+    best = feature_mcc(acts["select"], says["select"]).argmax(0)
+    found = np.zeros(len(best))
+    for j, feature in enumerate(best):
+        values = {split: acts[split][:, [feature]].toarray()[:, 0] for split in acts}
+        found[j] = _mcc(values["test"] > best_threshold(values["select"], says["select"][:, j]).t, says["test"][:, j])
+    return best, found
 
 
 def _greedy(beside: np.ndarray, fires: np.ndarray) -> tuple[list[int], float]:

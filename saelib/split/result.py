@@ -166,6 +166,7 @@ class Split:
             "feature",
             "name",
             "name_mcc",
+            "rest_mcc",
             "share",
             "theta",
             "context",
