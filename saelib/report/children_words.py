@@ -154,11 +154,10 @@ def named_sentence(children: pd.DataFrame) -> str:
         )
     names = "; ".join(str(name) for name in good["name"].head(6))
     new = int((good["rest_mcc"] < good["name_mcc"] - BEYOND).sum())
-    said = "None of them says" if not new else f"{new} of them say" if new > 1 else "One of them says"
     return (
         f"Of {len(children)} children {len(good)} have a name that says on held-out text where they fire "
-        f"(MCC of at least {NAMED:g}): {names}{' …' if len(good) > 6 else ''}. {said} it better, by {BEYOND:g} or more, than "
-        f"any single feature of the rest of the SAE"
+        f"(MCC of at least {NAMED:g}): {names}{' …' if len(good) > 6 else ''}; {new or 'none'} of them better, by "
+        f"{BEYOND:g} or more, than any single feature of the rest of the SAE"
     )
 
 
