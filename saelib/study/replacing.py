@@ -47,7 +47,8 @@ WATCHED = 256
 """Select tokens of each class that are looked at after every step."""
 END_TOKENS = 20_000
 """Test tokens on which FVU off P is measured at the end."""
-_REPLACING_CODE = ("sae.scaled", "split.children", "split.engine", "split.exported", "split.work", "study.replacing")
+_CODE = ("sae.scaled", "study.replacing")
+_CHILDREN_CODE = (*_CODE, "split.children", "split.engine", "split.exported", "split.work")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class ReplacingArm:
     """One of `INTERVENTIONS`."""
     zero_parent: bool = False
     """Whether the loss sets the parent's activation to zero."""
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """What computes it."""
+        return _CHILDREN_CODE if self.intervention == "children" else _CODE
 
 
 ARMS = (
@@ -244,7 +250,7 @@ def watch_arm(profile: Profile, arm: ReplacingArm, seed: int) -> study.TrainResu
     )  # fmt: skip
     key = content_key(
         store=study.activations(profile, "train").key, narrow=weights_hash(narrow), sae=sae_cfg.to_dict(),
-        cfg=repr(cfg), watched=WATCHED, code=code_version(*_REPLACING_CODE),
+        cfg=repr(cfg), watched=WATCHED, code=code_version(*arm.code),
     )  # fmt: skip
 
     def begin() -> tuple[SAE, ShuffledBatches]:
@@ -267,7 +273,7 @@ def end_measures(profile: Profile, arm: ReplacingArm, seed: int) -> dict[str, fl
     store = study.activations(profile, "test")
     key = content_key(
         sae=sae_key(sae), store=store.key, parent=chosen, zeroed=arm.zero_parent,
-        code=code_version(*_REPLACING_CODE, "study.hyphen_scale"),
+        code=code_version(*arm.code, "study.hyphen_scale"),
     )  # fmt: skip
 
     def measure() -> dict[str, float | None]:
