@@ -51,11 +51,14 @@ def main() -> None:
             features = generator.sample(50_000)
             parent, children = features[:, 0] > 0, features[:, 1 : m + 1] > 0
             x = features @ vectors + 0.05 * torch.randn(len(features), D_IN)
+            x = torch.cat([x, features[:, m + 1 :]], 1)  # with the background features, to say where these are on
             for c in range(m):
                 kinds[1 + c].append(x[parent & children[:, c]])
             kinds[0].append(x[~parent])
             kinds[m + 1].append(x[parent & ~children.any(1)])
-        pool = {f"pool_{i}": torch.cat(kind)[: wanted[i]].bfloat16().contiguous() for i, kind in enumerate(kinds)}
+        held = [torch.cat(kind)[:n] for kind, n in zip(kinds, wanted, strict=True)]
+        pool = {f"pool_{i}": x[:, :D_IN].bfloat16().contiguous() for i, x in enumerate(held)}
+        pool |= {f"others_{i}": (x[:, D_IN:] > 0).contiguous() for i, x in enumerate(held)}
         about = {"name": name, "children": m, "sae_lens": __version__, "seed": SEED}
         save_file(
             {"vectors": vectors.contiguous(), **pool},

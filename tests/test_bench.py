@@ -397,7 +397,8 @@ def test_a_world_of_sae_lens_lays_its_samples_under_our_text(tmp_path: Path) -> 
     generator = torch.Generator().manual_seed(0)
     pools = {f"pool_{kind}": 10.0 * kind + torch.rand(5, 4, generator=generator) for kind in range(4)}
     path = tmp_path / "w.safetensors"
-    save_file({"vectors": torch.eye(4), **pools}, path)
+    others = {f"others_{kind}": torch.full((5, 3), kind == 2) for kind in range(4)}
+    save_file({"vectors": torch.eye(4), **pools, **others}, path)
     world = dataclasses.replace(saelens_world(path, 2), d_in=4)
     model = KnownModel(world)
     tokens = torch.tensor([[0, 3, 2, 4, 2, 9, 2, 7]])  # own0 term, own1 term, filler term
@@ -405,12 +406,13 @@ def test_a_world_of_sae_lens_lays_its_samples_under_our_text(tmp_path: Path) -> 
     for place, kind in ((0, 0), (1, 0), (2, 1), (4, 2), (6, 3), (7, 0)):
         assert (pools[f"pool_{kind}"] == x[place]).all(1).any(), place
     assert model.children_on(tokens)[0, [2, 4, 6]].tolist() == [[True, False], [False, True], [False, False]]
+    assert model.background_on(tokens)[0, [2, 4, 6], 0].tolist() == [False, True, False]
     suite = tmp_path / "suite.json"
     suite.write_text(json.dumps({"saes": [], "worlds": False, "saelens_worlds": {"w.safetensors": 2}}))
     (origin,) = read_suite(suite)
     assert origin.world == saelens_world(path, 2) and origin.side == "known"
     before = world.key
-    save_file({"vectors": 2 * torch.eye(4), **pools}, path)
+    save_file({"vectors": 2 * torch.eye(4), **pools, **others}, path)
     assert world.key != before
     with pytest.raises(UserError, match="w must have 3 children; got 2"):
         KnownModel(saelens_world(path, 3))

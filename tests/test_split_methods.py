@@ -155,11 +155,14 @@ def test_match_by_hand() -> None:
     fires[:4, 0] = True  # the first child: F1 1
     fires[4:6, 1] = True  # half of the second: F1 2 * 2 / (2 + 4)
     fires[8:, 2] = True  # no child
-    found = match(fires, truth)
+    none = truth[:, :0]
+    found = match(fires, truth, none)
     assert found.f1 == pytest.approx((1 + 2 / 3) / 2)
     assert found.found == 0.5 and found.false == pytest.approx(1 / 3)
-    nothing = match(fires, truth[:, :0])
+    nothing = match(fires, none, none)
     assert np.isnan(nothing.f1) and nothing.false == 1.0
+    beside = match(fires, truth, fires[:, 2:])  # a background feature is no false child, nor a child found
+    assert (beside.f1, beside.found, beside.false) == (found.f1, found.found, 0.0)
 
 
 def test_truth_is_in_the_activations() -> None:

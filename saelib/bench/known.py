@@ -43,7 +43,7 @@ _MIXES = 1 << 15
 FOUND = 0.7
 """A true child is found when the F1 of the child matched with it is at least this."""
 FALSE = 0.3
-"""A child is false when its F1 with every true child is below this."""
+"""A child is false when its F1 with every true feature, child or background, is below this."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,14 @@ class KnownModel(LanguageModel):
             held = _held(world)
             self.u, self.v, self.w = held["vectors"][0], held["vectors"][1 : m + 1], held["vectors"][m + 1 :]
             self._pools = [held[f"pool_{kind}"].float() for kind in range(m + 2)]
+            self._others = [held[f"others_{kind}"] for kind in range(m + 2)]
         else:
             basis = torch.linalg.qr(torch.randn(world.d_in, world.d_in, generator=g))[0].T
             self.u, self.v = basis[0], basis[1 : m + 1]
             self.w = unit_rows(torch.randn(world.n_background, world.d_in, generator=g))
             on = torch.rand(_MIXES, world.n_background, generator=g) < 0.04
             strength = on * (1.0 + torch.rand(_MIXES, world.n_background, generator=g))
+            self._others = [on]
             self._rest = strength @ self.w + 0.05 * torch.randn(_MIXES, world.d_in, generator=g)
             self._size = 4.0 * (0.7 + 0.6 * torch.rand(_MIXES, generator=g))
         self._beside = torch.rand(_MIXES, generator=g) < world.correlation
@@ -168,16 +170,27 @@ class KnownModel(LanguageModel):
         beside = own.roll(1, -1) & self._beside[self._mix(tokens)][..., None]
         return own | beside
 
+    def background_on(self, tokens: Int[Tensor, "b t"]) -> Bool[Tensor, "b t n"]:
+        """Which background features are on."""
+        return self._drawn(self._others, tokens)
+
+    def _drawn(self, pools: list[Tensor], tokens: Int[Tensor, "b t"]) -> Tensor:
+        """Each token's row in its kind's pool (parent silent, with child c, alone), or in the only pool there is."""
+        mix, m = self._mix(tokens), len(self.world.shares)
+        if len(pools) == 1:
+            return pools[0][mix]
+        child = self.children_on(tokens)
+        kind = torch.where(child.any(-1), child.int().argmax(-1) + 1, m + 1) * (tokens == 2)
+        out = torch.empty(*tokens.shape, pools[0].shape[1], dtype=pools[0].dtype)
+        for k, pool in enumerate(pools):
+            out[kind == k] = pool[mix[kind == k] % len(pool)]
+        return out
+
     def activations(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d_in"]:
         """x of the module's equation, rounded as a store rounds it."""
         mix, m = self._mix(tokens), len(self.world.shares)
         if self._pools:
-            child = self.children_on(tokens)
-            kind = torch.where(child.any(-1), child.int().argmax(-1) + 1, m + 1) * (tokens == 2)
-            x = torch.empty(*tokens.shape, self.world.d_in)
-            for k, pool in enumerate(self._pools):
-                x[kind == k] = pool[mix[kind == k] % len(pool)]
-            return x
+            return self._drawn(self._pools, tokens)
         size = self._size[mix][..., None]
         child = self.children_on(tokens)
         first = 3 + m
@@ -210,11 +223,17 @@ class KnownActivations(Activations):
 
     def truth(self, split: str, rows: Integer[np.ndarray, " n"]) -> Bool[np.ndarray, "n m"]:
         """Which true children are on at some rows; no column for an impostor."""
-        if not self.world.true_children:
-            return np.zeros((len(rows), 0), dtype=bool)
-        contexts = torch.from_numpy(np.asarray(self.stores[split].contexts).astype(np.int64))
-        on = self._known.children_on(contexts)[:, 1:].reshape(-1, len(self.world.shares)).numpy()
-        return np.asarray(on[rows])
+        on = self._at(split, rows, self._known.children_on)
+        return on[:, : self.world.true_children]
+
+    def background(self, split: str, rows: Integer[np.ndarray, " n"]) -> Bool[np.ndarray, "n b"]:
+        """Which background features are on at some rows."""
+        return self._at(split, rows, self._known.background_on)
+
+    def _at(self, split: str, rows: np.ndarray, on: Callable[[Tensor], Tensor]) -> np.ndarray:
+        contexts, places = np.unique(rows // POSITIONS, return_inverse=True)
+        tokens = torch.from_numpy(np.asarray(self.stores[split].contexts[contexts]).astype(np.int64))
+        return on(tokens).numpy()[places, rows % POSITIONS + 1]
 
 
 def known_activations(world: World) -> KnownActivations:
@@ -281,18 +300,26 @@ class Matched:
     """Share of the children that are false; 0 where there are no children."""
 
 
-def match(fires: Bool[np.ndarray, "n K"], truth: Bool[np.ndarray, "n m"], least: float = 0.005) -> Matched:
+def match(
+    fires: Bool[np.ndarray, "n K"],
+    truth: Bool[np.ndarray, "n m"],
+    background: Bool[np.ndarray, "n b"],
+    least: float = 0.005,
+) -> Matched:
     """Match children with true ones by F1 of where they fire on P; children on fewer than `least` of the tokens are left out.
 
     F1(j, c) = 2 |fires_j & true_c| / (|fires_j| + |true_c|)
+
+    Args:
+        background: the features that are there beside the parent's children: a child that marks one of them is no false one.
     """
     fires = fires[:, fires.mean(0) >= least] if len(fires) else fires
-    both = 2.0 * (fires.T.astype(np.float64) @ truth)
-    total = fires.sum(0)[:, None] + truth.sum(0)[None]
-    f1 = np.divide(both, total, out=np.zeros_like(both), where=total > 0)
-    K, m = f1.shape
-    best = f1.max(1) if m else np.zeros(K)
-    false = float((best < FALSE).mean()) if K else 0.0
+    m, K = truth.shape[1], fires.shape[1]
+    every = np.concatenate([truth, background], axis=1)
+    both = 2.0 * (fires.T.astype(np.float64) @ every)
+    total = fires.sum(0)[:, None] + every.sum(0)[None]
+    scores = np.divide(both, total, out=np.zeros_like(both), where=total > 0)
+    false, f1 = float((scores.max(1, initial=0.0) < FALSE).mean()) if K else 0.0, scores[:, :m]
     if m == 0:
         return Matched(float("nan"), float("nan"), false)
     rows, columns = linear_sum_assignment(-f1)

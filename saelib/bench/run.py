@@ -48,7 +48,7 @@ KNOWN: dict[str, str] = {
     "true_children": "true children, where they are known",
     "matched_f1": "mean F1 of true children and the children matched with them",
     "found": "share of true children found (F1 of at least 0.7)",
-    "false": "share of children that are false (F1 below 0.3 with every true one); not for wide SAEs",
+    "false": "share of children that are false (F1 below 0.3 with every true feature, child or background); not for wide SAEs",
 }
 REST: dict[str, str] = {
     "stability": "IoU on P of the first seed's features with those of other seeds that they are matched to",
@@ -232,8 +232,9 @@ class _Bench:
         acts = self.origin.open()[1]
         if not isinstance(acts, KnownActivations) or found.sae is None:
             return {}
-        truth = acts.truth("test", self.judge.work.tokens.on["test"].rows)
-        matched = match(found.fires, truth)
+        rows = self.judge.work.tokens.on["test"].rows
+        truth = acts.truth("test", rows)
+        matched = match(found.fires, truth, acts.background("test", rows))
         out: dict[str, Any] = {"true_children": truth.shape[1], "matched_f1": matched.f1, "found": matched.found}
         return out | ({"false": matched.false} if method.kind != "wide" else {})
 
