@@ -17,6 +17,7 @@ import yaml
 import saelib
 
 ROOT = Path(__file__).resolve().parent.parent
+CODE = "".join(path.read_text() for room in ("saelib", "scripts", "tests") for path in (ROOT / room).rglob("*.py"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 NUMBERS_ONLY = {"README.md": "## What came out", "docs/results.md": "# What came out"}
 """Sections in which every number is written from a report."""
@@ -130,6 +131,10 @@ def test_names_in_the_docs_are_in_the_code() -> None:
                 r"\b(saelib(?:\.\w+)+)", re.sub(r"[\w/]*saelib/[\w./-]+", "", prose(page.read_text()))
             ):
                 assert not missing_name(name), f"{page.name} names {name}"
+            for name in re.findall(
+                r"`([A-Z][A-Z0-9]+(?:_[A-Z0-9]+)+)`", page.read_text()
+            ):  # an environment's name is code too
+                assert re.search(rf"\b{name}\b", CODE), f"{page.name} names {name}"
 
 
 # --- the front page --------------------------------------------------------------------------------------------------

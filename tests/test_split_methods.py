@@ -223,7 +223,7 @@ def test_a_function_of_a_file_is_a_method(stranger: Path, judge_: Judge) -> None
         ("no.py:axes", "a method's file must be there"),
         ("no.module:axes", "method must be in a module that can be imported"),
         ("k-mean", "did you mean 'k-means'?"),
-        ("sae:nowhere", "an SAE folder must hold sae_weights.safetensors"),
+        ("sae:nowhere", "an SAE must be a folder that holds sae_weights.safetensors"),
     ],
 )
 def test_what_is_no_method_is_refused(name: str, message: str, stranger: Path) -> None:

@@ -126,11 +126,10 @@ def opened(name: str) -> Method:
         return sae
 
     make.__qualname__ = name
-    weights = folder / "sae_weights.safetensors"
+    weights = folder if folder.suffix == ".pt" else folder / "sae_weights.safetensors"
     if not weights.is_file():
-        raise UserError(
-            "an SAE folder must hold sae_weights.safetensors", folder, "pass a folder in the SAELens format"
-        )
+        rule = "an SAE must be a folder that holds sae_weights.safetensors, or a .pt"
+        raise UserError(rule, folder, "pass one that saelib.load_sae reads")
     return Method(name, "wide", f"the SAE in {folder.name}", make, per_parent=False, seeded=False, source=weights)
 
 
