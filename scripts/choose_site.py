@@ -5,8 +5,8 @@
 Every site of the first layers is read in one pass, on contexts that hold a hyphen joining words. The probe of each class is
 fitted on train; its ridge, its threshold and the MCC written here are those of select. The rule: the shallowest site whose mean
 MCC over the classes is within `TOLERANCE` of the best one's, since harvesting costs a forward pass up to it, and, of one layer,
-the MLP's output before the residual stream. Sites where two dimensions hold more than a tenth of the variance are left out: an
-SAE would spend itself on these.
+the MLP's output before the residual stream. Sites where two dimensions hold more than a tenth of the variance on all tokens
+of these contexts (massive activations) are left out: an SAE would spend itself on these.
 """
 
 from __future__ import annotations
@@ -44,9 +44,12 @@ def hyphens(store: ActivationStore, model: Any, token: int) -> tuple[np.ndarray,
 
 
 @torch.no_grad()
-def read(module: Any, contexts: np.ndarray, rows: np.ndarray, layers: int) -> dict[tuple[int, str], Tensor]:
-    """The activations of every site on some rows of the contexts, fp32."""
+def read(
+    module: Any, contexts: np.ndarray, rows: np.ndarray, layers: int
+) -> tuple[dict[tuple[int, str], Tensor], dict[tuple[int, str], float]]:
+    """Of every site the activations on some rows, fp32, and the share of two dimensions in the variance of all tokens."""
     found: dict[tuple[int, str], list[Tensor]] = {}
+    sums: dict[tuple[int, str], Tensor] = {}
     held: dict[tuple[int, str], Tensor] = {}
 
     class Reached(Exception):
@@ -76,8 +79,15 @@ def read(module: Any, contexts: np.ndarray, rows: np.ndarray, layers: int) -> di
             at = torch.from_numpy(np.searchsorted(batch, own // POSITIONS)), torch.from_numpy(own % POSITIONS + 1)
             for place, value in held.items():
                 found.setdefault(place, []).append(value[at].float())
+                every = value[:, 1:].flatten(0, 1).double()
+                moments = torch.stack([torch.ones_like(every[0]) * len(every), every.sum(0), every.square().sum(0)])
+                sums[place] = sums.get(place, 0) + moments
             print(f"context {batch[-1]} of {len(contexts)}", flush=True)
-    return {place: torch.cat(parts) for place, parts in found.items()}
+    shares = {}
+    for place, (n, first, second) in sums.items():
+        variance = (second / n - (first / n).square()).sort(descending=True).values
+        shares[place] = float(variance[:2].sum() / variance.sum())
+    return {place: torch.cat(parts) for place, parts in found.items()}, shares
 
 
 def main() -> None:
@@ -87,21 +97,20 @@ def main() -> None:
     args = parser.parse_args()
     profile = get_profile("smollm2")
     model, tokens = load_smollm2(profile.hook_name), study.tokens(profile)
-    x, member = {}, {}
+    x, member, shares = {}, {}, {}
     for split, n in CONTEXTS.items():
         contexts = np.asarray(tokens.contexts(split)[:n])
         store = ActivationStore(Path(), {"n_contexts": len(contexts)}, contexts)
         rows, label = hyphens(store, model, model.hyphen)
         member[split] = label[:, None] == np.arange(len(CLASSES))
-        x[split] = read(model.module, contexts, rows, args.layers)
+        x[split], shares[split] = read(model.module, contexts, rows, args.layers)
     out = []
     for place in x["train"]:
         each = {split: x[split][place] for split in x} | {"test": x["select"][place][:1]}
         marked = probe(each, member)
-        variance = each["train"].var(0).sort(descending=True).values
         out.append({
             "hook_name": f"blocks.{place[0]}.{place[1]}", **dict(zip(CLASSES, marked.select_mcc, strict=True)),
-            "mean": marked.select_mcc.mean(), "share_of_two": float(variance[:2].sum() / variance.sum()),
+            "mean": marked.select_mcc.mean(), "share_of_two": shares["train"][place],
         })  # fmt: skip
     frame = pd.DataFrame(out)
     n_of = {split: " ".join(f"{c} {n}" for c, n in zip(CLASSES, member[split].sum(0), strict=True)) for split in member}
