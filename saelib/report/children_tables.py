@@ -97,8 +97,8 @@ def added_text(row: pd.Series) -> tuple[str, str]:
     """What a child adds with its interval, or in words why there is no number to show."""
     value = tuple(cell_value(row, column) for column in ("added", "added_low", "added_high"))
     if not finite(*value):
-        return "", "nothing asked"
-    return ("", "the rest does better") if value[2] <= 0 else (_interval(value), "")
+        return "", "–"
+    return ("", f"nothing to {row['context']}") if value[2] <= 0 else (f"{_interval(value)} to {row['context']}", "")
 
 
 def context_rows(split: Split) -> dict[str, Any]:
