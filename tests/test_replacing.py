@@ -186,10 +186,11 @@ def test_the_summary_s_medians_shares_and_intervals(runs: pd.DataFrame) -> None:
 def test_the_answer_is_made_of_the_table_s_numbers(runs: pd.DataFrame) -> None:
     table = replacing_tables.summary_table(runs, n_steps=3)
     text = replacing_tables.answer(table)
-    assert "count: 1 steps (95% 1 to 2)" in text and "compound: not within what was given (0 of 2)" in text
-    assert "count first in 50% of 2 seeds" in text and "Sooner for some class: decoder." in text
-    slower = table.assign(steps=table["steps"].where((table["arm"] == "warm") | table["steps"].isna(), 9.0))
-    assert "Nothing that was tried is sooner." in replacing_tables.answer(slower)
+    assert "warm: after 1 to 2 steps on 2 of 3 classes (medians of the classes; 95% 1 to " in text and "2 seeds an arm" in text
+    assert "highest with" in text and "0.600 (95% " in text
+    never = table.assign(steps=np.nan)
+    assert "warm, decoder: not within the steps watched" in replacing_tables.answer(never)
+    assert "warm, decoder: at once" in replacing_tables.answer(table.assign(steps=0.0))
 
 
 def test_every_arm_is_an_intervention_and_has_a_name_of_its_own() -> None:

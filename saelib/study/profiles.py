@@ -176,11 +176,9 @@ SMOLLM2 = replace(
     MINI,
     name="smollm2",
     model="smollm2",
-    # Measured on 12 passages (6 English, 6 code; loss 2.81): in layers 0, 1 and 2 two of the 576 dimensions hold 12%, 33% and
-    # 93% of the variance of the MLP's output (massive activations, which an SAE would spend itself on), later ones under 5%.
-    # Taking layer 3's output away costs 0.12 nats a token, layer 4's 0.31: the earliest MLP that is free of the one and
-    # matters. Each layer costs its share of harvesting.
-    hook_name="blocks.4.hook_mlp_out",
+    # Chosen by `scripts/choose_site.py` (docs/smollm2_sites.csv): the shallowest site at which a probe tells the hyphen's classes
+    # as well as anywhere and no two dimensions hold most of the variance. Each layer costs its share of harvesting.
+    hook_name="blocks.3.hook_mlp_out",
     d_in=576,
     d_sae_narrow=576,
     d_sae_wide=2304,  # 4 x d_in: 8 x would take each run past three minutes

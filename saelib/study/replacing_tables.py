@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from saelib.base.stats import t_test
-from saelib.base.survival import TimeTo, time_to
+from saelib.base.survival import time_to
 from saelib.split.classes import CLASSES
 from saelib.study.profiles import Profile
 from saelib.study.replacing import ARMS, end_measures, watch_arm
@@ -96,29 +96,34 @@ def mean_curves(profile: Profile) -> pd.DataFrame:
 
 
 def answer(summary: pd.DataFrame) -> str:
-    """Notebook 14's answer in one or two sentences, from `summary_table` (or from the CSV it was written to)."""
-
-    def steps(arm: str, name: str) -> str:
-        row = summary[(summary["arm"] == arm) & (summary["class"] == name)].iloc[0]
-        return TimeTo(row["steps"], row["low"], row["high"], int(row["reached"]), int(row["seeds"])).words("steps")
-
-    warm = summary[summary["arm"] == "warm"]
-    told = "; ".join(f"{name}: {steps('warm', name)}" for name in warm["class"])
-    first = warm.iloc[int(warm["first"].to_numpy().argmax())]
-    ahead = (
-        f"{first['class']} first in {first['first']:.0%} of {int(first['seeds'])} seeds"
-        if first["first"] > 0
-        else "on no class before the others"
-    )
-    who = "copies of other features" if warm["by_copy"].mean() > 0.5 else "fresh features"
-    faster = [
-        str(arm)
-        for arm, part in summary.groupby("arm", sort=False)
-        if arm != "warm" and (part["steps"].fillna(np.inf).to_numpy() < warm["steps"].fillna(np.inf).to_numpy()).any()
-    ]
+    """Notebook 14's answer, from `summary_table` or the CSV it was written to: when each arm's parent is replaced, by whom, and
+    which arm ends with the highest separation."""
+    when: dict[str, list[str]] = {}
+    for arm, part in summary.groupby("arm", sort=False):
+        when.setdefault(_when(part), []).append(str(arm))
+    told = "; ".join(f"{', '.join(arms)}: {text}" for text, arms in when.items())
+    ends = summary.drop_duplicates("arm").set_index("arm")
+    warm, best = (pd.Series(ends.loc[str(arm)]) for arm in ("warm", ends["S_2"].fillna(-np.inf).idxmax()))
+    who = "copies of other features of the narrow SAE" if summary["by_copy"].mean() > 0.5 else "fresh features"
     return (
-        f"After a warm start the parent stops being the largest feature on half of a class's tokens after ({told}); {who} "
-        f"take over, {ahead}. "
-        f"With the decoder row drawn anew: {'; '.join(f'{n}: ' + steps('decoder', n) for n in warm['class'])}. "
-        + (f"Sooner for some class: {', '.join(faster)}." if faster else "Nothing that was tried is sooner.")
+        f"When the parent stops being the largest feature on half of a class's tokens, {int(warm['seeds'])} seeds an arm: "
+        f"{told}. "
+        f"Mostly {who} take over. S_2 afterwards is highest with {best.name}, {_interval(best, 'S_2')}, against "
+        f"{_interval(warm, 'S_2')} of a plain warm start; FVU on P is {best['fvu_on']:.2f} against {warm['fvu_on']:.2f}."
     )
+
+
+def _when(part: pd.DataFrame) -> str:
+    """Median steps of an arm's classes, with their widest interval."""
+    steps = part["steps"].dropna()
+    if steps.empty:
+        return "not within the steps watched"
+    if steps.max() == 0 and len(steps) == len(part):
+        return "at once"
+    span = " to ".join(dict.fromkeys(f"{value:.0f}" for value in (steps.min(), steps.max())))
+    of = "" if len(steps) == len(part) else f" on {len(steps)} of {len(part)} classes"
+    return f"after {span} steps{of} (medians of the classes; 95% {part['low'].min():.0f} to {part['high'].max():.0f})"
+
+
+def _interval(row: pd.Series, name: str) -> str:
+    return f"{row[name]:.3f} (95% {row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
