@@ -122,7 +122,7 @@ def split_feature(
     split = _judged(acts, sae, work, product, cfg, began)
     if first and (cfg.controls or cfg.seeds > 1):
         first(split)
-    return _completed(split, work, product, make_beside(work, cfg, product), cfg.seed, began)
+    return _completed(split, work, product, make_beside(work, cfg, product), cfg, began)
 
 
 def _judged(acts: Activations, sae: SAE, work: Work, product: Product, cfg: SplitConfig, began: float) -> Split:
@@ -166,17 +166,17 @@ def _judged(acts: Activations, sae: SAE, work: Work, product: Product, cfg: Spli
     )
 
 
-def _completed(split: Split, work: Work, product: Product, beside: Beside, seed: int, began: float) -> Split:
+def _completed(split: Split, work: Work, product: Product, beside: Beside, cfg: SplitConfig, began: float) -> Split:
     """The split with its stability between seeds, which the verdict rests on too, and the rows to beat."""
     made, order = product.made, split.children["feature"].to_numpy() - work.sae.cfg.d_sae
     each = beside.stability
-    rows = control_rows(work, made, beside.controls, seed)
+    rows = [control_rows(work, made, beside.controls, cfg.seed)] if cfg.controls else []
     return replace(
         split,
         children=split.children.assign(stability=np.nan if each is None else each[order]),
         judgement=work.judge(made, split.separation, each),
         stability=overall(each, work.fires(made)),
-        controls=pd.concat([split.controls, rows], ignore_index=True),
+        controls=pd.concat([split.controls, *rows], ignore_index=True),
         cost=split.cost | {"seconds": time.perf_counter() - began},
     )
 
