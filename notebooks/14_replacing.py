@@ -65,8 +65,8 @@ summary[["arm", "class", "steps", "low", "high", "reached", "seeds", "by_copy", 
 # ## What it does to separation and to reconstruction
 #
 # After the last recorded step, on test: separation of the hyphen's classes, and FVU on tokens with the parent on (P) and on
-# tokens without. A parent zeroed in the loss is silent here, too; its decoder row then takes part in nothing, so drawing it anew
-# changes no bit.
+# tokens without. A parent zeroed in the loss is silent here, too; its decoder row then takes part in nothing, so
+# drawing it anew beside that would change no bit.
 
 # %%
 ends = summary.drop_duplicates("arm").set_index("arm")

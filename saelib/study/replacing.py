@@ -72,7 +72,6 @@ ARMS = (
     ReplacingArm("warm", "as it is"),
     ReplacingArm("zeroed", "parent zeroed in the loss", zero_parent=True),
     ReplacingArm("decoder", "parent's decoder row drawn anew", "decoder"),
-    ReplacingArm("decoder-zeroed", "parent's decoder row drawn anew, parent zeroed", "decoder", True),
     ReplacingArm("encoder", "parent's encoder column drawn anew", "encoder"),
     ReplacingArm("both", "parent's row and column drawn anew", "both"),
     ReplacingArm("children", "children in the parent's place", "children"),
