@@ -186,7 +186,10 @@ def test_the_summary_s_medians_shares_and_intervals(runs: pd.DataFrame) -> None:
 def test_the_answer_is_made_of_the_table_s_numbers(runs: pd.DataFrame) -> None:
     table = replacing_tables.summary_table(runs, n_steps=3)
     text = replacing_tables.answer(table)
-    assert "warm: after 1 to 2 steps on 2 of 3 classes (medians of the classes; 95% 1 to " in text and "2 seeds an arm" in text
+    assert (
+        "warm: after 1 to 2 steps on 2 of 3 classes (medians of the classes; 95% 1 to " in text
+        and "2 seeds an arm" in text
+    )
     assert "highest with" in text and "0.600 (95% " in text
     never = table.assign(steps=np.nan)
     assert "warm, decoder: not within the steps watched" in replacing_tables.answer(never)

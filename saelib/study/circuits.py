@@ -44,8 +44,9 @@ PARENT_K, PARENT_STEPS = 32, 600
 """Children and steps of each parent of the summary; the profile's own numbers where it names some."""
 _DENSITY_CONTEXTS = 2000
 _CODE = (
-    "interpret.circuits", "interpret.damage", "sae.sae", "split.children", "split.contexts", "split.engine", "split.exported",
-    "split.separation", "split.work", "study.circuit_cases", "study.circuit_tables", "study.circuits",
+    "interpret.circuits", "interpret.damage", "sae.sae", "split.children", "split.contexts", "split.detectors", "split.engine",
+    "split.exported", "split.probe", "split.separation", "split.work", "split.yardstick",
+    "study.circuit_cases", "study.circuit_tables", "study.circuits",
 )  # fmt: skip
 
 
