@@ -511,15 +511,15 @@ BAD_TRAININGS: tuple[tuple[str, Profile, float | None, str], ...] = (
 )
 
 
-def half_done(bench: Bench, stage: str, wanted: str, at_least: int) -> Path:
-    """A folder as a kill left it in the middle of a stage, with so many files of one kind."""
+def half_done(bench: Bench, stage: str, at_least: int, *wanted: str) -> Path:
+    """A folder as a kill left it in the middle of a stage, with so many files of each kind."""
     folder = bench.root / f"half-{stage}"
     for share in (0.5, 0.6, 0.7, 0.8, 0.4, 0.3, 0.2, 0.9) * 4:
         copy(bench.before(stage), folder)
         attempt(folder, (stage,), kill_after=share * bench.seconds[stage])
-        if sum(path.stat().st_size > 0 for path in folder.glob(wanted)) >= at_least:
+        if all(sum(path.stat().st_size > 0 for path in folder.glob(kind)) >= at_least for kind in wanted):
             return folder
-    raise SystemExit(f"error: a killed {stage} must leave {at_least} of {wanted}")
+    raise SystemExit(f"error: a killed {stage} must leave {at_least} of {', '.join(wanted)}")
 
 
 def strike(bench: Bench, kills: int, repeats: int) -> None:
@@ -530,8 +530,8 @@ def strike(bench: Bench, kills: int, repeats: int) -> None:
         bench.kill(KILLED_STAGES[number % len(KILLED_STAGES)], by_clock, 1 + (number % 4 == 3) * 2)
         by_clock = not by_clock if number % len(KILLED_STAGES) == len(KILLED_STAGES) - 1 else by_clock
         by_clock = not by_clock
-    half = half_done(bench, "training", "runs/run-*/checkpoints/*.json", 2)
-    part = half_done(bench, "harvest", "activations/*/acts.xxh3_128", 1)
+    half = half_done(bench, "training", 2, "runs/run-*/checkpoints/*.json")
+    part = half_done(bench, "harvest", 1, "activations/*/acts.part", "activations/*/acts.xxh3_128")
     tensors, scalars = "runs/run-*/checkpoints/*.safetensors", "runs/run-*/checkpoints/*.json"
     for number, how in enumerate(HOW):
         bench.damage("checkpoint, newest, tensors", tensors, how, ("training",), half)

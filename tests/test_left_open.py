@@ -139,7 +139,7 @@ def test_answers_are_read_back_from_the_tables(tmp_path: Path) -> None:
     pd.DataFrame(rows).to_csv(tmp_path / "splitbench" / "splitbench.csv", index=False)
     other, data, replacing, circuits = left_open(folder)
     assert data.answer == circuits.answer == NOT_RUN and data.page == ""
-    assert "7 steps (95% 7 to 7)" in replacing.answer and replacing.page == "14_replacing.html"
+    assert "after 7 steps" in replacing.answer and replacing.page == "14_replacing.html"
     assert other.answer.startswith("Over 3 parents children add 0.40 ") and "between 0.30 and 0.65" in other.answer
     html = left_open_html(folder)
     assert "What the post left open" in html and '<a href="14_replacing.html">' in html and html.count("<dt>") == 4
@@ -149,7 +149,7 @@ def test_the_index_has_the_section_once_something_of_it_was_run(tmp_path: Path) 
     assert "left open" not in build_index(tmp_path, "mini", {}, []).read_text()
     write_replacing(tmp_path)
     page = build_index(tmp_path, "mini", {}, []).read_text()
-    assert page.count("What the post left open") == 1 and "7 steps (95% 7 to 7)" in page
+    assert page.count("What the post left open") == 1 and "after 7 steps" in page
 
 
 def test_each_notebook_has_its_work_in_as_many_parts_as_run_side_by_side(root: Path) -> None:

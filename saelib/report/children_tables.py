@@ -98,7 +98,8 @@ def added_text(row: pd.Series) -> tuple[str, str]:
     value = tuple(cell_value(row, column) for column in ("added", "added_low", "added_high"))
     if not finite(*value):
         return "", "–"
-    return ("", f"nothing to {row['context']}") if value[2] <= 0 else (f"{_interval(value)} to {row['context']}", "")
+    to = f" to {row['context']}" if "context" in row else ""
+    return ("", f"nothing{to}") if value[2] <= 0 else (f"{_interval(value)}{to}", "")
 
 
 def context_rows(split: Split) -> dict[str, Any]:
