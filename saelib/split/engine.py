@@ -9,9 +9,9 @@ import itertools
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -194,23 +194,26 @@ def make_product(work: Work, cfg: SplitConfig) -> Product:
 def make_beside(work: Work, cfg: SplitConfig, product: Product) -> Beside:
     """Train children of other seeds, and controls, side by side."""
     first = replace(cfg.children, K=product.K, seed=cfg.seed)
-    again = [replace(first, seed=cfg.seed + i) for i in range(1, cfg.seeds)]
-    active = (product.trained.encode(work.select_pools.x_on) > 0).float().sum(1).mean()
+
+    def as_active() -> Dictionary:
+        active = (product.trained.encode(work.select_pools.x_on) > 0).float().sum(1).mean()
+        return random_decoder(work.targets, first, float(active))
+
     controls: dict[str, Callable[[], Dictionary | None]] = {
-        "random decoder": lambda: random_decoder(work.targets, first, float(active)),
+        "random decoder": as_active,
         "children of another parent": lambda: wrong_parent(work, first),
         "small L1 SAE on P": lambda: small_sae(work.pools, first),
         "k-means": lambda: k_means(work.targets, first),
     }
-    tasks = [*controls.values()] if cfg.controls else []
-    tasks += [partial(train_children, work.targets, each) for each in again]
-    found: list[Dictionary | None] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for trained in pool.map(lambda task: task(), tasks):
-            found.append(trained)
-            report_progress("controls and other seeds", len(found), len(tasks))
-    others = [work.fires(work.install(each)) for each in found[len(tasks) - len(again) :] if each is not None]
-    kept = {name: each for name, each in zip(controls, found, strict=False) if each is not None} if cfg.controls else {}
+        trained = {name: pool.submit(task) for name, task in controls.items() if cfg.controls}
+        seeds = range(cfg.seed + 1, cfg.seed + cfg.seeds)
+        again = [pool.submit(train_children, work.targets, replace(first, seed=seed)) for seed in seeds]
+        tasks: list[Future[Any]] = [*trained.values(), *again]
+        for done, _ in enumerate(as_completed(tasks), 1):
+            report_progress("controls and other seeds", done, len(tasks))
+    kept = {name: found for name, task in trained.items() if (found := task.result()) is not None}
+    others = [work.fires(work.install(task.result())) for task in again]
     return Beside(stability(work.fires(product.made), others), kept)
 
 
