@@ -12,11 +12,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from saelib.interpret.feature_f1 import feature_f1, tokens_of_kind
+from saelib.interpret.feature_f1 import best_feature_of_kind
 from saelib.report.split_report import split_text, write_split
 from saelib.sae.sae import SAE, load_sae
 from saelib.split.engine import SplitConfig, split_feature
@@ -27,23 +24,22 @@ REPORTS = Path(__file__).parents[1] / "reports"
 SAELENS = {"standard": "saelens-split", "batchtopk": "saelens-split/batchtopk"}
 
 
-def hyphen_feature(sae: SAE, acts: Any) -> int:
-    """The feature that best marks the hyphen on select (F1 of where it fires)."""
-    tables = [feature_f1(acts.stores["select"], sae, ids) for _, ids in tokens_of_kind(acts.model, "hyphen")]
-    return int(pd.concat(tables).sort_values("f1", ascending=False, kind="stable")["feature"].iloc[0])
-
-
 def wanted(saes: Path | None) -> Iterator[tuple[str, SAE, int, SplitConfig]]:
     """Folder, SAE, feature and settings of each report."""
     profile = get_profile("mini")
-    narrow, chosen = study.narrow_sae(profile).sae, selection.parent(profile)
+    narrow, chosen, acts = study.narrow_sae(profile).sae, selection.parent(profile), texts.of_profile(profile)
     for folder, contexts in (("split-hyphen", "hyphen"), ("split-hyphen/automatic", "automatic")):
         yield folder, narrow, chosen.feature, SplitConfig(contexts=contexts, tau=chosen.tau)
     if saes is None:
         return
     for name, folder in SAELENS.items():
         sae = load_sae(saes / name)
-        yield folder, sae, hyphen_feature(sae, texts.of_profile(profile)), SplitConfig(contexts="hyphen")
+        yield (
+            folder,
+            sae,
+            best_feature_of_kind(acts.stores["select"], sae, acts.model, "hyphen"),
+            SplitConfig(contexts="hyphen"),
+        )
 
 
 def main() -> None:

@@ -211,12 +211,11 @@ def _parent(origin: Origin, sae: SAE, looked: dict[str, object], chosen: str, ho
 
 def _named(origin: Origin, sae: SAE, acts: Activations, kind: str, cfg: BenchConfig) -> Parent | None:
     """The feature that best marks a kind of token on select (F1 of where it fires); None where it has too few tokens."""
-    from saelib.interpret.feature_f1 import feature_f1, tokens_of_kind
+    from saelib.interpret.feature_f1 import best_feature_of_kind
 
-    tables = [feature_f1(acts.stores["select"], sae, ids) for _, ids in tokens_of_kind(acts.model, kind)]
-    best = pd.concat(tables).sort_values("f1", ascending=False, kind="stable").iloc[0]
+    best = best_feature_of_kind(acts.stores["select"], sae, acts.model, kind)
     how = "hyphen" if kind == "hyphen" else "automatic"
-    looked = examine(origin, int(best["feature"]), cfg, how)
+    looked = examine(origin, best, cfg, how)
     return _parent(origin, sae, looked, kind, how) if looked["stratum"] else None
 
 

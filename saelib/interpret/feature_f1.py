@@ -87,6 +87,12 @@ class Cut(NamedTuple):
     """Share of the marked tokens that are above tau; 0 where none is marked."""
 
 
+def best_feature_of_kind(store: ActivationStore, sae: SAE, model: LanguageModel, kind: str) -> int:
+    """The feature that best marks a kind of token (see `tokens_of_kind`): F1 of where it fires."""
+    tables = [feature_f1(store, sae, ids) for _, ids in tokens_of_kind(model, kind)]
+    return int(pd.concat(tables).sort_values("f1", ascending=False, kind="stable")["feature"].iloc[0])
+
+
 def cut_at(values: Float[np.ndarray, " n"], marked: Bool[np.ndarray, " n"], tau: float) -> Cut:
     """How well `value > tau` marks some tokens."""
     above, total = values > tau, int(marked.sum())
