@@ -29,7 +29,7 @@ from matplotlib import pyplot as plt
 from saelib.report import report, views
 from saelib.report.study_figures import data_figure
 from saelib.report.tables import keep_table
-from saelib.study import data_needed, price, study, selection, trainings
+from saelib.study import data_needed, data_tables, price, selection, study, trainings
 from saelib.study.hyphen_scale import separation_of
 from saelib.study.profiles import get_profile
 
@@ -69,19 +69,29 @@ plt.show()
 # %%
 chosen = selection.parent(settings)
 run_9 = separation_of(settings, chosen, trainings.trained_run(settings, 9).sae)["S_2"]
-levels = data_needed.levels_table(table, {"run 9": run_9, **data_needed.LEVELS})
-result = keep_table(data_needed.priced(levels, sources, lm_second))
+levels = data_tables.levels_table(table, {"run 9": run_9, **data_tables.LEVELS})
+result = keep_table(data_tables.priced(levels, sources, lm_second))
 result[["arm", "level", "S_2", "tokens", "low", "high", "reached", "seeds", "given"]]
 
 # %% [markdown]
 # ## Is filtering worth its price?
 #
 # Filtering pays where `share`, what passes here, is above `break_even` = n_f l / (n_a (s_a + l) - n_f s_f), with the tokens n
-# that each needs, the seconds s of training and l of reading; `ratio` is the measured cost against all data from the same
-# start. Where all data never got there (`at_least`), the break-even share is an upper end.
+# that each needs, the seconds s of training and l of reading; `ratio` is the cost against all data from the same start where
+# no token is seen twice, `ratio_seen_again` what it was here. Where all data never got there (`at_least`), these are upper ends.
 
 # %%
-columns = ["arm", "level", "share", "break_even", "ratio", "at_least", "lm_tokens", "seconds_in_all"]
+columns = [
+    "arm",
+    "level",
+    "share",
+    "break_even",
+    "ratio",
+    "ratio_seen_again",
+    "at_least",
+    "lm_tokens",
+    "seconds_in_all",
+]
 result.loc[result["break_even"].notna(), columns]
 
 # %% [markdown]
@@ -93,7 +103,7 @@ result.loc[result["break_even"].notna(), columns]
 given = gpu_lm_tokens_per_second and gpu_sae_tokens_per_second
 if given:
     there = {a: price.Source(s.share, s.available, 1 / gpu_sae_tokens_per_second) for a, s in sources.items()}
-    on_gpu = data_needed.priced(levels, there, 1 / gpu_lm_tokens_per_second)
+    on_gpu = data_tables.priced(levels, there, 1 / gpu_lm_tokens_per_second)
     display(keep_table(on_gpu, "gpu"))
 else:
     print("no rates of a GPU were given")
@@ -103,7 +113,7 @@ else:
 
 # %%
 report.headline(
-    answer=data_needed.answer(result),
+    answer=data_tables.answer(result),
     seeds_per_arm=settings.data_seeds,
     points=len(table["tokens"][table["arm"] == "random, all"].unique()),
     longest_tokens=int(table["tokens"].max()),

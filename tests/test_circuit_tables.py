@@ -14,6 +14,7 @@ from toy_model import D, axis, toy_model
 from saelib.acts.activations import harvest_documents
 from saelib.interpret.circuits import Incoming, ablation
 from saelib.lm.model import load_embedded
+from saelib.report.study_figures import previous_token_figure
 from saelib.sae.sae import SAE, SAEConfig
 from saelib.split.children import ChildrenConfig
 from saelib.split.engine import SplitConfig, split_feature
@@ -194,32 +195,41 @@ def summary(saving: list[float]) -> pd.DataFrame:
     )  # fmt: skip
     damage = pd.DataFrame(
         [
-            {
-                "context": "number",
-                "object": "child 1",
-                "family": "child",
-                "ratio": 0.25,
-                "ratio_low": 0.2,
-                "ratio_high": 0.3,
-            }
+            {"context": "number", "object": f"{family} 1", "family": family, "ratio": ratio, "ratio_low": 0.2, "ratio_high": 0.5}
+            for family, ratio in (("parent", 1.0), ("child", 0.25), ("neuron", 0.4))
         ]
-    )
+    )  # fmt: skip
     many = pd.DataFrame({"added_2": np.arange(len(saving), dtype=float), "saving": saving})
     return circuits.summary_table(sources, effects, damage, many)
 
 
 def test_the_summary_holds_a_row_a_number() -> None:
     table = summary([0.1, 0.2, 0.3, 0.4, 0.5])
-    assert table["question"].value_counts().to_dict() == {"source": 4, "effect": 2, "action": 1, "prediction": 2}
+    assert table["question"].value_counts().to_dict() == {"source": 4, "effect": 2, "action": 3, "prediction": 3}
     assert list(table.columns) == ["question", "context", "object", "family", "what", "value", "low", "high", "n"]
 
 
 def test_the_answer_is_made_of_the_summary_s_numbers() -> None:
     text = circuits.answer(summary([0.1, 0.2, 0.3, 0.4, 0.5]))
     assert text.startswith(
-        "At equal effect the best child does this much of the parent's damage to sibling classes: number 0.25"
+        "Damage to sibling classes at equal effect, as a share of the parent's: the best child: number 0.25"
     )
-    assert "Over 5 parents" in text and "rank correlation 1.00" in text
-    assert "parent number 0.40 (95% 0.30 to 0.50), child number 0.80" in text
+    assert "the best neuron: number 0.4 (95% 0.2 to 0.5)" in text and "wide" not in text
+    assert "Over 5 parents the best child does 0.7 (95% 0.5 to 0.9) of the parent's damage (median)" in text
+    assert "rank correlation 1 (95%" in text
+    assert "parent number 0.4 (95% 0.3 to 0.5), child number 0.8" in text
     few = circuits.answer(summary([0.1, NAN]))
     assert "Only 1 parents could be compared" in few
+
+
+def test_the_picture_holds_what_is_acted_on_and_the_children_of_largest_contrast() -> None:
+    rows = [
+        {"context": "number", "object": name, "family": family, "component": PREVIOUS, "share": 0.5, "low": 0.4, "high": 0.6,
+         "amount": amount}
+        for name, family, amount in (
+            ("parent", "parent", 0.01), ("child 1", "child", -3.0), ("child 2", "child", 0.1), ("child 3", "child", 2.0),
+        )
+    ]  # fmt: skip
+    figure = previous_token_figure(pd.DataFrame(rows), children=2)
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown == ["child 3", "child 1", "parent"]

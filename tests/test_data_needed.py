@@ -11,7 +11,8 @@ import pytest
 from saelib.base.errors import UserError
 from saelib.lm.model import load_embedded
 from saelib.study import data_needed, price
-from saelib.study.data_needed import ARMS, first_at_least, levels_table, priced, snapshot_steps
+from saelib.study.data_needed import ARMS, snapshot_steps
+from saelib.study.data_tables import answer, first_at_least, levels_table, priced
 from saelib.study.price import Source, break_even, lm_tokens, seconds
 from saelib.study.profiles import MINI, SMOKE
 
@@ -116,9 +117,20 @@ def test_priced_levels(table: pd.DataFrame) -> None:
     assert math.isnan(found.loc[("random, all", "half"), "break_even"])
     later = found.loc[("random, tokens", "three quarters")]  # all data never got there in 400 tokens
     assert later["tokens"] == 400 and later["at_least"]
-    text = data_needed.answer(found.reset_index())
-    assert "random, all: 400 tokens (95% 200 to not within)" in text
-    assert "random, tokens does not pay (it needs 10.00% of tokens to pass, 1.00% do)" in text
+    assert token["ratio_seen_again"] == pytest.approx((100 + 4000) / (400 + 200))
+    text = answer(found.reset_index())
+    assert "To get to S_2 = 0.75 (three quarters)" in text and "random, all: not within what was given (0 of 3)" in text
+    assert "random, tokens: 400 tokens" in text and "at this machine's rates and S_2 = 0.50 (half)" in text
+    assert "random, tokens does not pay: 8.5 times the cost (6.8 times where tokens are seen again" in text
+    assert "it breaks even where 10.0% of tokens pass, and 1.0% do" in text
+
+
+def test_an_answer_without_a_level_or_without_a_price(table: pd.DataFrame) -> None:
+    sources = {"random, all": Source(1.0, 10_000.0, 1.0), "random, tokens": Source(0.01, 80.0, 1.0)}
+    none = priced(levels_table(table, {"nine tenths": 0.9}), sources, lm_second=0.5)
+    assert answer(none).startswith("No arm reached any of the levels")
+    alone = priced(levels_table(table, {"three quarters": 0.75}), sources, lm_second=0.5)
+    assert answer(alone).endswith("so there is no price to compare.")
 
 
 def test_reading_takes_time() -> None:

@@ -30,7 +30,7 @@ class OpenAnswer:
 
 def left_open(folder: Path) -> list[OpenAnswer]:
     """The four answers, from the tables in a report's folder (that of SplitBench may lie beside it)."""
-    from saelib.study import circuits, data_needed, replacing_tables
+    from saelib.study import circuits, data_tables, replacing_tables
 
     bench = folder if (folder / "splitbench.csv").is_file() else folder.parent / "splitbench"
     asked: list[tuple[str, Path, Callable[[pd.DataFrame], str]]] = [
@@ -38,7 +38,7 @@ def left_open(folder: Path) -> list[OpenAnswer]:
         (
             "How much data does it take, and is filtering worth its price?",
             folder / "13_data_needed",
-            data_needed.answer,
+            data_tables.answer,
         ),
         (
             "Who takes over from the parent after a warm start, and when?",

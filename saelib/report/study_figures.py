@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
@@ -99,14 +100,17 @@ def data_figure(table: pd.DataFrame, scales: Mapping[str, Callable[[float, str],
     return figure
 
 
-def previous_token_figure(sources: pd.DataFrame) -> Any:
-    """For each context, the share of every feature's contrast that comes from the previous token, with its interval
-    (which runs off the picture where there is next to no contrast)."""
+def previous_token_figure(sources: pd.DataFrame, children: int = 12) -> Any:
+    """For each context, the share of a feature's contrast that comes from the previous token, with its interval (which runs off
+    the picture where there is next to no contrast): of every feature that is acted on, and the children of largest contrast."""
     names = list(sources["context"].unique())
-    tall = max(4.0, 0.2 * sources["object"].nunique())
-    figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), tall), squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 5), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        part = sources[(sources["context"] == name) & (sources["component"] == PREVIOUS)].iloc[::-1]
+        part = sources[(sources["context"] == name) & (sources["component"] == PREVIOUS)]
+        contrast = (part["amount"] / part["share"]).abs().where(part["family"] == "child", np.inf)
+        part = part[contrast.rank(ascending=False, method="min") <= (part["family"] != "child").sum() + children].iloc[
+            ::-1
+        ]
         ends = [(part["share"] - part["low"]).clip(0), (part["high"] - part["share"]).clip(0)]
         axis.errorbar(part["share"], part["object"], xerr=ends, fmt="o", capsize=3)
         axis.axvline(0, color="black", linewidth=0.8)

@@ -42,6 +42,7 @@ RARE = 5e-4
 """Nor one on a smaller share (or on too few tokens of train to be split)."""
 PARENT_K, PARENT_STEPS = 32, 600
 """Children and steps of each parent of the summary; the profile's own numbers where it names some."""
+MEDIAN_RATIO = "median damage against the parent's"
 _DENSITY_CONTEXTS = 2000
 _CODE = (
     "interpret.circuits", "interpret.damage", "sae.sae", "split.children", "split.contexts", "split.detectors", "split.engine",
@@ -195,6 +196,12 @@ def summary_table(
     prediction = {"question": "prediction", "context": "many parents", "object": "added_2", "family": "child"}
     rows.append({**prediction, "what": "rank correlation with the saving", **found})
     rows.append({**prediction, "what": "smallest correlation to be seen", "value": smallest, "n": found["n"]})
+    ratios = (1 - many["saving"]).dropna().to_numpy(dtype=float)
+    if len(ratios):
+        draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+        low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+        median = {"value": float(np.median(ratios)), "low": float(low), "high": float(high), "n": len(ratios)}
+        rows.append({**prediction, "what": MEDIAN_RATIO, **median})
     columns = ["question", "context", "object", "family", "what", "value", "low", "high", "n"]
     return pd.DataFrame(rows).reindex(columns=columns)
 
@@ -215,17 +222,19 @@ def answer(table: pd.DataFrame) -> str:
         part = part.drop_duplicates("context")
         return [f"{row['context']} {_with_ends(row)}" for row in part.to_dict("records")]
 
-    ratios = first("action", "child", "damage against the parent's")
+    ways = (("child", "the best child"), ("wide", "the best feature of the wide SAE"), ("neuron", "the best neuron"))
+    ratios = {name: first("action", family, "damage against the parent's") for family, name in ways}
+    told = "; ".join(f"{name}: {', '.join(found)}" for name, found in ratios.items() if found)
     acted = (
-        f"At equal effect the best child does this much of the parent's damage to sibling classes: {'; '.join(ratios)}."
-        if ratios
+        f"Damage to sibling classes at equal effect, as a share of the parent's: {told}."
+        if told
         else "No behaviour of the hyphen's classes could be acted on: the question was not asked."
     )
     found = {row["what"]: row for row in table[table["question"] == "prediction"].to_dict("records")}
     row, smallest = found["rank correlation with the saving"], found["smallest correlation to be seen"]["value"]
     many = (
-        f"Over {int(row['n'])} parents what a split adds goes with the saving at rank correlation {_with_ends(row)}; "
-        f"{smallest:.2f} could have been seen."
+        f"Over {int(row['n'])} parents the best child does {_with_ends(found[MEDIAN_RATIO])} of the parent's damage (median), "
+        f"and what a split adds goes with the saving at rank correlation {_with_ends(row)}; {smallest:.2f} could have been seen."
         if math.isfinite(float(row["value"]))
         else f"Only {int(row['n'])} parents could be compared: too few to say whether what a split adds predicts the saving."
     )
@@ -241,5 +250,5 @@ def answer(table: pd.DataFrame) -> str:
 def _with_ends(row: dict[Any, Any]) -> str:
     if not math.isfinite(float(row["value"])):
         return "not reached"
-    ends = [f"{float(row[name]):.2f}" if math.isfinite(float(row[name])) else "?" for name in ("low", "high")]
-    return f"{float(row['value']):.2f} (95% {ends[0]} to {ends[1]})"
+    ends = [f"{float(row[name]):.3g}" if math.isfinite(float(row[name])) else "?" for name in ("low", "high")]
+    return f"{float(row['value']):.3g} (95% {ends[0]} to {ends[1]})"

@@ -1,8 +1,7 @@
 """How much data separation takes, with and without filtering (the 2024 post's next step 2).
 
 S_k of the hyphen's classes against training tokens, many seeds an arm: snapshots of one training serve all points of a curve;
-the children, whose learning rate falls over their training, are trained anew for each. A level is *reached* at the first point
-whose S_2 is at least that; a run that reaches it at none is censored at its last.
+the children, whose learning rate falls over their training, are trained anew for each.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
-from saelib.base.survival import TimeTo, time_to
 from saelib.sae.kept import sae_key
 from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig, train_children
@@ -33,8 +31,6 @@ from saelib.study.hyphen_scale import separation_of
 from saelib.study.profiles import Profile, get_profile
 from saelib.study.runs import RunSpec, get_run
 
-LEVELS = {"half": 0.5, "three quarters": 0.75, "nine tenths": 0.9}
-"""Fixed levels of S_2, whose ceiling is 1; the level of run 9 is measured."""
 CHILDREN = "children"
 _PLAIN_CONTROL = 13
 _CHILDREN_CODE = ("split.children", "split.exported", "split.leak", "split.parent", "split.work", "study.data_needed")
@@ -190,77 +186,3 @@ def sources(profile: Profile, table: pd.DataFrame) -> dict[str, price.Source]:
         a_token = float(part["seconds"].sum() / part["tokens"].sum())
         found[str(name)] = price.Source(available / everything, float(available), a_token)
     return found
-
-
-# --- levels ----------------------------------------------------------------------------------------------------------------
-
-
-def first_at_least(run: pd.DataFrame, level: float) -> float:
-    """Training tokens at the first point of a run whose S_2 is at least `level`; NaN where none is."""
-    reached = run.loc[run["S_2"] >= level, "tokens"]
-    return float(reached.min()) if len(reached) else math.nan
-
-
-def levels_table(table: pd.DataFrame, levels: Mapping[str, float]) -> pd.DataFrame:
-    """One row an arm and level: arm, level, S_2, tokens (median over seeds) with low and high (95%, censored at the last point),
-    reached, seeds, given (tokens of the last point)."""
-    rows = []
-    for arm, part in table.groupby("arm", sort=False):
-        runs = [run for _, run in part.groupby("seed")]
-        given = np.array([float(run["tokens"].max()) for run in runs])
-        for name, level in levels.items():
-            found = time_to([first_at_least(run, level) for run in runs], given)
-            rows.append(
-                {
-                    "arm": arm, "level": name, "S_2": level, "tokens": found.value, "low": found.low, "high": found.high,
-                    "reached": found.reached, "seeds": found.n, "given": float(given.max()),
-                }
-            )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def priced(
-    levels: pd.DataFrame, sources: Mapping[str, price.Source], lm_second: float, everything: str = "random, all"
-) -> pd.DataFrame:
-    """`levels_table` with its price: lm_tokens and seconds_in_all at the median; share, break_even and ratio (see
-    `price.BreakEven`) against all data from the same start; `at_least`: all data did not get there, so that break_even is an
-    upper end."""
-    rows = []
-    for row in levels.to_dict("records"):
-        source, n = sources[row["arm"]], float(row["tokens"])
-        base = "warm, all" if str(row["arm"]).startswith("warm") else everything
-        other = levels[(levels["arm"] == base) & (levels["level"] == row["level"])].iloc[0]
-        n_all = float(other["tokens"])
-        censored = not math.isfinite(n_all)
-        even = price.break_even(n, source, float(other["given"]) if censored else n_all, sources[base], lm_second)
-        known = math.isfinite(n) and row["arm"] != base
-        more = {
-            "lm_tokens": price.lm_tokens(n, source) if math.isfinite(n) else math.nan,
-            "seconds_in_all": price.seconds(n, source, lm_second) if math.isfinite(n) else math.nan,
-            "share": source.share,
-            "break_even": even.share if known else math.nan,
-            "ratio": even.ratio if known else math.nan,
-            "at_least": bool(known and censored),
-        }
-        rows.append({**{str(name): value for name, value in row.items()}, **more})
-    return pd.DataFrame(rows)
-
-
-def answer(table: pd.DataFrame) -> str:
-    """Notebook 13's answer, from `priced` (or from the CSV it was written to)."""
-    half = table[table["level"] == "half"].to_dict("records")
-    words = {
-        row["arm"]: TimeTo(row["tokens"], row["low"], row["high"], int(row["reached"]), int(row["seeds"])).words(
-            "tokens"
-        )
-        for row in half
-    }
-    told = "; ".join(f"{arm}: {text}" for arm, text in words.items())
-    verdicts = [
-        f"{row['arm']} {'pays' if row['ratio'] < 1 else 'does not pay'} (it needs {'at most ' if row['at_least'] else ''}"
-        f"{row['break_even']:.2%} of tokens to pass, {row['share']:.2%} do)"
-        for row in half
-        if math.isfinite(row["ratio"])
-    ]
-    ends = "; ".join(verdicts) if verdicts else "no filtered arm got there, so there is no price to compare"
-    return f"To get half of the way to the probe, training takes ({told}). Filtering, on this machine's rates: {ends}."
