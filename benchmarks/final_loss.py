@@ -3,7 +3,7 @@
     python benchmarks/final_loss.py [--json] [--profile mini]
 
 The plain controls (runs 13 to 15, three seeds) are taken from the cache, or trained. The study's trainer in plain autograd
-(`tests/reference_trainer.py`) gets the initial weights, the batches and the re-initialisation of run 13, and all are measured on
+(`saelib/sae/definition.py`) gets the initial weights, the batches and the re-initialisation of run 13, and all are measured on
 the same held-out text. Told for each quantity: both values, their difference, and the standard deviation between the seeds.
 """
 
@@ -19,11 +19,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from reference_trainer import ReferenceTrainer
 
 from saelib.acts.batches import ShuffledBatches, View
-from saelib.sae.sae import PARAMETERS, SAE, init_random, kaiming_uniform, unit_rows
-from saelib.sae.step import Params, loss_and_grads
+from saelib.sae.definition import PlainTrainer
+from saelib.sae.gradients import Params
+from saelib.sae.initial import init_random, kaiming_uniform, unit_rows
+from saelib.sae.sae import PARAMETERS, SAE
+from saelib.sae.step import loss_and_grads
 from saelib.study import selection, study, trainings
 from saelib.study.profiles import Profile, get_profile
 from saelib.study.runs import get_run
@@ -56,14 +58,14 @@ def trained_by_reference(profile: Profile, run: int) -> tuple[SAE, float]:
     plan = trainings._run_plan(profile, get_run(run), selection.parent(profile), "context", profile.wide_steps)
     initial = init_random(plan.sae_cfg, torch.Generator().manual_seed(plan.cfg.seed))
     weights = {name: getattr(initial, name) for name in PARAMETERS}
-    trainer = ReferenceTrainer(weights, plan.cfg.l1_coeff, plan.cfg.lr, plan.cfg.beta1, plan.cfg.beta2)
+    trainer = PlainTrainer(weights, plan.cfg.l1_coeff, plan.cfg.lr, (plan.cfg.beta1, plan.cfg.beta2))
     generator = torch.Generator().manual_seed(plan.cfg.seed ^ 0x5EED5EED)
     batches, fired, tokens = batches_of(profile, run), torch.zeros(ours.cfg.d_sae), 0
     began = time.perf_counter()
     for step in range(plan.cfg.n_steps):
         x = batches.batch(step)
         with torch.no_grad():
-            fired += (trainer.forward(x)[3] > 0).sum(0)
+            fired += (trainer.loss(x).acts > 0).sum(0)
         tokens += len(x)
         trainer.step(x)
         if plan.cfg.reinit_due(step + 1):
@@ -79,7 +81,7 @@ def trained_by_reference(profile: Profile, run: int) -> tuple[SAE, float]:
 
 
 @torch.no_grad()
-def reinitialise(trainer: ReferenceTrainer, silent: torch.Tensor, generator: torch.Generator) -> None:
+def reinitialise(trainer: PlainTrainer, silent: torch.Tensor, generator: torch.Generator) -> None:
     """What the study does to silent features, with the draws that ours makes."""
     d_in, d_sae = trainer.params["W_enc"].shape
     fresh = {

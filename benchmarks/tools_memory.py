@@ -23,7 +23,8 @@ from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.interpret.compare import co_firing
 from saelib.interpret.examples import Found, example_frame
 from saelib.interpret.features import density_frame, histogram_frame
-from saelib.sae.sae import SAE, SAEConfig, unit_rows
+from saelib.sae.initial import unit_rows
+from saelib.sae.sae import SAE, SAEConfig
 from saelib.sae.stream import Best, Counts, Histogram, stream
 from saelib.text.tokens import CONTEXT_LENGTH
 

@@ -6,7 +6,7 @@ A step is everything between two batches: loss, gradients, decoder norms, Adam, 
 learning rate is zero, so that each step of a contestant does the same work. Contestants take turns; a speed-up is the
 ratio of the times in one round, and its median and quartiles over the rounds are told.
 
-* reference: the study's trainer in plain autograd (`tests/reference_trainer.py`), on the study's objective, once with about
+* reference: the study's trainer in plain autograd (`saelib/sae/definition.py`), on the study's objective, once with about
   40 active features a token (through the encoder biases) and once at random initialisation.
 * SAELens: its own trainer's `step`, fp32 and bf16 autocast, on its default objective (L1 weighted by decoder norms), against
   ours on that objective, at about 40 active. Its step also clips the gradient's norm. Needs `pip install "saelib[peers]"`.
@@ -32,14 +32,16 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from reference_trainer import ReferenceTrainer
 from timing import spread
 
 from saelib.base.provenance import device
 from saelib.sae import low_precision
-from saelib.sae.sae import PARAMETERS, SAE, SAEConfig, init_random
+from saelib.sae.definition import PlainTrainer
+from saelib.sae.initial import init_random
+from saelib.sae.sae import PARAMETERS, SAE, SAEConfig
 from saelib.sae.step import Objective, choose_route, loss_and_grads, normalise_decoder
-from saelib.sae.train import TrainConfig, _State
+from saelib.sae.train_config import TrainConfig
+from saelib.sae.train_state import TrainState
 
 L1_STUDY = 1e-4  # summed over the batch
 L1_TOKEN = 0.4  # a token's; the time does not depend on either
@@ -63,7 +65,7 @@ class Ours:
     def __init__(self, sae: SAE, x: torch.Tensor, objective: Objective) -> None:
         l1_coeff = L1_STUDY if objective == "study" else L1_TOKEN
         self.cfg = TrainConfig(l1_coeff=l1_coeff, n_steps=1, lr=0.0, batch_size=len(x), objective=objective)
-        self.x, self.state = x, _State(sae_copy(sae), self.cfg)
+        self.x, self.state = x, TrainState(sae_copy(sae), self.cfg)
         self.l0 = 0.0
 
     def step(self) -> None:
@@ -138,9 +140,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, float] | None
     trained, fresh = (sae_with_activity(x, args.d_sae, n) for n in (args.active, None))
     ours = Ours(trained, x, "study")
     contestants: dict[str, Callable[[], object]] = {
-        "reference, 40 active": ReferenceTrainer(weights(trained), L1_STUDY, lr=0.0).step,
+        "reference, 40 active": PlainTrainer(weights(trained), L1_STUDY, lr=0.0).step,
         "saelib, 40 active": ours.step,
-        "reference, init": ReferenceTrainer(weights(fresh), L1_STUDY, lr=0.0).step,
+        "reference, init": PlainTrainer(weights(fresh), L1_STUDY, lr=0.0).step,
         "saelib, init": Ours(fresh, x, "study").step,
     }
     for name in ("reference, 40 active", "reference, init"):

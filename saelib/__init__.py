@@ -21,7 +21,7 @@ __all__ = ["activations", "feature_page", "load_sae", "split"]
 if TYPE_CHECKING:
     from saelib import split as split
     from saelib.report.feature_page import feature_page as feature_page
-    from saelib.sae.sae import load_sae as load_sae
+    from saelib.sae.load import load_sae as load_sae
     from saelib.study.texts import activations as activations
 
 _HOMES = {

@@ -36,7 +36,7 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from saelib.acts.batches import ShuffledBatches, View
-from saelib.sae.sae import load_sae
+from saelib.sae.load import load_sae
 from saelib.study import selection, study
 from saelib.study.profiles import get_profile
 

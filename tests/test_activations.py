@@ -18,7 +18,8 @@ from saelib.acts.store import POSITIONS, ActivationStore, harvest
 from saelib.base.errors import UserError
 from saelib.lm.mini_lm import PlainBlock
 from saelib.lm.model import HOOK_NAME, OneLayerModel, load_embedded
-from saelib.sae.sae import SAE, SAEConfig, init_random
+from saelib.sae.initial import init_random
+from saelib.sae.sae import SAE, SAEConfig
 from saelib.sae.stream import feature_activations
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
@@ -285,7 +286,7 @@ def test_batches_visit_every_token_once_an_epoch_and_depend_on_seed_and_step_alo
     into = torch.full((batches.batch_size, batches.d_in), torch.nan)
     assert batches.batch(per_epoch + 1, into) is into and torch.equal(into, again.batch(per_epoch + 1))
     with pytest.MonkeyPatch.context() as patch:  # without compiled loops
-        patch.setattr("saelib.acts.batches.COMPILED", False)
+        patch.setattr("saelib.base.kernels.serve", lambda out: False)
         assert torch.equal(batches.batch(per_epoch + 1), into)
     other = ShuffledBatches(View(store), 512, seed=4)
     assert other.key != again.key and not torch.equal(other.batch(0), again.batch(0))

@@ -137,10 +137,11 @@ SPLIT = {
 def test_bad_input_of_split_is_one_line_and_exit_2(
     case: str, tmp_path: Path, empty_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from saelib.sae.sae import SAEConfig, init_random, save_sae
+    from saelib.sae.initial import init_random
+    from saelib.sae.sae import SAEConfig
 
     cfg = SAEConfig(256, 16, "blocks.0.hook_mlp_out", "saelib-mini", False)
-    sae = save_sae(init_random(cfg, torch.Generator().manual_seed(0)), tmp_path / "sae")
+    sae = init_random(cfg, torch.Generator().manual_seed(0)).save(tmp_path / "sae")
     (tmp_path / "file").write_text("")
     change, message = SPLIT[case]
     options = {"--sae": str(sae), "--feature": "3", "--text": "x.txt"} | change

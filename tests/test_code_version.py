@@ -13,9 +13,11 @@ import torch
 from saelib.base import code_version as module
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
+from saelib.sae.initial import init_random
 from saelib.sae.kept import sae_key, training_folder, weights_hash
-from saelib.sae.sae import SAEConfig, init_random
-from saelib.sae.train import TRAINING_CODE, TrainConfig, train
+from saelib.sae.sae import SAEConfig
+from saelib.sae.train import TRAINING_CODE, train
+from saelib.sae.train_config import TrainConfig
 from saelib.study import children_rows, outcome, study
 from saelib.study.profiles import SMOKE
 
@@ -47,7 +49,7 @@ def test_editing_the_step_changes_where_trainings_are_kept_and_editing_a_chart_d
     edit("sae.step", '"""One training step', '"""Reworded: one training step')
     edit("sae.step", "\nimport", "\n# a remark\nimport")
     assert training_folder("run-01", "key") == before
-    edit("sae.step", "squares = error.square().sum()", "squares = 2 * error.square().sum()")
+    edit("sae.dense_step", "squares += error.square().sum()", "squares += 2 * error.square().sum()")
     assert training_folder("run-01", "key") != before
 
 
@@ -70,7 +72,7 @@ def test_an_old_checkpoint_is_not_continued_by_a_changed_step(
     sae = init_random(SAEConfig(4, 6, "h", "m"), torch.Generator().manual_seed(0))
     cfg = TrainConfig(l1_coeff=1e-3, n_steps=3, batch_size=8, reinit_every=0)
     train(sae, Batches(), cfg, workdir=tmp_path / "run")
-    edit("sae.step", "squares = error.square().sum()", "squares = 2 * error.square().sum()")
+    edit("sae.dense_step", "squares += error.square().sum()", "squares += 2 * error.square().sum()")
     with pytest.raises(UserError, match="a checkpoint must belong to this run"):
         train(sae, Batches(), cfg, workdir=tmp_path / "run")
 

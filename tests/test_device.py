@@ -21,7 +21,8 @@ from saelib.interpret.features import prompt_activations, top_features
 from saelib.lm.model import load_embedded
 from saelib.report.split_report import split_text, write_split
 from saelib.sae.evaluate import sae_quality
-from saelib.sae.sae import SAE, load_sae
+from saelib.sae.load import load_sae
+from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig, Pools, train_children
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.exported import as_jumprelu

@@ -22,7 +22,7 @@ from saelib.report.index_page import TABLES
 from saelib.report.left_open import left_open
 from saelib.report.page import outside_references
 from saelib.report.side_work import LEFT_OPEN
-from saelib.sae.sae import load_sae
+from saelib.sae.load import load_sae
 from saelib.split.verdict import Verdict
 from saelib.study.claims import CLAIMS
 from saelib.study.runs import ARMS, RUNS

@@ -22,7 +22,9 @@ from saelib.lm.mini_lm import MiniLMConfig
 from saelib.lm.model import HOOK_NAME, OneLayerModel, load_embedded
 from saelib.report.feature_page import summarise
 from saelib.sae.evaluate import sae_quality
-from saelib.sae.sae import SAE, init_random, load_sae
+from saelib.sae.initial import init_random
+from saelib.sae.load import load_sae
+from saelib.sae.sae import SAE
 from saelib.sae.scaled import scaled_acts
 from saelib.sae.stream import Counts, Encoder, feature_activations, stream
 from saelib.text.tokens import CONTEXT_LENGTH

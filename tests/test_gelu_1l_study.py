@@ -20,7 +20,7 @@ from snapshot import SIZES, digits_tokenizer, snapshot_folder, write_gelu_1l, wr
 
 from saelib.lm.gelu_1l_files import REPOSITORY, TOKENIZER_REPOSITORY
 from saelib.report.run_views import PUBLISHED
-from saelib.sae.sae import kaiming_uniform, unit_rows
+from saelib.sae.initial import kaiming_uniform, unit_rows
 from saelib.text.hub_data import INTERPRETATION, PRETOKENISED
 
 pytestmark = [

@@ -17,7 +17,8 @@ from saelib.base.errors import UserError
 from saelib.lm.hf_model import HFModel, find_hf_folder, layers_of, load_hf_folder, load_smollm2
 from saelib.lm.model import EMBEDDED_FOLDER
 from saelib.sae.evaluate import loss_of_logits, sae_quality
-from saelib.sae.sae import SAE, SAEConfig, init_random
+from saelib.sae.initial import init_random
+from saelib.sae.sae import SAE, SAEConfig
 from saelib.study.texts import activations
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 

@@ -248,11 +248,10 @@ def test_the_profile_runs_on_the_stand_ins(
     assert best["recall"] * hyphen.sum() == pytest.approx(hits) and hits > 0
     assert best["f1"] == pytest.approx(2 / (1 / best["precision"] + 1 / best["recall"]))
     # the narrow SAE as a file: then the study's own parent and threshold are the default
-    from saelib.sae.sae import save_sae
 
     for function in (study.narrow_sae, selection.parent, study.coefficient):
         getattr(function, "cache_clear", lambda: None)()
-    monkeypatch.setenv("SAELIB_NARROW_SAE", str(save_sae(narrow, empty_cache / "given")))
+    monkeypatch.setenv("SAELIB_NARROW_SAE", str(narrow.save(empty_cache / "given")))
     given = replace(profile, parent=5, tau=0.25)
     assert selection.parent(given)[:2] == (5, 0.25) and selection.parent(given, 3).feature == 3
     assert torch.equal(study.narrow_sae(given).sae.W_enc, narrow.W_enc)

@@ -18,7 +18,9 @@ import torch
 from saelib.base import hub
 from saelib.base.errors import UserError
 from saelib.sae.hub_release import find_release, is_release
-from saelib.sae.sae import SAEConfig, init_random, load_sae, save_sae
+from saelib.sae.initial import init_random
+from saelib.sae.load import load_sae
+from saelib.sae.sae import SAEConfig
 
 DIRECTORY = """\
 some-release:
@@ -165,7 +167,7 @@ def test_offline_is_switched_off_again(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_kinds_that_are_not_read(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     cfg = SAEConfig(16, 32, "blocks.0.hook_mlp_out", "made", False)
-    folder = save_sae(init_random(cfg, torch.Generator().manual_seed(0)), tmp_path / "sae")
+    folder = init_random(cfg, torch.Generator().manual_seed(0)).save(tmp_path / "sae")
     (folder / "SHA256SUMS").unlink()
     config = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps({**config, **change}))

@@ -11,7 +11,7 @@ import pytest
 import tiny_study
 import torch
 
-from saelib.sae.sae import init_from_narrow
+from saelib.sae.initial import init_from_narrow
 from saelib.split.classes import CLASSES
 from saelib.study import data_needed, graded, hyphen_scale, replacing, selection, study, trainings
 from saelib.study.hyphen_scale import separation_of

@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("numba", reason="the compiled route needs it")
-
-import saelib.sae.step as step_module
+import saelib.sae.sparse_step as sparse_module
 from saelib.base import kernels
 from saelib.sae import low_precision
-from saelib.sae.step import Params, loss_and_grads
+from saelib.sae.gradients import Params
+from saelib.sae.step import loss_and_grads
 
 
 def rows_of(kind, n, d, generator):
@@ -123,9 +122,9 @@ def training_problem(batch, d_in, d_sae, active, seed=0):
 
 def with_format(monkeypatch, kind):
     """Let every step use one format."""
-    choice = step_module._Choice()
+    choice = sparse_module._Choice()
     choice.best, choice.calls = kind, 2
-    monkeypatch.setattr(step_module, "_choice", lambda *_: choice)
+    monkeypatch.setattr(sparse_module, "_choice", lambda *_: choice)
 
 
 @pytest.mark.parametrize("zero_parent", [None, 3])
@@ -151,23 +150,19 @@ def test_no_format_and_no_number_of_threads_changes_a_bit(monkeypatch, zero_pare
 
 def test_the_trial_changes_nothing_and_comes_to_an_answer():
     params, x = training_problem(1024, 128, 256, 0.03)
-    assert step_module._SMALL <= 1024 * 128 * 256
-    step_module._choice.cache_clear()
+    assert sparse_module._SMALL <= 1024 * 128 * 256
+    sparse_module._choice.cache_clear()
     results = [loss_and_grads(params, x, 1e-3, route="sparse") for _ in range(3)]
-    assert step_module._choice((1024, 128, 256), torch.get_num_threads()).calls == 3
+    assert sparse_module._choice((1024, 128, 256), torch.get_num_threads()).calls == 3
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0].grads, other.grads, strict=True))
 
 
 def test_more_entries_than_there_was_room_for(monkeypatch):
     params, x = training_problem(300, 16, 400, 0.6)
-    monkeypatch.setattr(step_module, "_Entries", functools.partial(_small_room, step_module._Entries))
-    compiled = loss_and_grads(params, x, 1e-3, route="sparse")
-    monkeypatch.setattr(step_module, "COMPILED", False)
-    plain = loss_and_grads(params, x, 1e-3, route="sparse")
-    assert torch.equal(compiled.fired, plain.fired)
-    for a, b in zip(compiled.grads, plain.grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+    monkeypatch.setattr(sparse_module, "_Entries", functools.partial(_small_room, sparse_module._Entries))
+    found, dense = (loss_and_grads(params, x, 1e-3, route=route) for route in ("sparse", "dense"))
+    agree(found, dense)
 
 
 def _small_room(entries, room):
@@ -176,12 +171,14 @@ def _small_room(entries, room):
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 33), (65, 64, 31), (130, 33, 64)])
 @pytest.mark.parametrize("active", [0.0, 0.05, 1.0])
-def test_without_numba_the_result_is_the_same_to_rounding(monkeypatch, shape, active):
+def test_at_odd_shapes_the_routes_agree_to_rounding(shape, active):
     params, x = training_problem(*shape, active)
-    compiled = loss_and_grads(params, x, 1e-3, route="sparse")
-    monkeypatch.setattr(step_module, "COMPILED", False)
-    plain = loss_and_grads(params, x, 1e-3, route="sparse")
-    assert compiled.loss == pytest.approx(plain.loss, rel=1e-5)
-    assert torch.equal(compiled.fired, plain.fired)
-    for a, b in zip(compiled.grads, plain.grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
+    found, dense = (loss_and_grads(params, x, 1e-3, route=route) for route in ("sparse", "dense"))
+    assert found.loss == pytest.approx(dense.loss, rel=1e-5)
+    agree(found, dense)
+
+
+def agree(found, dense):
+    assert torch.equal(found.fired, dense.fired)
+    for a, b in zip(found.grads, dense.grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(1.0, float(b.abs().max())))

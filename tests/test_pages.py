@@ -25,7 +25,7 @@ from saelib.report.feature_page import Member, feature_page, summarise
 from saelib.report.html_view import table
 from saelib.report.page import file_references, outside_references
 from saelib.report.views import VIEW_MIME
-from saelib.sae.sae import SAE, SAEConfig, save_sae
+from saelib.sae.sae import SAE, SAEConfig
 
 TEXT = "A well-known <b>three-point</b> landing & a multi-millionaire's long-standing </script> 2-day plan. " * 40
 VOID = {"meta", "link", "br", "img", "input", "hr", "rect", "circle", "line"}
@@ -118,7 +118,7 @@ def test_the_docs_make_a_feature_page_in_three_lines(
     lines = [line for line in block.group(1).splitlines() if line]
     assert len(lines) == 4, "an import and three lines"
     monkeypatch.chdir(tmp_path)
-    save_sae(wide, tmp_path / "my-sae")
+    wide.save(tmp_path / "my-sae")
     (tmp_path / "my-text.txt").write_text(TEXT)
     feature = int(re.search(r"store, (\d+)\)", block.group(1)).group(1))
     assert feature < wide.cfg.d_sae

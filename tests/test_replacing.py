@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from saelib.base.errors import UserError
-from saelib.sae.sae import PARAMETERS, SAE, SAEConfig, init_random
+from saelib.sae.initial import init_random
+from saelib.sae.sae import PARAMETERS, SAE, SAEConfig
 from saelib.split.classes import CLASSES
 from saelib.study import replacing, replacing_tables
 from saelib.study.replacing import ARMS, Starts, Watch, children_starts, fvu, intervene

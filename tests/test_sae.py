@@ -5,18 +5,10 @@ import safetensors.torch
 import torch
 
 from saelib.base.errors import UserError
-from saelib.sae.sae import (
-    CONFIG_FILE,
-    PARAMETERS,
-    SAE,
-    WEIGHTS_FILE,
-    SAEConfig,
-    init_from_narrow,
-    init_random,
-    load_sae,
-    save_sae,
-    unit_rows,
-)
+from saelib.sae.format import CONFIG_FILE, WEIGHTS_FILE
+from saelib.sae.initial import init_from_narrow, init_random, unit_rows
+from saelib.sae.load import load_sae
+from saelib.sae.sae import PARAMETERS, SAE, SAEConfig
 
 
 def config(d_in=6, d_sae=10, **changes):
@@ -142,7 +134,7 @@ def test_config_rejects_unknown_keys():
 def test_round_trip(tmp_path):
     sae = trained_looking()
     sae.cfg.metadata["l1_coeff"] = 3e-4
-    loaded = load_sae(save_sae(sae, tmp_path / "sae"))
+    loaded = load_sae(sae.save(tmp_path / "sae"))
     assert loaded.cfg == sae.cfg
     for name in PARAMETERS:
         assert torch.equal(getattr(loaded, name), getattr(sae, name)), name
@@ -150,7 +142,7 @@ def test_round_trip(tmp_path):
 
 
 def test_folder_is_what_saelens_writes(tmp_path):
-    folder = save_sae(trained_looking(), tmp_path / "sae")
+    folder = trained_looking().save(tmp_path / "sae")
     assert sorted(p.name for p in folder.iterdir()) == ["SHA256SUMS", "cfg.json", "sae_weights.safetensors"]
     cfg = json.loads((folder / CONFIG_FILE).read_text())
     metadata = cfg.pop("metadata")
@@ -178,27 +170,27 @@ def test_transposed_storage_is_saved_in_order(tmp_path):
     sae = trained_looking()
     plain = sae.W_enc.detach().clone()
     sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
-    assert torch.equal(load_sae(save_sae(sae, tmp_path / "sae")).W_enc, plain)
+    assert torch.equal(load_sae(sae.save(tmp_path / "sae")).W_enc, plain)
 
 
 def test_saving_again_replaces_but_never_something_else(tmp_path):
-    folder = save_sae(trained_looking(seed=1), tmp_path / "sae")
+    folder = trained_looking(seed=1).save(tmp_path / "sae")
     newer = trained_looking(seed=5)
-    save_sae(newer, folder)
+    newer.save(folder)
     assert torch.equal(load_sae(folder).W_enc, newer.W_enc)
     (folder / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="must be saved to a folder of its own"):
-        save_sae(newer, folder)
+        newer.save(folder)
     assert (folder / "thesis.tex").exists()
 
 
 def test_nan_is_neither_saved_nor_loaded(tmp_path):
     sae = trained_looking()
-    folder = save_sae(sae, tmp_path / "sae")
+    folder = sae.save(tmp_path / "sae")
     with torch.no_grad():
         sae.b_enc[3] = float("nan")
     with pytest.raises(UserError, match="b_enc of an SAE must be finite"):
-        save_sae(sae, tmp_path / "other")
+        sae.save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
     tensors = {name: getattr(sae, name).detach() for name in PARAMETERS}
     safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE)
@@ -247,7 +239,7 @@ def pickle_instead(folder):
     ],
 )
 def test_bad_folders_are_one_clear_line(tmp_path, spoil, message):
-    folder = save_sae(trained_looking(), tmp_path / "sae")
+    folder = trained_looking().save(tmp_path / "sae")
     spoil(folder)
     with pytest.raises(UserError, match=message) as caught:
         load_sae(folder)
@@ -257,7 +249,7 @@ def test_bad_folders_are_one_clear_line(tmp_path, spoil, message):
 @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, "SHA256SUMS"])
 def test_one_flipped_bit_anywhere_is_found(tmp_path, name):
     """Found in one clear line, wherever it is: in a number, in a name, in the weights, in the checksums themselves."""
-    folder = save_sae(trained_looking(), tmp_path / "sae")
+    folder = trained_looking().save(tmp_path / "sae")
     whole = (folder / name).read_bytes()
     for position in range(0, len(whole), max(1, len(whole) // 60)):
         for bit in (0, 5, 7):
@@ -278,7 +270,7 @@ def test_no_folder_at_all(tmp_path):
 
 def test_an_sae_that_does_not_subtract_b_dec(tmp_path):
     sae = trained_looking()
-    folder = save_sae(sae, tmp_path / "sae")
+    folder = sae.save(tmp_path / "sae")
     rewrite_config(folder, apply_b_dec_to_input=False)
     loaded = load_sae(folder)
     x = torch.randn(20, 6, generator=seeded())
@@ -290,7 +282,7 @@ def test_an_sae_that_does_not_subtract_b_dec(tmp_path):
 
 
 def test_folders_of_other_saelens_versions(tmp_path):
-    folder = save_sae(trained_looking(), tmp_path / "sae")
+    folder = trained_looking().save(tmp_path / "sae")
     rewrite_config(
         folder,
         metadata={
@@ -310,7 +302,7 @@ def test_folders_of_other_saelens_versions(tmp_path):
 
 def test_half_precision_becomes_float32(tmp_path):
     sae = trained_looking()
-    folder = save_sae(sae, tmp_path / "sae")
+    folder = sae.save(tmp_path / "sae")
     rewrite_weights(folder, **{name: getattr(sae, name).detach().bfloat16() for name in PARAMETERS})
     rewrite_config(folder, dtype="bfloat16")
     loaded = load_sae(folder)

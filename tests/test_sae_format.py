@@ -15,7 +15,9 @@ import torch
 from saelib.base.errors import UserError
 from saelib.cli import main
 from saelib.lm.hook_point import canonical_hook, parse_hook
-from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, load_sae, require_fits, require_trainable, save_sae
+from saelib.sae.initial import init_from_narrow
+from saelib.sae.load import load_sae
+from saelib.sae.sae import SAE, SAEConfig, require_fits, require_trainable
 
 WRITTEN_BY_SAELENS = Path(__file__).parent / "data" / "saelens"
 FOLDERS = sorted(path.name for path in WRITTEN_BY_SAELENS.iterdir())
@@ -51,7 +53,7 @@ def test_what_saelens_wrote_gives_what_saelens_computed(name: str) -> None:
 @pytest.mark.parametrize("name", FOLDERS)
 def test_written_again_it_is_the_same_sae(name: str, tmp_path: Path) -> None:
     sae, wanted = load_sae(WRITTEN_BY_SAELENS / name), expected(name)
-    again = load_sae(save_sae(sae, tmp_path / "again"))
+    again = load_sae(sae.save(tmp_path / "again"))
     assert again.cfg == sae.cfg
     with torch.no_grad():
         assert torch.equal(again(wanted["x"]).x_hat, sae(wanted["x"]).x_hat)
@@ -271,7 +273,7 @@ def test_the_studys_files_load(tmp_path: Path) -> None:
         acts = torch.relu((x - state["b_dec"]) @ state["W_enc"] + state["b_enc"])
         torch.testing.assert_close(sae(x).feature_acts, acts)
         torch.testing.assert_close(sae(x).x_hat, acts @ state["W_dec"] + state["b_dec"])
-    assert load_sae(save_sae(sae, tmp_path / "sae")).cfg == cfg, "and are written as a folder"
+    assert load_sae(sae.save(tmp_path / "sae")).cfg == cfg, "and are written as a folder"
 
 
 def test_the_earliest_files_name_only_d_mlp(tmp_path: Path) -> None:

@@ -16,8 +16,11 @@ import pytest
 import torch
 
 from saelib.base.errors import UserError
-from saelib.sae.sae import SAE, SAEConfig, init_random, load_sae, save_sae
-from saelib.sae.train import TrainConfig, train
+from saelib.sae.initial import init_random
+from saelib.sae.load import load_sae
+from saelib.sae.sae import SAE, SAEConfig
+from saelib.sae.train import train
+from saelib.sae.train_config import TrainConfig
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what it and its dependencies warn about among themselves
@@ -78,7 +81,7 @@ def test_every_switch_in_both_directions(
     theirs.save_model(tmp_path / "theirs")
     ours = load_sae(tmp_path / "theirs")
     assert_same(ours, theirs)
-    back = sae_lens.SAE.load_from_disk(save_sae(ours, tmp_path / "ours"))
+    back = sae_lens.SAE.load_from_disk(ours.save(tmp_path / "ours"))
     assert back.cfg.architecture() == architecture and back.cfg.metadata.hook_name == HOOK
     assert_same(ours, back)
 
@@ -208,7 +211,7 @@ def test_an_sae_that_we_trained(tmp_path: Path) -> None:
         start, Batches(), TrainConfig(l1_coeff=2e-4, n_steps=30, seed=0, batch_size=256), workdir=tmp_path / "work"
     ).sae
     assert not torch.equal(trained.W_enc, start.W_enc)
-    theirs = sae_lens.SAE.load_from_disk(save_sae(trained, tmp_path / "ours"))
+    theirs = sae_lens.SAE.load_from_disk(trained.save(tmp_path / "ours"))
     assert theirs.cfg.metadata.model_name == "saelib-mini" and theirs.cfg.metadata.center_writing_weights is False
     assert_same(trained, theirs)
     theirs.save_model(tmp_path / "back")

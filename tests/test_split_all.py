@@ -12,7 +12,6 @@ import saelib.report.split_all as module
 from saelib.base.errors import UserError
 from saelib.bench.known import World, known_activations, known_sae
 from saelib.report.split_all import COLUMNS, AllRequest, split_all
-from saelib.sae.sae import save_sae
 
 WORLD = World("all", d_in=24, n_background=40, contexts=(260, 200, 200), shares=(0.3, 0.3))
 
@@ -20,7 +19,7 @@ WORLD = World("all", d_in=24, n_background=40, contexts=(260, 200, 200), shares=
 @pytest.fixture
 def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AllRequest:
     monkeypatch.setattr(module, "activations", lambda model, text, sae, device: known_activations(WORLD))
-    folder = save_sae(known_sae(WORLD)[0], tmp_path / "sae")
+    folder = known_sae(WORLD)[0].save(tmp_path / "sae")
     return AllRequest(str(folder), str(tmp_path / "out"), K=4)
 
 

@@ -17,7 +17,8 @@ from made_up_split import documents, hyphen_sae
 from saelib import cli
 from saelib.acts.activations import Activations, harvest_documents
 from saelib.lm.model import load_embedded
-from saelib.sae.sae import SAE, load_sae
+from saelib.sae.load import load_sae
+from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.result import Split

@@ -28,7 +28,8 @@ from saelib.acts.activations import Activations
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.errors import UserError
 from saelib.lm.model import LanguageModel
-from saelib.sae.sae import SAE, SAEConfig, load_sae
+from saelib.sae.load import load_sae
+from saelib.sae.sae import SAE, SAEConfig
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
 from saelib.split.detectors import mcc

@@ -13,7 +13,6 @@ from scipy.sparse import csc_array
 
 from saelib.base.errors import UserError
 from saelib.bench.known import KnownActivations, World, known_activations, known_sae, match
-from saelib.sae.sae import save_sae
 from saelib.split import controls, local, methods
 from saelib.split.children import ChildrenConfig, Dictionary
 from saelib.split.engine import SplitConfig
@@ -262,7 +261,7 @@ def test_a_registered_method_has_a_name_of_its_own() -> None:
 
 def test_split_by_writes_its_tables(judge_: Judge, tmp_path: Path) -> None:
     work = judge_.work
-    folder = save_sae(run(judge_, "all-data").sae, tmp_path / "sae")  # type: ignore[arg-type]
+    folder = run(judge_, "all-data").sae.save(tmp_path / "sae")  # type: ignore[arg-type]
     for name in ("k-means", f"sae:{folder}"):
         found = split_by(work.original, work.feature, known_activations(WORLD), name, CONFIG)
         out = found.save(tmp_path / "out")

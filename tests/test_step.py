@@ -6,12 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import saelib.sae.step as step_module
+import saelib.sae.dense_step as dense_module
+import saelib.sae.sparse_step as sparse_module
+from saelib.base import kernels
 from saelib.base.errors import UserError
 from saelib.sae.divergence import DivergenceCheck
-from saelib.sae.sae import SAE, SAEConfig, init_random
-from saelib.sae.step import SPARSE_BELOW, Objective, Params, choose_route, loss_and_grads, normalise_decoder
-from saelib.sae.train import TrainConfig, _State
+from saelib.sae.gradients import Params
+from saelib.sae.initial import init_random
+from saelib.sae.sae import SAE, SAEConfig
+from saelib.sae.step import SPARSE_BELOW, Objective, choose_route, loss_and_grads, normalise_decoder
+from saelib.sae.train_config import TrainConfig
+from saelib.sae.train_state import TrainState
 
 ROUTES = ("dense", "sparse")
 
@@ -87,7 +92,7 @@ def test_zeroed_parent_by_hand(route):
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_l1_is_summed_over_the_batch_and_l2_averaged(route):
-    params, x = problem()
+    params, x = problem(dtype=torch.float32)
     once, twice = (loss_and_grads(params, x.repeat(n, 1), 0.3, route=route) for n in (1, 2))
     assert twice.l1 == pytest.approx(2 * once.l1)
     assert twice.l2 == pytest.approx(once.l2)
@@ -97,13 +102,11 @@ def test_l1_is_summed_over_the_batch_and_l2_averaged(route):
 @pytest.mark.parametrize("objective", get_args(Objective))
 @pytest.mark.parametrize("zero_parent", [None, 4])
 @pytest.mark.parametrize("block_rows", [1024, 5])
-@pytest.mark.parametrize("route", ROUTES)
-def test_gradients_are_autograds(route, block_rows, zero_parent, objective, monkeypatch):
-    monkeypatch.setattr(step_module, "BLOCK_ROWS", block_rows)
+def test_gradients_are_autograds(block_rows, zero_parent, objective, monkeypatch):
+    monkeypatch.setattr(dense_module, "BLOCK_ROWS", block_rows)
     params, x = problem()
     l2, l1, grads, fired = autograd(params, x, 0.3, zero_parent, objective)
-    result = loss_and_grads(params, x, 0.3, zero_parent, route, objective)
-    assert result.route == route
+    result = loss_and_grads(params, x, 0.3, zero_parent, "dense", objective)
     assert result.l2 == pytest.approx(l2, rel=1e-12)
     assert result.l1 == pytest.approx(l1, rel=1e-12)
     assert torch.equal(result.fired, fired)
@@ -116,11 +119,12 @@ def test_gradients_are_autograds(route, block_rows, zero_parent, objective, monk
 @pytest.mark.parametrize("block_rows", [1024, 50])
 @pytest.mark.parametrize("route", ROUTES)
 def test_fp32_gradients_are_autograds_to_rounding(route, block_rows, zero_parent, objective, monkeypatch):
-    """In fp32 the sparse route is another one: compiled."""
-    monkeypatch.setattr(step_module, "BLOCK_ROWS", block_rows)
+    for module in (dense_module, sparse_module):
+        monkeypatch.setattr(module, "BLOCK_ROWS", block_rows)
     params, x = problem(300, 40, 200, 0.05)
     l2, l1, grads, fired = autograd(params, x, 0.3, zero_parent, objective)
     result = loss_and_grads(Params(*(p.float() for p in params)), x.float(), 0.3, zero_parent, route, objective)
+    assert result.route == route
     assert (result.l2, result.l1) == (pytest.approx(l2, rel=1e-5), pytest.approx(l1, rel=1e-5))
     assert torch.equal(result.fired, fired)
     for got, expected in zip(result.grads, grads, strict=True):
@@ -128,10 +132,9 @@ def test_fp32_gradients_are_autograds_to_rounding(route, block_rows, zero_parent
 
 
 @pytest.mark.parametrize("zero_parent", [None, 4])
-@pytest.mark.parametrize("route", ROUTES)
-def test_gradients_are_finite_differences(route, zero_parent):
+def test_gradients_are_finite_differences(zero_parent):
     params, x = problem()
-    grads = loss_and_grads(params, x, 0.3, zero_parent, route).grads
+    grads = loss_and_grads(params, x, 0.3, zero_parent).grads
     h = 1e-6
     for which, (param, grad) in enumerate(zip(params, grads, strict=True)):
         for entry in range(param.numel()):
@@ -141,7 +144,7 @@ def test_gradients_are_finite_differences(route, zero_parent):
                 moved[entry] += sign * h
                 changed = list(params)
                 changed[which] = moved.view(param.shape)
-                sides.append(loss_and_grads(Params(*changed), x, 0.3, zero_parent, route).loss)
+                sides.append(loss_and_grads(Params(*changed), x, 0.3, zero_parent).loss)
             slope = (sides[0] - sides[1]) / (2 * h)
             assert grad.flatten()[entry].item() == pytest.approx(slope, rel=1e-5, abs=1e-6)
 
@@ -178,7 +181,7 @@ def test_the_same_bits_every_time(route):
 @pytest.mark.parametrize("name", ["W_enc", "b_enc", "b_dec"])
 @pytest.mark.parametrize("route", ROUTES)
 def test_nan_reaches_the_loss(route, name):
-    params, x = problem()
+    params, x = problem(dtype=torch.float32)
     broken = getattr(params, name).clone()
     broken[..., 2] = float("nan")
     assert not loss_and_grads(params._replace(**{name: broken}), x, 0.1, route=route).loss < float("inf")
@@ -189,6 +192,12 @@ def test_parent_must_be_a_feature(feature):
     params, x = problem()
     with pytest.raises(UserError, match=rf"feature must be in \[0, d_sae=9\); got {feature}"):
         loss_and_grads(params, x, 0.1, zero_parent=feature)
+
+
+def test_the_sparse_route_takes_fp32_on_a_cpu():
+    params, x = problem()
+    with pytest.raises(UserError, match=r"the sparse route takes fp32 on a CPU; got torch\.float64 on cpu"):
+        loss_and_grads(params, x, 0.1, route="sparse")
 
 
 def test_route_follows_the_activity():
@@ -230,10 +239,10 @@ class NothingReadBack(TorchDispatchMode):
 @pytest.mark.parametrize("objective", get_args(Objective))
 def test_a_step_as_on_cuda_reads_nothing_back(objective, monkeypatch):
     """The operations that a GPU is given, on a CPU: torch's own, the dense route."""
-    monkeypatch.setattr(step_module, "COMPILED", False)
+    monkeypatch.setattr(kernels, "serve", lambda x: False)
     params, x = problem(dtype=torch.float32)
     sae = SAE(SAEConfig(d_in=5, d_sae=9, hook_name="none", model_name="none"))
-    state = _State(sae, TrainConfig(l1_coeff=0.1, n_steps=1, objective=objective))
+    state = TrainState(sae, TrainConfig(l1_coeff=0.1, n_steps=1, objective=objective))
     state.device = torch.device("meta")  # anything but a CPU
     check = DivergenceCheck("run", torch.device("cpu"), lambda: "none")
     assert choose_route(state.active_share, torch.device("cuda")) == "dense"

@@ -17,8 +17,9 @@ import torch
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.table import as_row, meanings, write_csv
 from saelib.interpret.feature_f1 import best_cut, best_feature_f1, cut_at
+from saelib.sae.initial import init_random
 from saelib.sae.kept import weights_hash
-from saelib.sae.sae import SAEConfig, init_random
+from saelib.sae.sae import SAEConfig
 from saelib.split.classes import CLASSES
 from saelib.split.contexts import Labels
 from saelib.split.detectors import best_threshold

@@ -4,13 +4,15 @@ import shutil
 
 import pytest
 import torch
-from reference_trainer import ReferenceTrainer
 
 import saelib.sae.step as step_module
 import saelib.sae.train as train_module
 from saelib.base.errors import UserError
-from saelib.sae.sae import PARAMETERS, SAEConfig, init_from_narrow, init_random, unit_rows
-from saelib.sae.train import TrainConfig, train
+from saelib.sae.definition import PlainTrainer
+from saelib.sae.initial import init_from_narrow, init_random, unit_rows
+from saelib.sae.sae import PARAMETERS, SAEConfig
+from saelib.sae.train import Hooks, train
+from saelib.sae.train_config import TrainConfig
 
 D_IN, D_SAE, BATCH = 12, 32, 64
 
@@ -69,9 +71,7 @@ def test_fifty_steps_of_the_reference(init, zero_parent, route, tmp_path, monkey
     """Losses to 1e-5 relative; every parameter to 2e-6, where fifty steps of Adam have moved them by up to 5e-2."""
     monkeypatch.setattr(train_module, "choose_route", lambda share, device: route)
     sae, batches = initial(init), Superposition()
-    reference = ReferenceTrainer(
-        {name: getattr(sae, name) for name in PARAMETERS}, 2e-3, lr=1e-3, zero_parent=zero_parent
-    )
+    reference = PlainTrainer({name: getattr(sae, name) for name in PARAMETERS}, 2e-3, lr=1e-3, zero_parent=zero_parent)
     losses = [reference.step(batches.batch(step)) for step in range(50)]
     result = train(sae, batches, train_config(n_steps=50, zero_parent=zero_parent), workdir=tmp_path)
     assert losses[-1] < losses[0]
@@ -140,8 +140,7 @@ def test_history_and_callbacks(tmp_path):
         batches,
         cfg,
         workdir=tmp_path,
-        probe=lambda at: {"norm": at.W_dec.norm().item()},
-        on_step=lambda done, total: seen.append((done, total)),
+        hooks=Hooks(lambda at: {"norm": at.W_dec.norm().item()}, lambda done, total: seen.append((done, total))),
     )
     history = result.history
     assert history.columns.tolist() == [
@@ -202,7 +201,7 @@ def test_silent_features_are_reinitialised(tmp_path):
 def test_reinitialising_forgets_the_moments():
     sae = initial()
     cfg = train_config(reinit_threshold=2.0, reinit_every=10)  # every feature counts as silent
-    state = train_module._State(sae, cfg)
+    state = train_module.TrainState(sae, cfg)
     x = Superposition().batch(0)
     result = train_module.loss_and_grads(state.params, x, cfg.l1_coeff)
     state.count(result, BATCH)
@@ -274,7 +273,7 @@ def run(workdir, kill_at=None, batches=None, init_seed=0, rare=False, **changes)
         )
     )
     probe = lambda at: {"norm": at.W_enc.norm().item()}  # noqa: E731
-    return train(sae, batches or Superposition(), cfg, workdir=workdir, probe=probe, on_step=on_step, name="run 7")
+    return train(sae, batches or Superposition(), cfg, workdir=workdir, hooks=Hooks(probe, on_step), name="run 7")
 
 
 @pytest.fixture
@@ -453,12 +452,12 @@ def test_a_restored_state_is_the_saved_one_in_every_attribute(tmp_path, monkeypa
     """Also in those that somebody adds later: an attribute that a checkpoint forgets shows here by its name."""
     states = []
 
-    class Kept(train_module._State):
+    class Kept(train_module.TrainState):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             states.append(self)
 
-    monkeypatch.setattr(train_module, "_State", Kept)
+    monkeypatch.setattr(train_module, "TrainState", Kept)
     with pytest.raises(Killed):
         unaligned(tmp_path, kill_at=25)
     saved = {name: as_plain(value) for name, value in vars(states[0]).items()}
@@ -479,7 +478,7 @@ def test_a_restored_state_is_the_saved_one_in_every_attribute(tmp_path, monkeypa
     assert {name for name in saved if saved[name] == fresh[name]} == constant, "these were not put to the test"
 
 
-STATE = train_module._State(initial(), train_config())
+STATE = train_module.TrainState(initial(), train_config())
 
 
 @pytest.fixture(scope="module")
@@ -498,14 +497,14 @@ def test_a_forgotten_field_is_not_forgiven(tmp_path, monkeypatch, routes_alterna
     """Each field changes what a resumed run makes: so the tests of equal bits see every one of them."""
     straight, killed = straight_and_killed
     shutil.copytree(killed, tmp_path / "killed")
-    restore = train_module._State.restore
+    restore = train_module.TrainState.restore
 
     def forgetful(self, found):
         tensors = {name: value.clone() for name, value in self.tensors().items() if name == forgotten}
         scalars = {name: value for name, value in self.scalars().items() if name == forgotten}
         restore(self, found._replace(tensors=found.tensors | tensors, scalars=found.scalars | scalars))
 
-    monkeypatch.setattr(train_module._State, "restore", forgetful)
+    monkeypatch.setattr(train_module.TrainState, "restore", forgetful)
     if forgotten is None:
         same_bits(straight, unaligned(tmp_path / "killed"))
     elif forgotten == "seconds":
@@ -521,9 +520,9 @@ def test_a_checkpoint_that_lacks_a_field_is_named(tmp_path, monkeypatch):
         del tensors["fired_since_log"]
         return tensors
 
-    complete = train_module._State.tensors
+    complete = train_module.TrainState.tensors
     with monkeypatch.context() as patched:
-        patched.setattr(train_module._State, "tensors", without)
+        patched.setattr(train_module.TrainState, "tensors", without)
         with pytest.raises(Killed):
             run(tmp_path, kill_at=17)
     with pytest.raises(
@@ -578,14 +577,14 @@ def test_the_step_is_named_though_it_is_found_later(tmp_path):
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
     """Found at a checkpoint even where no loss has shown it yet, and named by its tensor."""
-    update = train_module._State.update
+    update = train_module.TrainState.update
 
     def spoil(self, grads):
         update(self, grads)
         if self.step == 9:
             self.adam.state[self.leaves["b_enc"]]["exp_avg_sq"][3] = float("inf")
 
-    monkeypatch.setattr(train_module._State, "update", spoil)
+    monkeypatch.setattr(train_module.TrainState, "update", spoil)
     message = r"got a finite one at step 10 \(first bad tensor: adam.b_enc.exp_avg_sq; .*step-000000005.json\)"
     with pytest.raises(UserError, match=message):
         train(initial(), Superposition(), train_config(checkpoint_every=5, log_every=100), workdir=tmp_path)

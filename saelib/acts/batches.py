@@ -11,15 +11,9 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from saelib.acts.store import POSITIONS, ActivationStore
+from saelib.base import kernels
 from saelib.base.cache import content_key
 from saelib.base.errors import UserError
-
-try:
-    from saelib.base import kernels
-except ImportError:  # no numba for this interpreter
-    COMPILED = False
-else:
-    COMPILED = True
 
 GROUP_BATCHES = 64
 """Batches that are held in memory and shuffled together: 134 MB at d_in 256 and batch 4096."""
@@ -74,7 +68,7 @@ class ShuffledBatches:
             self._load(epoch, group)
         chosen = self._order[slot * self.batch_size : (slot + 1) * self.batch_size]
         out = torch.empty(self.batch_size, self.d_in) if out is None else out
-        if not COMPILED or out.device.type != "cpu" or not out.is_contiguous():
+        if not kernels.serve(out) or not out.is_contiguous():
             return out.copy_(self._rows[torch.from_numpy(chosen)])
         source, target = self._rows.view(torch.int16).numpy().view(np.uint16), out.numpy().view(np.uint32)
         kernels.spread(kernels.take_bfloat16, kernels.even(self.batch_size), chosen, source, target)

@@ -57,6 +57,11 @@ def even(n: int, parts: int | None = None) -> list[int]:
     return [n * part // parts for part in range(parts + 1)]
 
 
+def serve(x: torch.Tensor) -> bool:
+    """Whether the loops take this tensor: fp32, on a CPU."""
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
 @_kernel
 @no_type_check
 def round_to_int8(begin, end, rows, q, scale, norm, rest):

@@ -34,7 +34,8 @@ from saelib.base.cache import cache_dir, content_key, file_sha256, kept_folder
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.lm.model import LanguageModel
-from saelib.sae.sae import SAE, SAEConfig, unit_rows
+from saelib.sae.initial import unit_rows
+from saelib.sae.sae import SAE, SAEConfig
 
 HOOK = "known.hook"
 FILLERS = 200

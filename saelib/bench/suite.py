@@ -17,7 +17,8 @@ from saelib.acts.activations import Activations
 from saelib.base.cache import read_json
 from saelib.base.errors import UserError
 from saelib.bench.known import World, known_activations, known_sae, saelens_world, worlds
-from saelib.sae.sae import SAE, load_sae
+from saelib.sae.load import load_sae
+from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig
 from saelib.split.wide import WideConfig
 from saelib.study.texts import activations

@@ -19,7 +19,8 @@ from torch import Tensor
 from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
 from saelib.interpret.features import check_features, check_match
-from saelib.sae.sae import SAE, unit_rows
+from saelib.sae.initial import unit_rows
+from saelib.sae.sae import SAE
 from saelib.sae.stream import Encoder, Entries
 
 

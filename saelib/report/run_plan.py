@@ -17,8 +17,10 @@ from saelib.acts.store import POSITIONS
 from saelib.base.checkpoints import KEPT_CHECKPOINTS
 from saelib.lm.mini_lm import MiniLM, MiniLMConfig
 from saelib.lm.model import OneLayerModel
-from saelib.sae.sae import SAEConfig, init_random
-from saelib.sae.train import TrainConfig, train
+from saelib.sae.initial import init_random
+from saelib.sae.sae import SAEConfig
+from saelib.sae.train import train
+from saelib.sae.train_config import TrainConfig
 from saelib.study.profiles import Profile
 from saelib.study.runs import RUNS
 from saelib.text.cut import token_dtype

@@ -24,7 +24,7 @@ from saelib.report.children_page import split_html
 from saelib.report.html_view import HtmlView
 from saelib.report.page import show
 from saelib.sae.kept import sae_key
-from saelib.sae.sae import load_sae
+from saelib.sae.load import load_sae
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.methods import JUDGE_CODE, LOCAL_CODE
 from saelib.study.texts import activations

@@ -14,7 +14,7 @@ from saelib.lm.model import load_embedded
 from saelib.report.decoder_map import decoder_map, map_view
 from saelib.report.feature_page import Member, feature_page
 from saelib.report.html_view import examples
-from saelib.sae.sae import load_sae
+from saelib.sae.load import load_sae
 
 __all__ = [
     "Member",

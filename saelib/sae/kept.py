@@ -23,8 +23,10 @@ from saelib.base.cache import (
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
-from saelib.sae.sae import SAE, load_sae, save_sae
-from saelib.sae.train import TRAINING_CODE, TrainConfig, TrainResult, train
+from saelib.sae.load import load_sae
+from saelib.sae.sae import SAE
+from saelib.sae.train import TRAINING_CODE, Hooks, TrainResult, train
+from saelib.sae.train_config import TrainConfig
 
 
 def weights_hash(sae: SAE) -> str:
@@ -68,13 +70,12 @@ def train_once(
             def on_step(done: int, total: int) -> None:
                 report_progress(name, done, total)
 
-            snapshots = {n: functools.partial(save_sae, folder=folder / f"sae-{n}") for n in keep if n < cfg.n_steps}
+            snapshots = {n: functools.partial(SAE.save, folder=folder / f"sae-{n}") for n in keep if n < cfg.n_steps}
             sae, batches = begin()
             result = train(
-                sae, batches, cfg, workdir=folder / "checkpoints", probe=probe, on_step=on_step,
-                snapshots=snapshots, name=name,
+                sae, batches, cfg, workdir=folder / "checkpoints", hooks=Hooks(probe, on_step, snapshots), name=name,
             )  # fmt: skip
-            save_sae(result.sae, folder / "sae")
+            result.sae.save(folder / "sae")
             history = folder / "history.csv"
             with atomic_path(history) as temporary:
                 result.history.to_csv(temporary, index=False)

@@ -1,4 +1,4 @@
-"""The sparse autoencoder: what it computes and how it is initialised. `saelib.sae.format` reads and writes it.
+"""The sparse autoencoder: what it computes. `saelib.sae.initial` begins one, `saelib.sae.load` opens one.
 
 Every weight has one orientation, here and everywhere in the package: `W_enc` is (d_in, d_sae), `W_dec` is
 (d_sae, d_in).
@@ -7,7 +7,6 @@ Every weight has one orientation, here and everywhere in the package: `W_enc` is
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,36 +17,9 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from saelib.base.errors import UserError
-from saelib.sae.format import (
-    ARCHITECTURES,
-    CONFIG_FILE,
-    NORMALISATIONS,
-    RUN_TIME_NORMALISATIONS,
-    WEIGHTS_FILE,
-    read_folder,
-    read_study_files,
-    tensor_shapes,
-    write_folder,
-)
-from saelib.sae.hub_release import is_release, read_release
+from saelib.sae.format import ARCHITECTURES, NORMALISATIONS, RUN_TIME_NORMALISATIONS, tensor_shapes, write_folder
 
-__all__ = [
-    "CONFIG_FILE",
-    "PARAMETERS",
-    "SAE",
-    "WEIGHTS_FILE",
-    "SAEConfig",
-    "SAEOutput",
-    "init_from_narrow",
-    "init_random",
-    "load_sae",
-    "require_fits",
-    "require_trainable",
-    "save_sae",
-    "unit_rows",
-]
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
-_RAW_INPUT = tuple(mode for mode in NORMALISATIONS if mode not in RUN_TIME_NORMALISATIONS)
 
 
 @dataclass(frozen=True)
@@ -139,7 +111,7 @@ class SAE(nn.Module):
     `jumprelu` keeps it where it exceeds its feature's `threshold`, `topk` keeps a token's `k` largest (with a ReLU).
     `SAEConfig` says which SAEs leave `b_dec` in the input or normalise it first.
 
-    Built with all parameters zero; `init_random`, `init_from_narrow` and `load_sae` fill them.
+    Built with all parameters zero; `saelib.sae.initial` and `saelib.sae.load` fill them.
     """
 
     def __init__(self, cfg: SAEConfig) -> None:
@@ -237,8 +209,15 @@ class SAE(nn.Module):
         return SAEOutput(self.decode(feature_acts, x), feature_acts)
 
     def save(self, folder: str | Path) -> Path:
-        """Write `folder` in the SAELens format, which `load_sae` and SAELens open: see `save_sae`."""
-        return save_sae(self, Path(folder))
+        """Write `folder` in the SAELens format, all at once or not at all; an SAE already there is replaced.
+
+        Beside the two files of that format lies `SHA256SUMS`, by which `load_sae` (or `sha256sum -c`) finds a damaged file.
+
+        Raises:
+            UserError: `folder` holds something other than an SAE, a parameter is not finite, or the disk refuses.
+        """
+        names = tensor_shapes(self.cfg.architecture, self.cfg.d_in, self.cfg.d_sae)
+        return write_folder(Path(folder), self.cfg.to_dict(), {name: getattr(self, name) for name in names})
 
     def _inverse_norm(self) -> Tensor:
         """1 / |d_j|; a row of zeros, whose activation is 0, gives a number instead of NaN."""
@@ -261,111 +240,6 @@ class SAE(nn.Module):
             mean, std = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
             return Normalised((x - mean) / (std + 1e-5), std, mean)
         return Normalised(x, 1.0, 0.0)
-
-
-def kaiming_uniform(shape: tuple[int, int], generator: torch.Generator | None) -> Float[Tensor, "fan_out fan_in"]:
-    """Uniform on ±sqrt(6 / fan_in), with fan_in the *second* dimension.
-
-    That is what torch's initialiser does to a matrix stored as the 2024 post stores them, so `W_enc` begins with bound
-    sqrt(6 / d_sae) although its true fan-in is d_in. Kept, because it sets the scale everything else starts from.
-    """
-    bound = math.sqrt(6 / shape[1])
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-
-
-def unit_rows(W: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Rows scaled to unit Euclidean norm; a row of zeros stays zero."""
-    return W / W.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
-
-
-@torch.no_grad()
-def init_random(cfg: SAEConfig, generator: torch.Generator) -> SAE:
-    """The standard initialisation of the 2024 post: Kaiming-uniform weights, unit decoder rows, zero biases."""
-    sae = SAE(cfg)
-    sae.W_enc.copy_(kaiming_uniform((cfg.d_in, cfg.d_sae), generator))
-    sae.W_dec.copy_(unit_rows(kaiming_uniform((cfg.d_sae, cfg.d_in), generator)))
-    return sae
-
-
-@torch.no_grad()
-def init_from_narrow(narrow: SAE, cfg: SAEConfig, normalise: bool, generator: torch.Generator) -> SAE:
-    """Begin a wide SAE as a narrow one plus fresh features.
-
-    Features 0 ... d_narrow-1 are the narrow SAE's: its encoder columns, encoder biases and decoder rows, and `b_dec` is
-    its `b_dec`. The rest begin as in `init_random`: Kaiming-uniform, zero bias.
-
-    `normalise=True` then scales every decoder row, copied or fresh, to unit norm. With False they stay as they are: the
-    fresh rows have norm near sqrt(2), the copies differ from 1 by one optimiser step. The training step normalises the
-    rows after each backward pass in either case, so this choice is about the first loss and its gradients.
-
-    Raises:
-        UserError: the wide SAE is smaller than the narrow one, they belong to different models or sites, or the narrow one
-            is of a kind that a ReLU SAE cannot begin as.
-    """
-    d_narrow = narrow.cfg.d_sae
-    if cfg.d_sae < d_narrow:
-        rule = f"d_sae of the wide SAE must be at least the narrow SAE's {d_narrow}"
-        raise UserError(rule, cfg.d_sae, "widen the wide SAE or pass a narrower one")
-    for name in ("d_in", "hook_name", "model_name", "center_writing_weights"):
-        wide_value, narrow_value = getattr(cfg, name), getattr(narrow.cfg, name)
-        if wide_value != narrow_value:
-            rule = f"{name} of the wide SAE must be the narrow SAE's ({narrow_value!r})"
-            raise UserError(rule, repr(wide_value), "use one model, one site and one weight processing for both")
-    for name, allowed in (("architecture", ("standard",)), ("normalize_activations", _RAW_INPUT)):
-        if getattr(narrow.cfg, name) not in allowed:
-            rule = f"{name} of a narrow SAE to start from must be one of {', '.join(allowed)}"
-            raise UserError(rule, repr(getattr(narrow.cfg, name)), "start the wide SAE at random")
-    sae = SAE(cfg)
-    sae.W_enc.copy_(kaiming_uniform((cfg.d_in, cfg.d_sae), generator))
-    sae.W_dec.copy_(kaiming_uniform((cfg.d_sae, cfg.d_in), generator))
-    sae.W_enc[:, :d_narrow] = narrow.W_enc
-    sae.b_enc[:d_narrow] = narrow.b_enc
-    if not narrow.cfg.apply_b_dec_to_input:  # relu(x W + b) = relu((x - b_dec) W + (b + b_dec W))
-        sae.b_enc[:d_narrow] += narrow.b_dec @ narrow.W_enc
-    sae.W_dec[:d_narrow] = narrow.W_dec
-    sae.b_dec.copy_(narrow.b_dec)
-    if normalise:
-        sae.W_dec.copy_(unit_rows(sae.W_dec))
-    return sae
-
-
-def save_sae(sae: SAE, folder: Path) -> Path:
-    """Write `folder` in the SAELens format, all at once or not at all; an SAE already there is replaced.
-
-    Beside the two files of that format lies `SHA256SUMS`, by which `load_sae` (or `sha256sum -c`) finds a damaged file.
-
-    Raises:
-        UserError: `folder` holds something other than an SAE, a parameter is not finite, or the disk refuses.
-    """
-    names = tensor_shapes(sae.cfg.architecture, sae.cfg.d_in, sae.cfg.d_sae)
-    return write_folder(folder, sae.cfg.to_dict(), {name: getattr(sae, name) for name in names})
-
-
-def load_sae(source: str | Path) -> SAE:
-    """Read an SAE.
-
-    Args:
-        source: a folder written by `save_sae` or by SAELens; `RELEASE/ID` of the hub, by sae-lens's own loader (the extra
-            `saelens`); or the study's `NAME.pt` with `NAME_cfg.json` beside it.
-
-    Weights become float32. A folder is never unpickled.
-
-    Raises:
-        UserError: none of these, an architecture that is not read, a missing, misshapen or non-finite tensor, a release that
-            does not exist or cannot be reached.
-    """
-    path = Path(source).expanduser()
-    if isinstance(source, str) and is_release(source):
-        fields, tensors = read_release(source)
-    elif path.suffix == ".pt" and path.with_name(f"{path.stem}_cfg.json").is_file():
-        fields, tensors = read_study_files(path)
-    else:
-        fields, tensors = read_folder(path)
-    sae = SAE(SAEConfig(**fields))
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            getattr(sae, name).copy_(tensor)
-    return sae
 
 
 def require_fits(

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelib.base.threads import one_thread
-from saelib.sae.sae import unit_rows
+from saelib.sae.initial import unit_rows
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
 from saelib.split.methods import Task, method

@@ -39,6 +39,7 @@ from saelib.base.cache import content_key, file_sha256
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.sae.sae import SAE
+from saelib.sae.train import TRAINING_CODE
 from saelib.split.children import ChildrenConfig, Dictionary, Pools
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ LOCAL_CODE = (
     "split.children", "split.contexts", "split.controls", "split.exported", "split.leak", "split.local",
     "split.methods", "split.parent", "split.work",
 )  # fmt: skip
-WIDE_CODE = ("acts.batches", "acts.filter", "sae.sae", "sae.step", "sae.train", "split.wide")
+WIDE_CODE = (*TRAINING_CODE, "split.wide")
 JUDGE_CODE = (
     "sae.sae", "sae.stream", "split.children_table", "split.classes", "split.contexts", "split.detectors",
     "split.feature_parts", "split.judged", "split.leak", "split.parent", "split.probe", "split.separation",

@@ -18,7 +18,7 @@ from saelib.base.cache import ensure_dir
 from saelib.base.display import html_of
 from saelib.base.errors import UserError
 from saelib.base.table import plain_value
-from saelib.sae.sae import SAE, save_sae
+from saelib.sae.sae import SAE
 from saelib.split.contexts import Context, Labels, member
 from saelib.split.separation import Separation
 from saelib.split.tokens import ParentTokens
@@ -245,5 +245,5 @@ def write_result(folder: Path, content: dict[str, Any], tables: Mapping[str, pd.
     for name, frame in tables.items():
         frame.to_csv(folder / f"{name}.csv", index=False)
     if sae is not None:
-        save_sae(sae, folder / "sae")
+        sae.save(folder / "sae")
     return folder

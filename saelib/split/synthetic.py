@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelib.base.errors import UserError
-from saelib.sae.sae import SAE, SAEConfig, unit_rows
+from saelib.sae.initial import unit_rows
+from saelib.sae.sae import SAE, SAEConfig
 from saelib.split.contexts import Context, Labels
 from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
 from saelib.split.work import Work

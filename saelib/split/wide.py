@@ -19,10 +19,12 @@ from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.filter import filter_view
 from saelib.base.cache import content_key
 from saelib.base.errors import UserError
+from saelib.sae.initial import init_from_narrow, init_random
 from saelib.sae.kept import sae_key, train_once
-from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae, require_fits
+from saelib.sae.load import load_sae
+from saelib.sae.sae import SAE, SAEConfig, require_fits
 from saelib.sae.stream import feature_activations
-from saelib.sae.train import TrainConfig
+from saelib.sae.train_config import TrainConfig
 from saelib.split.methods import Method, Task, method
 
 L1_SHARE = 0.3

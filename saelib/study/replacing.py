@@ -31,8 +31,9 @@ from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
+from saelib.sae.initial import init_from_narrow, kaiming_uniform, unit_rows
 from saelib.sae.kept import sae_key, train_once, weights_hash
-from saelib.sae.sae import SAE, init_from_narrow, kaiming_uniform, unit_rows
+from saelib.sae.sae import SAE
 from saelib.sae.scaled import finite_acts
 from saelib.split.children import ChildrenConfig
 from saelib.split.classes import CLASSES

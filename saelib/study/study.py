@@ -29,9 +29,12 @@ from saelib.lm.gelu_1l import load_gelu_1l
 from saelib.lm.hf_model import load_hf_folder, load_smollm2, smollm2_folder
 from saelib.lm.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
 from saelib.sae.evaluate import LossEnds, Quality, loss_ends, sae_quality
+from saelib.sae.initial import init_random
 from saelib.sae.kept import sae_key, train_once, training_folder
-from saelib.sae.sae import SAE, SAEConfig, init_random, load_sae, require_fits
-from saelib.sae.train import TrainConfig, TrainResult
+from saelib.sae.load import load_sae
+from saelib.sae.sae import SAE, SAEConfig, require_fits
+from saelib.sae.train import TrainResult
+from saelib.sae.train_config import TrainConfig
 from saelib.split.classes import hyphen_labels, hyphen_rows
 from saelib.study.profiles import Profile
 from saelib.text.corpus import build_token_store

@@ -10,10 +10,13 @@ import torch
 from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.filter import filter_view
 from saelib.base.cache import content_key
+from saelib.sae.initial import init_from_narrow, init_random
 from saelib.sae.kept import train_once, training_folder, weights_hash
-from saelib.sae.sae import SAE, SAEConfig, init_from_narrow, init_random, load_sae
+from saelib.sae.load import load_sae
+from saelib.sae.sae import SAE, SAEConfig
 from saelib.sae.scaled import scaled_acts
-from saelib.sae.train import TrainConfig, TrainResult
+from saelib.sae.train import TrainResult
+from saelib.sae.train_config import TrainConfig
 from saelib.study import selection, study
 from saelib.study.profiles import Profile
 from saelib.study.runs import RunSpec, get_run
