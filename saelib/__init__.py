@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from saelib.study.texts import activations as activations
 
 _HOMES = {
-    "load_sae": "saelib.sae.sae",
+    "load_sae": "saelib.sae.load",
     "activations": "saelib.study.texts",
     "feature_page": "saelib.report.feature_page",
 }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,6 @@ import click
 
 from saelib import __version__
 from saelib.base.errors import UserError
-
-DEVICES = ("auto", "cpu", "cuda")
-CONTEXTS = ("auto", "hyphen", "automatic")
-
 
 SECTIONS = {
     "Split a feature": ("split",),
@@ -126,7 +121,6 @@ def notebook(
 @cli.command()
 @click.option(
     "--sae",
-    "folder",
     required=True,
     metavar="FOLDER|RELEASE/ID",
     help="SAE folder in the SAELens format, or a release of the hub and an id in it (needs sae-lens).",
@@ -166,16 +160,7 @@ def notebook(
 @click.option("--prompt", "prompts", multiple=True, help="A text on which the children are shown (repeatable).")
 @click.option("--jobs", type=click.IntRange(min=1), help="For --all: features side by side.  [default: the cores]")
 @click.option("--scheduler", help="For --all: a Dask cluster, tcp://host:port, in place of local processes.")
-def split(
-    folder: str,
-    feature: int | None,
-    everything: Path | None,
-    out: Path | None,
-    model: str,
-    text: str,
-    prompts: tuple[str, ...],
-    **options: Any,
-) -> None:
+def split(**options: Any) -> None:
     """Split one feature of an SAE into its children; with --out write a page and the new SAE.
 
     \b
@@ -183,92 +168,9 @@ def split(
     saelib split --sae my-sae --feature 7 --text my-texts/ --contexts hyphen --out my-split
     saelib split --sae gpt2-small-res-jb/blocks.8.hook_resid_pre --feature 7 --model gpt2
     """
-    if (feature is None) == (everything is None):
-        raise UserError("one of --feature and --all must be given", "both" if everything else "neither", "pass one")
-    if options["device"] not in DEVICES:
-        raise UserError(f"device must be one of {', '.join(DEVICES)}", repr(options["device"]), "pass one")
-    where = {name: options.pop(name) for name in ("jobs", "scheduler")}
-    budget = {name: options.pop(name) for name in ("tokens", "d_sae")}
-    method, contexts = options.pop("method"), options["contexts"]
-    if contexts not in CONTEXTS and not contexts.endswith(".json"):
-        raise UserError(
-            f"contexts must be one of {', '.join(CONTEXTS)} or a .json of rules", repr(contexts), "pass one"
-        )
+    from saelib.report.split_command import SplitRequest, run_split
 
-    import saelib
-    from saelib.base.device import choose_device
-    from saelib.base.progress import shown_progress
-    from saelib.report.reproduce import check_writable
-    from saelib.report.split_report import check_prompts, first_page, split_text, write_split
-    from saelib.split.contexts import read_rules
-    from saelib.split.engine import SplitConfig, split_feature
-    from saelib.split.methods import get_method
-
-    device = options.pop("device")
-    if get_method(method).name != "children" or everything is not None:  # on the processor only
-        if device == "cuda":
-            raise UserError("device must be cpu or auto for other methods and for --all", device, "leave --device out")
-        device = "cpu"
-        if prompts:
-            raise UserError("prompts are shown for one feature and the method children", method, "leave --prompt out")
-    choose_device(device)
-    if contexts.endswith(".json"):
-        read_rules(Path(contexts))
-    if out is not None:
-        check_writable(out, "out must be a writable folder", "pass --out with another folder")
-    if everything is not None:
-        if method != "children" or options["tau"] is not None:
-            raise UserError("--all splits by the method children, each feature at its own tau", method, "leave it out")
-        check_writable(everything, "DIR of --all must be a writable folder", "pass another folder")
-        click.echo(f"open {_split_all(folder, everything, model, text, options, where)}")
-        return
-    assert feature is not None
-    sae = saelib.load_sae(folder)
-    if not 0 <= feature < sae.cfg.d_sae:
-        raise UserError(f"feature must be in [0, d_sae={sae.cfg.d_sae})", feature, "pass a feature of the SAE")
-    options["require_separable"] = contexts not in ("auto", "automatic")
-    with shown_progress(f"feature {feature}"):
-        acts = saelib.activations(model, text, sae=sae, device=device)
-        if method != "children":
-            click.echo(_split_by(sae, feature, acts, method, out, budget, options))
-            return
-        check_prompts(sae, feature, acts, prompts, options["tau"])
-        first = None if out is None else partial(first_page, out=out, prompts=prompts)
-        found = split_feature(sae, feature, acts, SplitConfig(**options), first)
-    click.echo(split_text(found, prompts))
-    if out is not None:
-        click.echo(f"open {write_split(found, out, prompts)}")
-
-
-def _split_all(folder: str, out: Path, model: str, text: str, options: dict[str, Any], where: dict[str, Any]) -> Path:
-    """Split every feature that passes the parent rule; the index."""
-    from saelib.base.progress import shown_progress
-    from saelib.report.split_all import AllRequest, split_all
-
-    contexts = "automatic" if options["contexts"] == "auto" else options["contexts"]
-    request = AllRequest(folder, str(out), model, text, contexts, options["K"] or 64, options["seed"])
-    with shown_progress("every feature"):
-        return split_all(request, None, **where)
-
-
-def _split_by(
-    sae: Any,
-    feature: int,
-    acts: Any,
-    method: str,
-    out: Path | None,
-    budget: dict[str, int | None],
-    options: dict[str, Any],
-) -> str:
-    """Split by another method than ours; the table as text, and where it is kept."""
-    from saelib.split.engine import SplitConfig
-    from saelib.split.split_by import split_by
-    from saelib.split.wide import WideConfig
-
-    width = budget["d_sae"] or 4 * sae.cfg.d_sae
-    wide = WideConfig(d_sae=width, n_tokens=budget["tokens"] or WideConfig().n_tokens)
-    found = split_by(sae, feature, acts, method, SplitConfig(**options), wide)
-    return found.text() + (f"\nwritten to {found.save(out)}" if out is not None else "")
+    run_split(SplitRequest(**options), click.echo)
 
 
 @cli.command()
@@ -287,7 +189,7 @@ def bench(methods: tuple[str, ...], parents: tuple[str, ...], out: Path | None, 
     from saelib.base.progress import shown_progress
     from saelib.report.bench_report import BenchRequest
     from saelib.report.bench_report import bench as run_bench
-    from saelib.report.reproduce import reports_dir
+    from saelib.report.finish import reports_dir
 
     out = reports_dir(None, "smoke/splitbench" if options["quick"] else "splitbench") if out is None else out
     names = tuple(name for part in methods for name in part.split(","))
