@@ -29,7 +29,7 @@ from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.provenance import device
 from saelib.lm.mini_lm import MiniLM, MiniLMConfig
-from saelib.lm.model import HOOK_NAME, OneLayerModel, mlp_out_source
+from saelib.lm.model import HOOK_NAME, OneLayerModel
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -67,16 +67,14 @@ def main() -> None:
     weights = MiniLM(MiniLMConfig(512, 8, 128, 48_262), torch.Generator().manual_seed(0)).tensors()
     model = OneLayerModel("random", weights, tokenizers.Tokenizer(tokenizers.models.BPE()), "none")
     tokens = torch.randint(0, 48_262, (args.contexts, 128), generator=torch.Generator().manual_seed(1))
-    ours, is_plain = mlp_out_source(model.hooked, tokens[:2])
-    assert is_plain, "the plain arithmetic was not chosen"
-    half = model.plain(torch.bfloat16)
+    ours, half = model.plain(torch.float32), model.plain(torch.bfloat16)
 
     def theirs() -> torch.Tensor:
         return model.hooked.run_with_cache(tokens, names_filter=HOOK_NAME, stop_at_layer=1)[1][HOOK_NAME]
 
     contestants = {
         "transformer_lens": theirs,
-        "saelib": lambda: ours(tokens),
+        "saelib": lambda: ours.mlp_out(tokens),
         "saelib, bf16": lambda: half.mlp_out(tokens),
     }
     outputs = {name: run() for name, run in contestants.items()}  # warm up too

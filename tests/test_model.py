@@ -13,9 +13,8 @@ from saelib.base.cache import read_json
 from saelib.base.errors import UserError
 from saelib.interpret.examples import quantile_rows, top_rows
 from saelib.interpret.features import logit_effects, prompt_activations, top_features
-from saelib.lm.hooked import transformer_lens_version
 from saelib.lm.mini_lm import MiniLM, MiniLMConfig
-from saelib.lm.model import EMBEDDED_FOLDER, HOOK_NAME, OneLayerModel, load_embedded, mlp_out_source
+from saelib.lm.model import EMBEDDED_FOLDER, HOOK_NAME, OneLayerModel, load_embedded
 from saelib.sae.evaluate import loss_ends, next_token_loss, sae_quality
 from saelib.sae.sae import SAE, SAEConfig
 from saelib.study import model_card
@@ -161,47 +160,3 @@ def test_top_features_and_prompt_activations(model: OneLayerModel) -> None:
         sae.W_dec[1, 0] = 3.0
     words, acts = prompt_activations(sae, model, "long-standing")
     assert words[0] == "<|bos|>" and acts[:, 1].tolist() == [6.0] * len(words)  # activation times the row's norm
-
-
-only_hooked_transformer = pytest.mark.skipif(
-    transformer_lens_version()[0] >= 4, reason="transformer_lens 4 has no HookedTransformer to make such models with"
-)
-
-
-@only_hooked_transformer
-@pytest.mark.parametrize("normalization", ["LN", "LNPre"])
-def test_plain_arithmetic_for_the_architecture_it_knows_and_the_adapter_for_others(normalization):
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    tokens = torch.randint(0, 100, (3, 20), generator=torch.Generator().manual_seed(0))
-
-    def hooked(**changes):
-        shape = {"n_layers": 1, "d_model": 32, "n_ctx": 20, "d_head": 8, "n_heads": 4, "d_mlp": 64, "d_vocab": 100}
-        kind = {"act_fn": "gelu", "normalization_type": normalization, "seed": 0, "device": "cpu"}
-        return HookedTransformer(HookedTransformerConfig(**(shape | kind | changes)))
-
-    for changes, expected_plain in (
-        ({}, True),
-        ({"n_layers": 2}, True),  # the first of its blocks is the same
-        ({"act_fn": "gelu_new"}, False),
-        ({"act_fn": "relu"}, False),
-        ({"positional_embedding_type": "rotary", "rotary_dim": 8}, False),
-        ({"attention_dir": "bidirectional"}, False),
-        ({"parallel_attn_mlp": True}, False),
-        ({"eps": 1e-3}, False),
-    ):
-        model = hooked(**changes)
-        source, plain = mlp_out_source(model, tokens)
-        assert plain is expected_plain, changes
-        with torch.no_grad():
-            expected = model.run_with_cache(tokens, names_filter=HOOK_NAME)[1][HOOK_NAME]
-            got = source(tokens)
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-
-
-@only_hooked_transformer
-def test_plain_arithmetic_that_disagrees_is_not_used():
-    model = load_embedded().hooked
-    tokens = torch.arange(40).view(2, 20)
-    assert mlp_out_source(model, tokens)[1]
-    assert not mlp_out_source(model, tokens, tolerance=0.0)[1]

@@ -17,6 +17,7 @@ from saelib.base.errors import UserError
 from saelib.base.provenance import commit
 from saelib.base.table import meanings
 from saelib.report.index_page import TABLES, answer_sentences, build_index, table_rows, write_tables
+from saelib.report.notebook_body import HEADLINE_MIME, WATERMARK_MIME, align_tables, last_states
 from saelib.report.page import (
     Page,
     file_references,
@@ -27,17 +28,8 @@ from saelib.report.page import (
     show_count,
     show_seconds,
 )
-from saelib.report.report import (
-    HEADLINE_MIME,
-    WATERMARK_MIME,
-    align_tables,
-    collect_headline,
-    headline,
-    last_states,
-    render_page,
-    watermark,
-)
-from saelib.report.views import VIEW_MIME, colored_tokens
+from saelib.report.report import collect_headline, headline, render_page, watermark
+from saelib.report.views import VIEW_MIME, top_contexts
 from saelib.study.results import RunResult
 from saelib.study.runs import RUNS
 
@@ -53,7 +45,7 @@ def record(mime, values, text=""):
 def executed(tmp_path):
     """A notebook with every kind of output, as papermill leaves it."""
     frame = pd.DataFrame({"token": HOSTILE, "activation": np.arange(len(HOSTILE)) / 10})
-    view = colored_tokens(HOSTILE, np.ones(len(HOSTILE)))
+    view = top_contexts([HOSTILE], [np.ones(len(HOSTILE))])
     marks = {"commit": "c0ffee", "dirty": True, "seeds": {"init": 10}, "device": "a machine", "threads": 1}
     cells = [
         new_markdown_cell("# Does run 4 **split** `p`?\n\nSee [the study](https://example.org/post) and $3."),

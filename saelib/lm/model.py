@@ -268,35 +268,6 @@ class OneLayerModel(LanguageModel):
         return error
 
 
-def mlp_out_source(
-    hooked: Any, tokens: Int[Tensor, "b t"], tolerance: float = 1e-5
-) -> tuple[Callable[[Int[Tensor, "b t"]], Float[Tensor, "b t d"]], bool]:
-    """The fastest right way to a transformer_lens model's `blocks.0.hook_mlp_out`, and whether it is plain arithmetic.
-
-    Plain where the architecture is the one written out in `saelib.lm.mini_lm` and the two agree on `tokens` to `tolerance` of
-    the largest entry; the model itself, stopped after its first layer, for all others.
-    """
-
-    def adapter(tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        return hook_value(hooked, tokens, HOOK_NAME)
-
-    known = {
-        "act_fn": ("gelu",), "normalization_type": ("LN", "LNPre"), "positional_embedding_type": ("standard",),
-        "attention_dir": ("causal",), "attn_only": (False,), "parallel_attn_mlp": (False,), "gated_mlp": (False,),
-        "use_local_attn": (False,), "scale_attn_by_inverse_layer_idx": (False,), "use_attn_scale": (True,),
-        "post_embedding_ln": (False,), "use_normalization_before_and_after": (False,), "eps": (1e-5,),
-        "n_key_value_heads": (None,), "dtype": (torch.float32,),
-    }  # fmt: skip
-    missing = object()
-    if all(getattr(hooked.cfg, name, missing) in values for name, values in known.items()):
-        block = mini_lm.PlainBlock({name: tensor.detach() for name, tensor in hooked.state_dict().items()})
-        with torch.no_grad():
-            expected = adapter(tokens)
-        if (block.mlp_out(tokens) - expected).abs().max() <= tolerance * expected.abs().max():
-            return block.mlp_out, True
-    return adapter, False
-
-
 def load_embedded(folder: Path = EMBEDDED_FOLDER) -> OneLayerModel:
     """The language model that comes with the package.
 

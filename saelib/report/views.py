@@ -16,10 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from saelib.base.cache import atomic_path
 from saelib.report.page import script_safe, show
 
 VIEW_MIME = "application/vnd.saelib.view+json"
@@ -170,16 +168,6 @@ def _mount(tokens: list[str], values: list[float], max_value: float | None) -> M
     return Mount("ColoredTokens", props, spans)
 
 
-def colored_tokens(tokens: Sequence[str], values: Any, *, max_value: float | None = None, caption: str = "") -> View:
-    """A text with each token coloured by its value: blue above zero, orange below. Hover a token to read its value.
-
-    `max_value` is where the colour is full (default: the largest value here); pass one to compare several texts.
-    """
-    tokens, values = _checked(tokens, values)
-    note = f'<p class="caption">{html.escape(caption)}</p>' if caption else ""
-    return View((note, _mount(tokens, values, max_value)), (caption + "\n" if caption else "") + "".join(tokens))
-
-
 def top_contexts(
     contexts: Sequence[Sequence[str]],
     values: Sequence[Any],
@@ -296,10 +284,3 @@ def figure_style() -> None:
             "image.cmap": "cividis",
         }
     )
-
-
-def save_figure(figure: Any, path: Path) -> Path:
-    """Write a matplotlib figure as a PNG, atomically and with no date in it: the same figure gives the same bytes."""
-    with atomic_path(Path(path)) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-    return Path(path)

@@ -20,7 +20,7 @@ import torch
 
 from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.store import ActivationStore, harvest
-from saelib.base.cache import content_key, kept_json, read_json
+from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.hub import named_path
@@ -308,11 +308,6 @@ def text_summary(profile: Profile) -> dict[str, Any]:
             for source in manifest["sources"]
         ],
     }
-
-
-def model_card() -> dict[str, Any]:
-    """The embedded model's measured numbers."""
-    return dict(read_json(Path(EMBEDDED_FOLDER) / "card.json"))
 
 
 def seconds_of(function: Callable[[], Any]) -> tuple[Any, float]:
