@@ -81,32 +81,16 @@ result[["arm", "level", "S_2", "tokens", "low", "high", "reached", "seeds", "giv
 # no token is seen twice, `ratio_seen_again` what it was here. Where all data never got there (`at_least`), these are upper ends.
 
 # %%
-columns = [
-    "arm",
-    "level",
-    "share",
-    "break_even",
-    "ratio",
-    "ratio_seen_again",
-    "at_least",
-    "lm_tokens",
-    "seconds_in_all",
-]
-result.loc[result["break_even"].notna(), columns]
+result.loc[result["break_even"].notna(), data_tables.PRICE]
 
 # %% [markdown]
 # ### On a GPU
 #
-# Only from rates measured there, given as this notebook's parameters.
+# Only from rates measured there, given as this notebook's parameters; nothing where none are.
 
 # %%
-given = gpu_lm_tokens_per_second and gpu_sae_tokens_per_second
-if given:
-    there = {a: price.Source(s.share, s.available, 1 / gpu_sae_tokens_per_second) for a, s in sources.items()}
-    on_gpu = data_tables.priced(levels, there, 1 / gpu_lm_tokens_per_second)
-    display(keep_table(on_gpu, "gpu"))
-else:
-    print("no rates of a GPU were given")
+on_gpu = data_tables.priced_at(levels, sources, gpu_lm_tokens_per_second, gpu_sae_tokens_per_second)
+on_gpu if on_gpu is None else keep_table(on_gpu, "gpu")
 
 # %% [markdown]
 # ## Conclusion

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from saelib.base.cache import cache_dir, damage_in, file_sha256, read_json, seal_holds
+from saelib.base.cache import cache_dir, damage_in, file_sha256, read_json
 from saelib.base.errors import UserError
 from saelib.base.hub import cached_snapshot, hub_address, hub_cache, hub_reachable
 from saelib.base.provenance import versions
+from saelib.base.seals import seal_holds
 from saelib.report.page import show_bytes
 
 if TYPE_CHECKING:

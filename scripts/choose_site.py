@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.cache import atomic_path
-from saelib.lm.hf_model import layers_of, load_smollm2
+from saelib.lm.hf_model import layers_of
+from saelib.lm.smollm2 import load_smollm2
 from saelib.split.classes import CLASSES, hyphen_labels, hyphen_rows
 from saelib.split.probe import probe
 from saelib.study import study

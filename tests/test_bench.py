@@ -21,21 +21,11 @@ from saelib.base.errors import UserError
 from saelib.bench.aggregate import best_wide, break_even, by_parent, drawn, false_splits, leaderboard, means, values_of
 from saelib.bench.backend import side_by_side
 from saelib.bench.known import KnownModel, World, saelens_world
-from saelib.bench.parents import (
-    OVERLAP,
-    Parent,
-    assign_sides,
-    choose_parents,
-    eligible,
-    examine,
-    overlapping,
-    p_rows,
-    read_parents,
-    survey,
-    write_parents,
-)
-from saelib.bench.run import ROW, TIMES, as_table, methods_of, read_table, run_bench, subset, write_table
+from saelib.bench.parents import Parent, choose_parents, eligible, examine, p_rows, read_parents, survey, write_parents
+from saelib.bench.run import TIMES, methods_of, run_bench, subset
+from saelib.bench.sides import OVERLAP, assign_sides, overlapping
 from saelib.bench.suite import BenchConfig, Origin, read_suite, world_origins
+from saelib.bench.table import ROW, as_table, read_table, write_table
 from saelib.report.bench_page import cost_svg, write_bench
 from saelib.report.bench_report import only
 from saelib.split.children import ChildrenConfig

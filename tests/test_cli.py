@@ -297,7 +297,8 @@ def test_doctor_verifies_the_whole_cache(
     import hashlib
 
     from saelib.base import checkpoints
-    from saelib.base.cache import atomic_dir, kept_json, sealed, write_json
+    from saelib.base.cache import atomic_dir, kept_json, write_json
+    from saelib.base.seals import sealed
 
     monkeypatch.setattr("saelib.doctor.hub_reachable", lambda: False)
     kept_json("quality", "k", lambda: {"l0": 14.0})

@@ -12,7 +12,7 @@ from saelib.base.errors import UserError
 from saelib.lm.model import load_embedded
 from saelib.study import data_needed, price
 from saelib.study.data_needed import ARMS, snapshot_steps
-from saelib.study.data_tables import answer, first_at_least, levels_table, priced
+from saelib.study.data_tables import answer, first_at_least, levels_table, priced, priced_at
 from saelib.study.price import Source, break_even, lm_tokens, seconds
 from saelib.study.profiles import MINI, SMOKE
 
@@ -123,6 +123,14 @@ def test_priced_levels(table: pd.DataFrame) -> None:
     assert "random, tokens: 400 tokens" in text and "at this machine's rates and S_2 = 0.50 (half)" in text
     assert "random, tokens does not pay: 8.5 times the cost (6.8 times where tokens are seen again" in text
     assert "it breaks even where 10.0% of tokens pass, and 1.0% do" in text
+
+
+def test_prices_at_the_rates_of_another_machine(table: pd.DataFrame) -> None:
+    sources = {"random, all": Source(1.0, 10_000.0, 1.0), "random, tokens": Source(0.01, 80.0, 1.0)}
+    levels = levels_table(table, {"half": 0.5})
+    found = priced_at(levels, sources, 4.0, 2.0)  # reading takes a quarter of a second, training half of one
+    assert found is not None and found.set_index("arm").loc["random, tokens", "seconds_in_all"] == 100 / 2 + 8000 / 4
+    assert priced_at(levels, sources, None, 2.0) is None and priced_at(levels, sources, 4.0, None) is None
 
 
 def test_an_answer_without_a_level_or_without_a_price(table: pd.DataFrame) -> None:

@@ -14,8 +14,9 @@ from elsewhere import ELSEWHERE, OnElsewhere
 
 from saelib.acts.store import POSITIONS, harvest
 from saelib.base.errors import UserError
-from saelib.lm.hf_model import HFModel, find_hf_folder, layers_of, load_hf_folder, load_smollm2
+from saelib.lm.hf_model import HFModel, find_hf_folder, layers_of, load_hf_folder
 from saelib.lm.model import EMBEDDED_FOLDER
+from saelib.lm.smollm2 import load_smollm2
 from saelib.sae.evaluate import loss_of_logits, sae_quality
 from saelib.sae.initial import init_random
 from saelib.sae.sae import SAE, SAEConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import sys
@@ -72,3 +73,20 @@ def test_the_version_is_no_arrow(rooms: ModuleType, tmp_path: Path) -> None:
 def test_the_picture_has_todays_arrows(rooms: ModuleType, root: Path) -> None:
     drawn = set(re.findall(r"<title>(\w+) imports from (\w+)</title>", rooms.PICTURE.read_text(encoding="utf-8")))
     assert drawn == {(a.source, a.target) for a in rooms.arrows(root / "saelib")}, "run python scripts/draw_rooms.py"
+
+
+def test_long_modules_and_long_signatures_have_a_reason(root: Path) -> None:
+    page = (root / "docs" / "architecture.md").read_text().split("## Long modules")[1].split("\n## ")[0]
+    listed = set(re.findall(r"^\| `([\w/]+\.py)` \|", page, flags=re.MULTILINE))
+    package, long, many = root / "saelib", set(), set()
+    for path in package.rglob("*.py"):
+        name, text = path.relative_to(package).as_posix(), path.read_text()
+        if text.count("\n") > 300:
+            long.add(name)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                if len([n for n in names if n not in ("self", "cls")]) > 6:
+                    many.add(name)
+    assert long == listed, f"without a reason: {long - listed}; no longer so long: {listed - long}"
+    assert many <= {"base/kernels.py"}, many

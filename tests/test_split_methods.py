@@ -12,7 +12,8 @@ import torch
 from scipy.sparse import csc_array
 
 from saelib.base.errors import UserError
-from saelib.bench.known import KnownActivations, World, known_activations, known_sae, match
+from saelib.bench.known import KnownActivations, World, known_activations, known_sae
+from saelib.bench.matching import match
 from saelib.split import controls, local, methods
 from saelib.split.children import ChildrenConfig, Dictionary
 from saelib.split.engine import SplitConfig

@@ -24,8 +24,9 @@ import xxhash
 from jaxtyping import BFloat16, Float, Integer
 from torch import Tensor
 
-from saelib.base.cache import cache_dir, content_key, disk_errors, ensure_dir, locked, read_sealed, sealed, write_json
+from saelib.base.cache import cache_dir, content_key, disk_errors, ensure_dir, locked, read_sealed, write_json
 from saelib.base.errors import UserError
+from saelib.base.seals import sealed
 from saelib.lm.model import HarvestDtype, LanguageModel
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 

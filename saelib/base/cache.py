@@ -24,6 +24,7 @@ from typing import Any
 import filelock
 
 from saelib.base.errors import UserError
+from saelib.base.seals import seal_holds, sealed
 
 SUMS_FILE = "SHA256SUMS"
 _DISK_ERRORS = {
@@ -231,22 +232,6 @@ def require_intact(folder: Path, what: str, remedy: str) -> None:
     damage = damage_in(folder)
     if damage is not None:
         raise UserError(f"{what} must be as it was written ({SUMS_FILE})", damage, remedy)
-
-
-def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """`content` with `sha256`, the hash of its canonical JSON."""
-    return {"sha256": _content_sha256(content), **content}
-
-
-def seal_holds(content: Any) -> bool:
-    """Whether `content` is a JSON object whose `sha256` is that of the rest."""
-    if not isinstance(content, dict) or "sha256" not in content:
-        return False
-    return bool(content["sha256"] == _content_sha256({k: v for k, v in content.items() if k != "sha256"}))
-
-
-def _content_sha256(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_sealed(path: Path, remedy: str) -> dict[str, Any]:

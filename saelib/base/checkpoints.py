@@ -17,8 +17,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from saelib.base.cache import atomic_path, ensure_dir, seal_holds, sealed
+from saelib.base.cache import atomic_path, ensure_dir
 from saelib.base.errors import UserError
+from saelib.base.seals import seal_holds, sealed
 
 KEPT_CHECKPOINTS = 2
 

@@ -9,7 +9,7 @@ fewer such contexts make a stratum of their own: there nothing can be told apart
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csr_array
 
 from saelib.acts.activations import Activations
 from saelib.base.cache import atomic_path, content_key, kept_json
@@ -41,8 +40,6 @@ RATES = (0.001, 0.05)
 """Share of select tokens on which a parent is on."""
 SEPARABLE = 3
 """Contexts that must be judged."""
-OVERLAP = 0.2
-"""Two parents whose P on select have a larger IoU stand on one side."""
 CHUNK = 16
 """Features that are looked at side by side."""
 STRATA = ("separable", "none")
@@ -220,51 +217,6 @@ def _named(origin: Origin, sae: SAE, acts: Activations, kind: str, cfg: BenchCon
 
 
 # --- sides -----------------------------------------------------------------------------------------------------------------
-
-
-def assign_sides(parents: Sequence[Parent], rows: Sequence[np.ndarray], families: Sequence[str]) -> list[Parent]:
-    """Group parents of one model and text by overlap; a group that holds a development parent is development.
-
-    Args:
-        rows: for each parent, the rows of P on select.
-        families: for each parent, what its rows are rows of (`Origin.family`).
-    """
-    group = list(range(len(parents)))
-
-    def root(i: int) -> int:
-        while group[i] != i:
-            group[i] = group[group[i]]
-            i = group[i]
-        return i
-
-    for i, j in overlapping(rows, families):
-        a, b = sorted((root(i), root(j)))
-        group[b] = a
-    roots = [root(i) for i in range(len(parents))]
-    dev = {roots[i] for i, p in enumerate(parents) if p.side == "dev"}
-    return [
-        Parent(**(asdict(p) | {"group": roots[i], "side": "dev" if roots[i] in dev else p.side}))
-        for i, p in enumerate(parents)
-    ]
-
-
-def overlapping(
-    rows: Sequence[np.ndarray], families: Sequence[str], most: float = OVERLAP
-) -> Iterable[tuple[int, int]]:
-    """Pairs of parents of one family whose P have an IoU above `most`."""
-    pairs: list[tuple[int, int]] = []
-    for family in dict.fromkeys(families):
-        members = [i for i, f in enumerate(families) if f == family]
-        width = 1 + max((int(rows[i].max(initial=0)) for i in members), default=0)
-        indptr = np.cumsum([0, *(len(rows[i]) for i in members)])
-        index = np.concatenate([rows[i] for i in members])
-        on = csr_array((np.ones(len(index)), index, indptr), shape=(len(members), width))
-        both = (on @ on.T).toarray()
-        size = np.diff(indptr)
-        either = size[:, None] + size[None] - both
-        found = np.argwhere(np.triu(both > most * np.maximum(either, 1), k=1))
-        pairs += [(members[a], members[b]) for a, b in found]
-    return pairs
 
 
 def p_rows(origin: Origin, parent: Parent) -> np.ndarray:

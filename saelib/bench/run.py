@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,19 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from saelib.base.cache import atomic_path, cache_dir, content_key, kept_json
+from saelib.base.cache import cache_dir, content_key, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.base.table import plain_value
 from saelib.bench.backend import one_thread, side_by_side
-from saelib.bench.known import KnownActivations, match
+from saelib.bench.known import KnownActivations
+from saelib.bench.matching import match
 from saelib.bench.parents import Parent, rows_hash, scorer_version
 from saelib.bench.suite import BenchConfig, Origin
+from saelib.bench.table import ROW, as_table
 from saelib.sae.kept import sae_key
-from saelib.split.judged import COLUMNS, Judge, Judged
+from saelib.split.judged import Judge, Judged
 from saelib.split.methods import JUDGE_CODE, Method, Task, get_method
 from saelib.split.parent import gather
 from saelib.split.stability import overall, stability
@@ -43,34 +44,7 @@ DEFAULT_METHODS = (
 )  # fmt: skip
 """Methods of a whole run; wide SAEs of ten times the tokens or four times the features are asked for by name."""
 QUICK_METHODS = ("children-16", "rest", "k-means", "random-decoder", "all-data")
-KEYS = ("parent", "origin", "side", "stratum", "feature", "method", "kind", "seed")
-KNOWN: dict[str, str] = {
-    "true_children": "true children, where they are known",
-    "matched_f1": "mean F1 of true children and the children matched with them",
-    "found": "share of true children found (F1 of at least 0.7)",
-    "false": "share of children that are false (F1 below 0.3 with every true feature, child or background); not for wide SAEs",
-}
-REST: dict[str, str] = {
-    "stability": "IoU on P of the first seed's features with those of other seeds that they are matched to",
-    "peak_memory": "most memory the process held, in bytes, since the piece began",
-    "scorer": "version of what measures",
-    "reason": "why there is no row of numbers",
-}
-ROW: dict[str, str] = {
-    "parent": "the SAE's name and the feature",
-    "origin": "the SAE",
-    "side": "dev, test or known",
-    "stratum": "separable, or none: no contexts to tell apart",
-    "feature": "the parent's number",
-    "method": "see docs/splitbench.md",
-    "kind": "local, readout or wide",
-    "seed": "of the method",
-    **COLUMNS,
-    **KNOWN,
-    **REST,
-}
-"""Name and meaning of the columns of splitbench.csv, in order."""
-BENCH_CODE = (*JUDGE_CODE, "bench.known", "bench.run")
+BENCH_CODE = (*JUDGE_CODE, "bench.known", "bench.matching", "bench.run")
 TIMES = ("seconds", "seconds_shared", "peak_memory")
 """Columns that are not the same twice."""
 
@@ -267,38 +241,3 @@ def _peak_memory() -> Iterator[Callable[[], float]]:
         return float(psutil.Process().memory_info().rss)
 
     yield peak
-
-
-def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows as the table of `ROW`, sorted by parent, method and seed: the same wherever and in whatever order they were made."""
-    frame = pd.DataFrame([dict(row) for row in rows], columns=[*ROW])
-    text = ("parent", "origin", "side", "stratum", "method", "kind", "verdict", "scorer", "reason")
-    for name in frame.columns:
-        if name not in text:
-            frame[name] = pd.to_numeric(frame[name], errors="coerce")
-    return frame.sort_values(["origin", "feature", "method", "seed"], kind="stable").reset_index(drop=True)
-
-
-def write_table(frame: pd.DataFrame, path: Path) -> Path:
-    """Write splitbench.csv."""
-    with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
-    return path
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Read splitbench.csv.
-
-    Raises:
-        UserError: it is missing or has other columns.
-    """
-    if not path.is_file():
-        raise UserError("results must be in a CSV", path, "run saelib bench first")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", pd.errors.DtypeWarning)
-        frame = pd.read_csv(path)
-    if list(frame.columns) != [*ROW]:
-        raise UserError(
-            "splitbench.csv must have its columns", ", ".join(map(str, frame.columns)), "run saelib bench anew"
-        )
-    return frame

@@ -14,7 +14,7 @@ import pandas as pd
 
 from saelib.base.cache import atomic_path
 from saelib.bench.aggregate import OURS, PLAIN, best_wide, break_even, by_parent, false_splits, leaderboard
-from saelib.bench.run import ROW
+from saelib.bench.table import ROW
 from saelib.report.charts import _GREY, _svg, _text
 from saelib.report.children_charts import strip
 from saelib.report.html_view import HtmlView, table
@@ -35,7 +35,7 @@ LABELLED = 16
 
 
 def bench_page(rows: pd.DataFrame) -> HtmlView:
-    """The page of a finished table (columns of `saelib.bench.run.ROW`)."""
+    """The page of a finished table (columns of `saelib.bench.table.ROW`)."""
     ours, plain = present(rows)
     chosen = best_wide(rows) or plain
     real = rows[rows["stratum"] == "separable"]

@@ -9,9 +9,11 @@ from pathlib import Path
 from saelib.base.cache import ensure_dir
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
-from saelib.bench.parents import Parent, assign_sides, choose_parents, p_rows, read_parents, write_parents
-from saelib.bench.run import DEFAULT_METHODS, QUICK_METHODS, run_bench, write_table
+from saelib.bench.parents import Parent, choose_parents, p_rows, read_parents, write_parents
+from saelib.bench.run import DEFAULT_METHODS, QUICK_METHODS, run_bench
+from saelib.bench.sides import assign_sides
 from saelib.bench.suite import BenchConfig, Origin, read_suite, world_origins
+from saelib.bench.table import write_table
 from saelib.report.bench_page import write_bench
 from saelib.split.children import ChildrenConfig
 from saelib.split.methods import get_method

@@ -8,15 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import markupsafe
 import numpy as np
 
 from saelib.interpret.features import logit_effects
-from saelib.report.child_examples import Beside, Example, Passage, child_examples, parent_examples, passages
+from saelib.report.child_examples import Beside, Example, child_examples, parent_examples, passages
 from saelib.report.children_charts import (
-    CHILD_COLOURS,
-    OTHER,
-    coloured,
     k_curve_svg,
     token_spans,
 )
@@ -51,6 +47,7 @@ from saelib.report.children_words import (
 from saelib.report.feature_page import sources
 from saelib.report.html_view import HtmlView
 from saelib.report.page import environment, show
+from saelib.report.passages import coloured_passages, prompt_passages
 from saelib.split.result import Split
 
 UNFINISHED = (
@@ -110,7 +107,7 @@ def _context(split: Split, prompts: Sequence[str], finished: bool) -> dict[str, 
     fires = beside.children_on(on.x)
     shown = list(range(len(split.children)))
     found = child_examples(beside, on, split.tokens.off["test"], fires, shown[:MOST_CARDS])
-    pieces = _prompts(split, prompts) if prompts else passages(beside, on, fires) if shown else []
+    pieces = prompt_passages(split, prompts) if prompts else passages(beside, on, fires) if shown else []
     names = child_names(split.children)
     return {
         "warnings": [*([] if finished else [UNFINISHED]), *beaten_by(split)],
@@ -125,7 +122,7 @@ def _context(split: Split, prompts: Sequence[str], finished: bool) -> dict[str, 
         "judged": judged_rows(split),
         "cards": [_card(split, j, found[j], fires[:, j]) for j in shown[:MOST_CARDS]],
         "folded": [_fold(split, j) for j in shown[MOST_CARDS:]],
-        "pieces": _pieces(pieces, names),
+        "pieces": coloured_passages(pieces, names),
         "from_prompts": bool(prompts),
         "relations": relation_parts(split, names),
         "swap": swap_rows(split.swap),
@@ -250,52 +247,3 @@ def _fold(split: Split, j: int) -> dict[str, Any]:
         "leak": percent_text(cell_value(row, "leak")),
         "logits": _logits(split, split.sae, int(row["feature"])),
     }
-
-
-def _prompts(split: Split, prompts: Sequence[str]) -> list[Passage]:
-    found = []
-    for prompt in prompts:
-        frame = split.on(prompt)  # refuses a text without the parent
-        children = np.zeros((len(frame), len(split.numbers)))
-        for j, number in enumerate(split.numbers):
-            columns = [name for name in frame if str(name).startswith(f"{number} ")]
-            if columns:
-                children[:, j] = frame[columns[0]]
-        tokens = tuple(str(token) for token in frame["token"])
-        found.append(Passage(tokens, frame["parent"].to_numpy(dtype=float), children, prompt))
-    return found
-
-
-def _pieces(pieces: Sequence[Passage], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Texts coloured by the parent, and by the child that is strongest on each token."""
-    if not pieces:
-        return []
-    high = max(float(p.parent.max(initial=0)) for p in pieces)
-    out = []
-    for p in pieces:
-        firing = [[int(j) for j in np.argsort(-row, kind="stable") if row[j] > 0] for row in p.children]
-        peaks: dict[int, float] = {}  # of the children that are the strongest somewhere
-        for row, active in zip(p.children, firing, strict=True):
-            if active:
-                peaks[active[0]] = max(peaks.get(active[0], 0.0), float(row[active[0]]))
-        lit = sorted(peaks, key=lambda j: -peaks[j])[: len(CHILD_COLOURS)]
-        colour = dict(zip(lit, CHILD_COLOURS, strict=False))
-        high_child = max(peaks.values(), default=1.0)
-        spans = []
-        for t, (token, active) in enumerate(zip(p.tokens, firing, strict=True)):
-            fired = ", ".join(f"{names[j]} {p.children[t, j]:.2f}" for j in active[:5]) or "no child"
-            share = float(p.children[t, active[0]]) / high_child if active else 0.0
-            shown = (token.lstrip(" ") or token) if t == 0 else token
-            shade = colour.get(active[0], OTHER) if active else OTHER
-            spans.append(coloured(shown, shade, share, f"parent {p.parent[t]:.2f}; {fired}"))
-        notes = [f"parent {value:.2f}" for value in p.parent]
-        out.append(
-            {
-                "caption": p.caption,
-                "parent": token_spans(p.tokens, p.parent.tolist(), notes, high),
-                "children": markupsafe.Markup("".join(spans)),
-                "legend": [(colour[j], names[j]) for j in lit]
-                + ([(OTHER, "another")] if len(peaks) > len(lit) else []),
-            }
-        )
-    return out

@@ -10,19 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from saelib.acts.batches import ShuffledBatches
-from saelib.base.cache import (
-    atomic_path,
-    cache_dir,
-    content_key,
-    file_sha256,
-    locked,
-    read_sealed,
-    sealed,
-    write_json,
-)
+from saelib.base.cache import atomic_path, cache_dir, content_key, file_sha256, locked, read_sealed, write_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
+from saelib.base.seals import sealed
 from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE
 from saelib.sae.train import TRAINING_CODE, Hooks, TrainResult, train

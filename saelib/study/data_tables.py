@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from saelib.study import price
 
 LEVELS = {"half": 0.5, "three quarters": 0.75, "nine tenths": 0.9}
 """Fixed levels of S_2, whose ceiling is 1; the level of run 9 is measured."""
+
+PRICE = ["arm", "level", "share", "break_even", "ratio", "ratio_seen_again", "at_least", "lm_tokens", "seconds_in_all"]
+"""The columns of `priced` that say whether filtering pays."""
 
 
 def first_at_least(run: pd.DataFrame, level: float) -> float:
@@ -70,6 +74,19 @@ def priced(
         }
         rows.append({**{str(name): value for name, value in row.items()}, **more})
     return pd.DataFrame(rows)
+
+
+def priced_at(
+    levels: pd.DataFrame,
+    sources: Mapping[str, price.Source],
+    lm_tokens_per_second: float | None,
+    sae_tokens_per_second: float | None,
+) -> pd.DataFrame | None:
+    """`priced` at the rates of another machine; None where one of them is not known."""
+    if not lm_tokens_per_second or not sae_tokens_per_second:
+        return None
+    there = {arm: replace(source, sae_second=1 / sae_tokens_per_second) for arm, source in sources.items()}
+    return priced(levels, there, 1 / lm_tokens_per_second)
 
 
 def answer(table: pd.DataFrame) -> str:

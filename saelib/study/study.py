@@ -26,8 +26,9 @@ from saelib.base.errors import UserError
 from saelib.base.hub import named_path
 from saelib.base.progress import report_progress
 from saelib.lm.gelu_1l import load_gelu_1l
-from saelib.lm.hf_model import load_hf_folder, load_smollm2, smollm2_folder
+from saelib.lm.hf_model import load_hf_folder
 from saelib.lm.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
+from saelib.lm.smollm2 import load_smollm2, smollm2_folder
 from saelib.sae.evaluate import LossEnds, Quality, loss_ends, sae_quality
 from saelib.sae.initial import init_random
 from saelib.sae.kept import sae_key, train_once, training_folder
