@@ -23,7 +23,7 @@ import torch
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 
-def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on first use; kept on disk where a folder for that can be written."""
     options: dict[str, Any] = {"nogil": True, "fastmath": _FAST, "error_model": "numpy", "boundscheck": False}
     try:
@@ -62,7 +62,7 @@ def serve(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32
 
 
-@_kernel
+@compiled
 @no_type_check
 def round_to_int8(begin, end, rows, q, scale, norm, rest):
     """Row by row: rows = scale * q + remainder, with the norms of the row and of the remainder, rounded up.
@@ -102,7 +102,7 @@ def round_to_int8(begin, end, rows, q, scale, norm, rest):
             rest[r] = norm[r]
 
 
-@_kernel
+@compiled
 @no_type_check
 def take_bfloat16(begin, end, index, source, out):
     """out[i] = source[index[i]], from the bits of bf16 to those of fp32."""
@@ -112,7 +112,7 @@ def take_bfloat16(begin, end, index, source, out):
             taken[k] = np.uint32(row[k]) << np.uint32(16)
 
 
-@_kernel
+@compiled
 @no_type_check
 def norms(begin, end, rows, rounded, norm, rest):
     """Norms of the rows and of `rows - rounded`, rounded up; a row that is not finite has infinite ones."""
@@ -134,7 +134,7 @@ def norms(begin, end, rows, rounded, norm, rest):
             rest[r] = np.inf
 
 
-@_kernel
+@compiled
 @no_type_check
 def _dots(x, rows, which, n, out):
     """out[i] = x . rows[which[i]] for i < n, four at a time; `which` has room for three more."""
@@ -152,7 +152,7 @@ def _dots(x, rows, which, n, out):
         out[i], out[i + 1], out[i + 2], out[i + 3] = s0, s1, s2, s3
 
 
-@_kernel
+@compiled
 @no_type_check
 def _add_weighted(out, weights, which, n, rows):
     """out += sum of weights[i] * rows[which[i]] for i < n, four rows at a time."""
@@ -169,7 +169,7 @@ def _add_weighted(out, weights, which, n, rows):
             out[k] += w0 * a[k]
 
 
-@_kernel
+@compiled
 @no_type_check
 def _candidates(rough, relative, inverse, on_norm, on_rest, per_feature, hit, out):
     """Features whose pre-activation may be positive, ascending, into `out`; how many. `hit` is scratch: d_sae bytes, zeroed
@@ -190,7 +190,7 @@ def _candidates(rough, relative, inverse, on_norm, on_rest, per_feature, hit, ou
     return n
 
 
-@_kernel
+@compiled
 @no_type_check
 def forward_rows(
     begin, end, first, product, relative, scale, on_norm, on_rest, per_feature, x, centred, W_enc_t, b_enc, W_dec, b_dec,
@@ -246,7 +246,7 @@ def forward_rows(
     return end, at
 
 
-@_kernel
+@compiled
 @no_type_check
 def sort_by_feature(begin, end, starts, stop, which, acts, dpre, fill, row_of, acts_of, dpre_of):
     """Move the entries of rows begin ... end to their features' places; `fill` says where each goes on, ascending rows."""
@@ -258,7 +258,7 @@ def sort_by_feature(begin, end, starts, stop, which, acts, dpre, fill, row_of, a
             row_of[at], acts_of[at], dpre_of[at] = r, acts[e], dpre[e]
 
 
-@_kernel
+@compiled
 @no_type_check
 def backward_features(
     begin, end, starts, row_of, acts_of, dpre_of, g, centred, dW_dec, dW_enc_t, db_enc, total,
@@ -281,7 +281,7 @@ def backward_features(
         total[j] = sum_acts
 
 
-@_kernel
+@compiled
 @no_type_check
 def normalise_rows(begin, end, W_dec, dW_dec, smallest):
     """Rows of W_dec to unit norm, and the gradient's part along them removed."""
@@ -300,7 +300,7 @@ def normalise_rows(begin, end, W_dec, dW_dec, smallest):
             grad[k] -= row[k] * along
 
 
-@_kernel
+@compiled
 @no_type_check
 def rectify(begin, end, acts, fired, sums):
     """Features begin ... end of a dense block: negative entries to zero; positive ones counted, all summed."""
@@ -314,7 +314,7 @@ def rectify(begin, end, acts, fired, sums):
             total[k] += value
 
 
-@_kernel
+@compiled
 @no_type_check
 def mask_gradient(begin, end, acts, dpre, penalty, db_enc):
     """Features begin ... end of a dense block: gradients of pre-activations, zero where inactive; column sums."""

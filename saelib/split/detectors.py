@@ -10,12 +10,14 @@ features with the largest score statistic on train, in a logistic model whose we
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.sparse import csc_array
 from scipy.special import expit
+
+from saelib.base.kernels import compiled
 
 KS = (1, 2, 4)
 """How many features a detector may have, where separation is reported."""
@@ -55,16 +57,20 @@ def best_threshold(values: Float[np.ndarray, " n"], member: Bool[np.ndarray, " n
 
     t is one of the values, the largest below the cut: equal values are never parted.
     """
-    if not len(values):
+    n, total = len(values), int(member.sum())
+    above = np.flatnonzero(values > values.min(initial=np.inf))  # the others are all alike and need no sorting
+    if not len(above):
         return Threshold(np.inf, 0.0)
-    order = np.argsort(-values, kind="stable")
+    order = above[np.argsort(-values[above], kind="stable")]
     ordered, tp = values[order], np.cumsum(member[order])
-    fp, total = np.arange(1, len(values) + 1) - tp, int(tp[-1])
-    score = mcc(tp, fp, total - tp, len(values) - total - fp)
-    parts = np.append(ordered[1:] < ordered[:-1], False)  # a cut after the last value parts nothing
+    fp = np.arange(1, len(order) + 1) - tp
+    score = mcc(tp, fp, total - tp, n - total - fp)
+    parts = np.append(ordered[1:] < ordered[:-1], True)  # below the last of them come the smallest
     score[~parts] = 0
     best = int(np.argmax(score))
-    return Threshold(float(ordered[best + 1]), float(score[best])) if score[best] > 0 else Threshold(np.inf, 0.0)
+    if not score[best] > 0:
+        return Threshold(np.inf, 0.0)
+    return Threshold(float(ordered[best + 1] if best + 1 < len(ordered) else values.min()), float(score[best]))
 
 
 def feature_mcc(acts: csc_array, member: Bool[np.ndarray, "n m"]) -> Float[np.ndarray, "F m"]:
@@ -164,42 +170,85 @@ def _fit(x: Float[np.ndarray, "n k"], member: np.ndarray, start: Float[np.ndarra
 
     Tokens on which no feature fires are alike: they enter as two rows with their counts.
     """
-    some = x.any(axis=1)
-    n_in, n_out = int(member[~some].sum()), int((~member[~some]).sum())
-    design = np.column_stack([np.ones(int(some.sum()) + 2), np.vstack([x[some], np.zeros((2, x.shape[1]))])])
-    y = np.concatenate([member[some], [1, 0]]).astype(np.float64)
-    count = np.concatenate([np.ones(int(some.sum())), [n_in, n_out]])
-    scale = np.sqrt((x**2).mean(0)).clip(min=1e-12)
-    design[:, 1:] /= scale
-    ridge = np.append(RIDGE, np.full(x.shape[1], RIDGE))  # on the intercept too: a class may hold every token
+    some = np.flatnonzero(np.logical_or.reduce(x.T))
+    rows, y = np.ascontiguousarray(x[some]), member[some]
+    n_in = int(member.sum() - y.sum())
+    n_out = len(x) - len(some) - n_in
+    scale = np.sqrt(np.square(rows).sum(0) / len(x)).clip(min=1e-12)
+    rows /= scale
     beta = np.append(start[0], start[1:] * scale)
-
-    def loss(b: np.ndarray) -> float:
-        z = design @ b
-        return float(count @ (np.logaddexp(0, z) - y * z) + 0.5 * ridge @ b**2)
-
-    value = loss(beta)
+    value, gradient, hessian = _terms(rows, y, n_in, n_out, beta)
     for _ in range(50):
-        p = expit(design @ beta)
-        gradient = design.T @ (count * (p - y)) + ridge * beta
         free = (beta > 0) | (gradient < 0)
         free[0] = True
         if np.abs(gradient[free]).max() < 1e-5 * np.sqrt(len(x)):
             break
-        hessian = design.T @ ((count * p * (1 - p))[:, None] * design) + np.diag(ridge)
         step = np.zeros_like(beta)
         step[free] = np.linalg.solve(hessian[np.ix_(free, free)], gradient[free])
-        moved, after = beta, value
+        moved, after = beta, (value, gradient, hessian)
         for size in 0.5 ** np.arange(20):
             moved = beta - size * step
             moved[1:] = moved[1:].clip(min=0)
-            after = loss(moved)
-            if after < value:
+            after = _terms(rows, y, n_in, n_out, moved)
+            if after[0] < value:
                 break
-        if not value - after > 1e-6:
+        gained = value - after[0]
+        if not gained > 0:
             break
-        beta, value = moved, after
+        beta, (value, gradient, hessian) = moved, after
+        if not gained > 1e-6:
+            break
     return np.append(beta[0], beta[1:] / scale)
+
+
+def _terms(
+    x: np.ndarray, y: np.ndarray, n_in: int, n_out: int, beta: np.ndarray
+) -> tuple[float, Float[np.ndarray, " k1"], Float[np.ndarray, "k1 k1"]]:
+    """Summed logistic loss with its ridge at some weights, gradient and Hessian; `n_in` and `n_out` tokens have no feature on."""
+    gradient, hessian = np.zeros(len(beta)), np.zeros((len(beta), len(beta)))
+    loss = _logistic(x, y, beta, gradient, hessian)
+    p = expit(beta[0])
+    loss += n_in * np.logaddexp(0, -beta[0]) + n_out * np.logaddexp(0, beta[0]) + 0.5 * RIDGE * beta @ beta
+    gradient[0] += (n_in + n_out) * p - n_in
+    hessian[0, 0] += (n_in + n_out) * p * (1 - p)
+    return (
+        float(loss),
+        gradient + RIDGE * beta,
+        hessian + hessian.T - np.diag(hessian.diagonal()) + RIDGE * np.eye(len(beta)),
+    )
+
+
+@compiled
+@no_type_check
+def _logistic(x, y, beta, gradient, hessian):
+    """Sum over rows of log(1 + exp(z)) - y z, z = beta[0] + x beta[1:]; adds to the gradient and the Hessian's upper half.
+
+    log(1 + exp(z)) = max(z, 0) + log(1 + exp(-|z|)), and of the latter a thousand are multiplied before a logarithm is taken.
+    """
+    n, k = x.shape
+    loss, product = 0.0, 1.0
+    for i in range(n):
+        z = beta[0]
+        for a in range(k):
+            z += beta[a + 1] * x[i, a]
+        e = np.exp(-abs(z))
+        product *= 1.0 + e
+        loss += max(z, 0.0) - (z if y[i] else 0.0)
+        if i % 1000 == 999:
+            loss += np.log(product)
+            product = 1.0
+        share = 1.0 / (1.0 + e)
+        p = share if z >= 0 else e * share
+        off, w = p - (1.0 if y[i] else 0.0), e * share * share
+        gradient[0] += off
+        hessian[0, 0] += w
+        for a in range(k):
+            gradient[a + 1] += off * x[i, a]
+            wx = w * x[i, a]
+            hessian[0, a + 1] += wx
+            for b in range(a, k):
+                hessian[a + 1, b + 1] += wx * x[i, b]
+    return loss + np.log(product)
 
 
 def _column(acts: csc_array, j: int) -> Float[np.ndarray, " n"]:
@@ -210,4 +259,4 @@ def _column(acts: csc_array, j: int) -> Float[np.ndarray, " n"]:
 
 
 def _columns(acts: csc_array, features: list[int]) -> Float[np.ndarray, "n k"]:
-    return np.column_stack([_column(acts, j) for j in features])
+    return np.stack([_column(acts, j) for j in features]).T
