@@ -86,6 +86,7 @@ def label(
     contexts_of: Mapping[str, np.ndarray],
     how: str = "auto",
     least: int = LEAST,
+    most: int = MOST_CONTEXTS,
 ) -> Labels:
     """Label a parent's tokens.
 
@@ -95,6 +96,7 @@ def label(
         how: `auto` (the hyphen's classes when most of P on select is "-", else automatic), `hyphen`, `automatic`, or the path
             of a JSON file of rules.
         least: tokens that an automatic context must have on select and on test.
+        most: automatic contexts of each kind.
 
     Raises:
         UserError: an unknown way, a file without rules or with a bad one, no context with enough tokens.
@@ -105,7 +107,7 @@ def label(
     if how == "hyphen":
         return hyphen_contexts(model, tokens, contexts_of)
     if how == "automatic":
-        return automatic_contexts(model, tokens, least)
+        return automatic_contexts(model, tokens, least, most)
     if Path(how).suffix == ".json":
         return rule_contexts(model, tokens, contexts_of, read_rules(Path(how)))
     raise UserError("contexts must be auto, hyphen, automatic or a .json file of rules", repr(how), "pass one")

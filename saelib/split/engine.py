@@ -24,7 +24,7 @@ from saelib.base.progress import report_progress
 from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children, train_several
 from saelib.split.children_table import children_table
-from saelib.split.contexts import LEAST
+from saelib.split.contexts import LEAST, MOST_CONTEXTS
 from saelib.split.controls import control_rows, k_means, product_rows, random_decoder, small_sae, wrong_parent
 from saelib.split.effects import child_effects
 from saelib.split.exported import child_numbers
@@ -51,6 +51,8 @@ class SplitConfig:
     """What children are to be told apart by: `auto`, `hyphen`, `automatic`, or a JSON file of rules."""
     least: int = LEAST
     """Tokens that an automatic context must have on select and on test."""
+    most: int = MOST_CONTEXTS
+    """Automatic contexts of each kind (previous, next, current token): the most frequent ones."""
     tau: float | None = None
     """The parent is on above this; None: the 2024 post's share of its largest activation."""
     K: int | None = None
@@ -112,7 +114,7 @@ def split_feature(
     began = time.perf_counter()
     cfg, sae = config or SplitConfig(), sae.on(acts.device)
     tokens = gather(acts, sae, feature, cfg.tau)
-    work = Work.of(acts, tokens, sae, cfg.contexts, cfg.least)
+    work = Work.of(acts, tokens, sae, cfg.contexts, cfg.least, cfg.most)
     if cfg.require_separable:
         require_separable(work.yardstick)
     product = make_product(work, cfg)

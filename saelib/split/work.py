@@ -18,7 +18,7 @@ from saelib.acts.activations import Activations
 from saelib.base.errors import UserError
 from saelib.sae.sae import SAE
 from saelib.split.children import Dictionary, Pools
-from saelib.split.contexts import LEAST, Labels, label, member
+from saelib.split.contexts import LEAST, MOST_CONTEXTS, Labels, label, member
 from saelib.split.detectors import feature_mcc
 from saelib.split.exported import as_jumprelu, child_numbers, replace_parent
 from saelib.split.leak import Firings, Leak, choose_theta, leak
@@ -70,10 +70,17 @@ class Work:
         self._rest_acts: dict[str, csc_array] = {}
 
     @staticmethod
-    def of(acts: Activations, tokens: ParentTokens, sae: SAE, how: str = "auto", least: int = LEAST) -> Work:
-        """The work on a parent of a text: contexts `how` (see `label`), automatic ones with at least `least` tokens."""
+    def of(
+        acts: Activations,
+        tokens: ParentTokens,
+        sae: SAE,
+        how: str = "auto",
+        least: int = LEAST,
+        most: int = MOST_CONTEXTS,
+    ) -> Work:
+        """The work on a parent of a text, with the contexts that `label` finds (`how`, `least` and `most` are its)."""
         texts = {split: np.asarray(acts.stores[split].contexts) for split in SPLITS}
-        labels = label(acts.model, tokens.on, texts, how, least)
+        labels = label(acts.model, tokens.on, texts, how, least, most)
         off = {s: member(acts.model, labels.contexts, tokens.off[s], texts[s]) for s in ("select", "test")}
         return Work(sae, tokens, labels, off)
 

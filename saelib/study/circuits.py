@@ -42,6 +42,9 @@ RARE = 5e-4
 """Nor one on a smaller share (or on too few tokens of train to be split)."""
 PARENT_K, PARENT_STEPS = 32, 600
 """Children and steps of each parent of the summary; the profile's own numbers where it names some."""
+PARENT_CONTEXTS, PARENT_TRIED = 6, 3
+"""Contexts of each kind that it is split by, and how many of the judged ones are tried, the most frequent first, until on select
+the behaviour is there and both parent and child have an effect on it."""
 MEDIAN_RATIO = "median damage against the parent's"
 _DENSITY_CONTEXTS = 2000
 _CODE = (
@@ -108,8 +111,11 @@ def parents(profile: Profile) -> tuple[int, ...]:
 
 
 def parent_row(profile: Profile, feature: int) -> dict[str, Any]:
-    """One parent, kept in the cache: feature, context (the judged primary one with the most test tokens), added_2, log_odds with
-    low and high on test, damage_parent, damage_child, saving; `reason` where something could not be asked."""
+    """One parent, kept in the cache.
+
+    feature; context (of the three judged primary ones with the most test tokens the first that can be asked about); added_2;
+    log_odds with low and high on test; damage_parent, damage_child, saving; `reason` where something could not be asked.
+    """
     narrow = study.narrow_sae(profile).sae
     key = content_key(
         stores=[study.activations(profile, split).key for split in ("train", "select", "test")], code=code_version(*_CODE),
@@ -126,16 +132,19 @@ def _parent_row(profile: Profile, narrow: SAE, feature: int) -> dict[str, Any]:
     )
     row = {"feature": feature, "context": "", **row, "reason": ""}
     cfg = SplitConfig(
-        contexts="automatic", least=profile.context_least, K=profile.children_K or PARENT_K, seeds=1, controls=False,
-        children=ChildrenConfig(n_steps=profile.children_steps or PARENT_STEPS),
+        contexts="automatic", least=profile.context_least, most=PARENT_CONTEXTS, K=profile.children_K or PARENT_K, seeds=1,
+        controls=False, children=ChildrenConfig(n_steps=profile.children_steps or PARENT_STEPS),
     )  # fmt: skip
     try:
         split = split_feature(narrow, feature, texts.of_profile(profile), cfg)
         judged = [(c.n_test, i) for i, c in enumerate(split.separation["rest"].contexts) if c.judged and c.primary]
         if not judged:
             return row | {"reason": "no context is judged"}
-        index = max(judged)[1]
-        case = Case(split, index, wide_sae(profile), max(profile.circuits_tokens // 2, 1))
+        frequent = [i for _, i in sorted(judged, reverse=True)[:PARENT_TRIED]]
+        most = max(profile.circuits_tokens // 2, 1)
+        cases = (Case(split, i, wide_sae(profile), most) for i in frequent)
+        case = next((case for case in cases if math.isfinite(case.level)), None)
+        case = case or Case(split, frequent[0], wide_sae(profile), most)
     except UserError as error:
         return row | {"reason": f"{error.rule}; got {error.got}"}
     odds = case.odds("test")
@@ -148,6 +157,8 @@ def _parent_row(profile: Profile, narrow: SAE, feature: int) -> dict[str, Any]:
     of = {one["family"]: float(one["damage"]) for one in damage[damage["count"] == 1].to_dict("records")}
     row |= {"damage_parent": of["parent"], "damage_child": of["child"]}
     row["saving"] = 1 - row["damage_child"] / row["damage_parent"] if row["damage_parent"] > 0 else math.nan
+    if not math.isfinite(row["saving"]):
+        row["reason"] = "parent does no damage" if row["damage_parent"] == 0 else "effect not reached on test"
     return dict(plain_value(row))
 
 
