@@ -128,6 +128,7 @@ def test_automatic_contexts(model: OneLayerModel) -> None:
     assert labels.counts["test"].all() and not labels.named
     few = automatic_contexts(model, tokens, most=1)
     assert [c.name for c in few.contexts] == ['after "multi"', 'is "x"']
+    assert label(model, tokens, {}, most=1).contexts == few.contexts
     more = automatic_contexts(model, tokens, least=99)
     assert 'after "a"' in [c.name for c in more.contexts]
 

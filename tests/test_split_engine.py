@@ -279,6 +279,13 @@ def test_the_same_seed_gives_the_same_split(acts: Activations, sae: SAE) -> None
     pd.testing.assert_frame_equal(one.children, two.children)
 
 
+def test_contexts_of_each_kind_can_be_limited(split: Split, acts: Activations, sae: SAE) -> None:
+    children = ChildrenConfig(n_steps=60)
+    cfg = SplitConfig(contexts="automatic", most=1, K=4, seeds=1, controls=False, children=children)
+    kinds = [context.kind for context in split_feature(sae, PARENT, acts, cfg).contexts]
+    assert len(kinds) == len(set(kinds)) < len(split.contexts)
+
+
 def test_the_feature_of_the_rest_that_says_a_name_best() -> None:
     """By hand: of two features the second marks the name on select; on test it marks half of it."""
     says = {
