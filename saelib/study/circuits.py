@@ -42,7 +42,7 @@ RARE = 5e-4
 """Nor one on a smaller share (or on too few tokens of train to be split)."""
 PARENT_K, PARENT_STEPS = 32, 600
 """Children and steps of each parent of the summary; the profile's own numbers where it names some."""
-PARENT_CONTEXTS, PARENT_TRIED = 6, 3
+PARENT_CONTEXTS, PARENT_TRIED = 6, 8
 """Contexts of each kind that it is split by, and how many of the judged ones are tried, the most frequent first, until on select
 the behaviour is there and both parent and child have an effect on it."""
 MEDIAN_RATIO = "median damage against the parent's"
@@ -113,7 +113,7 @@ def parents(profile: Profile) -> tuple[int, ...]:
 def parent_row(profile: Profile, feature: int) -> dict[str, Any]:
     """One parent, kept in the cache.
 
-    feature; context (of the three judged primary ones with the most test tokens the first that can be asked about); added_2;
+    feature; context (of the judged primary ones with the most test tokens the first that can be asked about); added_2;
     log_odds with low and high on test; damage_parent, damage_child, saving; `reason` where something could not be asked.
     """
     narrow = study.narrow_sae(profile).sae

@@ -77,7 +77,7 @@ class Profile:
     """Seeds of each of its arms."""
     circuits_tokens: int = 400
     """Tokens a class and split in `notebooks/15_circuits`."""
-    circuits_parents: int = 88
+    circuits_parents: int = 80
     """Parents over which it is asked whether a finer feature is cleaner to act on."""
     children_K: int | None = None
     """Children that are trained in the row of the children method; None: chosen by its rule."""
