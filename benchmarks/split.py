@@ -1,6 +1,6 @@
 """How long a split takes, what it tells apart, and both beside a plain wide SAE of the study.
 
-    python benchmarks/split.py [--json] [--quick] [--rounds 5]
+    python benchmarks/split.py [--json] [--quick] [--profile mini] [--rounds 5]
 
 The study's parent is split in turns with steps of the study's plain wide SAE (run 13: random start, all data). With `--quick` the
 study is a small one on little text (`QUICK`), made from nothing in under a minute; without it, it is profile `mini`, and what of
@@ -93,10 +93,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object, and nothing else")
     parser.add_argument("--quick", action="store_true", help="a small study, one round, four parents")
+    parser.add_argument("--profile", default="mini", help="the study whose parent is split, without --quick")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--parents", type=int, help="parents that are split side by side")
     args = parser.parse_args()
-    profile = QUICK if args.quick else get_profile("mini")
+    profile = QUICK if args.quick else get_profile(args.profile)
     n_rounds, n_parents = args.rounds or (1 if args.quick else 5), args.parents or (4 if args.quick else 20)
     chosen, narrow = selection.parent(profile), study.narrow_sae(profile).sae
     measured = list(rounds(profile, n_rounds))

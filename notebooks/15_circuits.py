@@ -27,7 +27,7 @@ from matplotlib import pyplot as plt
 from saelib.report import report, views
 from saelib.report.study_figures import acting_figure, previous_token_figure, saving_figure
 from saelib.report.tables import keep_table
-from saelib.study import circuit_tables, circuits, study
+from saelib.study import circuit_answer, circuit_tables, circuits, study
 from saelib.study.profiles import get_profile
 
 views.figure_style()
@@ -106,9 +106,9 @@ many["reason"].fillna("").replace("", "compared").value_counts()
 # ## Conclusion
 
 # %%
-result = keep_table(circuits.summary_table(sources, effects, damage, many))
+result = keep_table(circuit_answer.summary_table(sources, effects, damage, many))
 report.headline(
-    answer=circuits.answer(result),
+    answer=circuit_answer.answer(result),
     classes=list(cases),
     parents=len(many),
     parents_compared=found["n"],

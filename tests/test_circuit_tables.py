@@ -19,7 +19,7 @@ from saelib.sae.sae import SAE, SAEConfig
 from saelib.split.children import ChildrenConfig
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.yardstick import Documents
-from saelib.study import circuits
+from saelib.study import circuit_answer
 from saelib.study.circuit_cases import CaseTokens, feature_way, neuron_way, rotation_way, worth, written
 from saelib.study.circuit_tables import PREVIOUS, Case, contrast_draws, mean_draws, rank_correlation
 
@@ -200,7 +200,7 @@ def summary(saving: list[float]) -> pd.DataFrame:
         ]
     )  # fmt: skip
     many = pd.DataFrame({"added_2": np.arange(len(saving), dtype=float), "saving": saving})
-    return circuits.summary_table(sources, effects, damage, many)
+    return circuit_answer.summary_table(sources, effects, damage, many)
 
 
 def test_the_summary_holds_a_row_a_number() -> None:
@@ -210,15 +210,15 @@ def test_the_summary_holds_a_row_a_number() -> None:
 
 
 def test_the_answer_is_made_of_the_summary_s_numbers() -> None:
-    text = circuits.answer(summary([0.1, 0.2, 0.3, 0.4, 0.5]))
+    text = circuit_answer.answer(summary([0.1, 0.2, 0.3, 0.4, 0.5]))
     assert text.startswith(
         "Damage to sibling classes at equal effect, as a share of the parent's: the best child: number 0.25"
     )
-    assert "the best neuron: number 0.4 (95% 0.2 to 0.5)" in text and "wide" not in text
-    assert "Over 5 parents the best child does 0.7 (95% 0.5 to 0.9) of the parent's damage (median)" in text
-    assert "rank correlation 1 (95%" in text
-    assert "parent number 0.4 (95% 0.3 to 0.5), child number 0.8" in text
-    few = circuits.answer(summary([0.1, NAN]))
+    assert "the best neuron: number 0.40 (95% 0.20 to 0.50)" in text and "wide" not in text
+    assert "Over 5 parents the best child does 0.70 (95% 0.50 to 0.90) of the parent's damage (median)" in text
+    assert "rank correlation 1.00 (95%" in text
+    assert "parent number 0.40 (95% 0.30 to 0.50), child number 0.80" in text
+    few = circuit_answer.answer(summary([0.1, NAN]))
     assert "Only 1 parents could be compared" in few
 
 

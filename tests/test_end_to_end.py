@@ -100,6 +100,29 @@ def test_every_notebook_has_a_page_and_a_record_and_no_page_needs_a_network(repo
 
 
 @pytest.mark.usefixtures("reports")
+def test_the_benchmark_of_a_split_prints_one_json_object(root: Path) -> None:
+    command = [
+        sys.executable,
+        root / "benchmarks" / "split.py",
+        "--json",
+        "--profile",
+        "smoke",
+        "--rounds",
+        "1",
+        "--parents",
+        "2",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    spreads = ("seconds_total", "seconds_training", "speedup_vs_wide")
+    assert found.keys() == {*spreads, "seconds_per_parent_batched", "separation_children", "separation_wide"}
+    for name in spreads:
+        assert 0 < found[name]["p25"] <= found[name]["median"] <= found[name]["p75"]
+    assert found["seconds_training"]["median"] < found["seconds_total"]["median"]
+
+
+@pytest.mark.usefixtures("reports")
 def test_the_notebooks_that_are_not_in_the_plan(session_cache: Path, tmp_path: Path) -> None:
     narrow = next(session_cache.glob("runs/narrow-*/sae"))
     texts = [" ".join(f"a {w}-way {i} street, in {i % 7} parts." for w in ["two", "long", "3"] * 12) for i in range(90)]

@@ -30,7 +30,7 @@ class OpenAnswer:
 
 def left_open(folder: Path) -> list[OpenAnswer]:
     """The four answers, from the tables in a report's folder (that of SplitBench may lie beside it)."""
-    from saelib.study import circuits, data_tables, replacing_tables
+    from saelib.study import circuit_answer, data_tables, replacing_tables
 
     bench = folder if (folder / "splitbench.csv").is_file() else folder.parent / "splitbench"
     asked: list[tuple[str, Path, Callable[[pd.DataFrame], str]]] = [
@@ -45,7 +45,7 @@ def left_open(folder: Path) -> list[OpenAnswer]:
             folder / "14_replacing",
             replacing_tables.answer,
         ),
-        ("Does a more specific feature help to find a circuit?", folder / "15_circuits", circuits.answer),
+        ("Does a more specific feature help to find a circuit?", folder / "15_circuits", circuit_answer.answer),
     ]
     return [_answered(folder, *one) for one in asked]
 

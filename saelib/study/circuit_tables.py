@@ -179,8 +179,9 @@ class Case:
 
 def largest_heads(sources: pd.DataFrame, cases: Mapping[str, Case], k: int = 5) -> pd.DataFrame:
     """The k (head, offset) with the largest shares of the contrast, for the parent and the child that is worth most."""
-    acted = {way.name for case in cases.values() for way in case.ways if way.family in ("parent", "child")}
-    heads = sources[sources["component"].str.startswith("head") & sources["object"].isin(acted)]
+    acted = [(n, way.name) for n, case in cases.items() for way in case.ways if way.family in ("parent", "child")]
+    heads = sources[sources["component"].str.startswith("head")].set_index(["context", "object"])
+    heads = heads[heads.index.isin(acted)].reset_index()
     heads = heads.assign(size=heads["share"].abs()).sort_values("size", ascending=False)
     found = heads.groupby(["context", "object"], sort=False).head(k).sort_values(["context", "object"])
     return found[["context", "object", "component", "share", "low", "high"]]
