@@ -215,8 +215,8 @@ def test_the_command_prints_the_children_and_writes_the_folder(
             pages.append(first(split).read_text())
         return split
 
-    monkeypatch.setattr("saelib.load_sae", lambda folder: split.original, raising=False)
-    monkeypatch.setattr("saelib.activations", lambda *given, **options: split.acts, raising=False)
+    monkeypatch.setattr("saelib.sae.load.load_sae", lambda folder: split.original)
+    monkeypatch.setattr("saelib.study.texts.activations", lambda *given, **options: split.acts)
     monkeypatch.setattr("saelib.split.engine.split_feature", answer)
     command = ["split", "--sae", "my-sae", "--feature", "3", "--contexts", "hyphen", "--K", "14", "--seed", "2"]
     assert cli.main(command) == 0

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from saelib.base.cache import disk_errors, ensure_dir, read_json
 from saelib.base.errors import UserError
 from saelib.report.notebook_source import notebooks_dir
-from saelib.report.study_plan import CLAIMS, EVIDENCE, FOR_A_RUN, Page
+from saelib.report.study_plan import CLAIMS, EVIDENCE, FOR_A_RUN, PlannedPage
 
 if TYPE_CHECKING:
     from saelib.report.index_page import Tables
-    from saelib.report.report import Page as ReportPage
+    from saelib.report.page import Page
 
 RESULTS = "05_results"
 _WITH_FIGURES = (
@@ -37,7 +37,7 @@ _SAE_FACTS = (
 )
 
 
-def render(page: Page, folder: Path, pages: Sequence[Page] = ()) -> Path:
+def render(page: PlannedPage, folder: Path, pages: Sequence[PlannedPage] = ()) -> Path:
     """Render a finished notebook to `<stem>.html` and its JSON sibling; `pages` are those to link to."""
     from saelib.report.report import render_page
 
@@ -47,7 +47,9 @@ def render(page: Page, folder: Path, pages: Sequence[Page] = ()) -> Path:
     return out
 
 
-def finish_report(folder: Path, profile: str, tables: Tables, pages: Sequence[Page], record: dict[str, Any]) -> Path:
+def finish_report(
+    folder: Path, profile: str, tables: Tables, pages: Sequence[PlannedPage], record: dict[str, Any]
+) -> Path:
     """Write the tables' CSV files and `index.html`; `record` is what `run.json` holds."""
     from saelib.report.index_page import build_index, write_tables
 
@@ -55,7 +57,7 @@ def finish_report(folder: Path, profile: str, tables: Tables, pages: Sequence[Pa
     return build_index(folder, profile, tables, _links(pages), _facts(folder, profile, pages, record))
 
 
-def _facts(folder: Path, profile: str, pages: Sequence[Page], record: dict[str, Any]) -> dict[str, Any]:
+def _facts(folder: Path, profile: str, pages: Sequence[PlannedPage], record: dict[str, Any]) -> dict[str, Any]:
     """What the index tells besides the tables, from the model's card, the notebooks' records and `run.json`."""
     from saelib.report.figures import save_figures
     from saelib.study.profiles import get_profile
@@ -91,10 +93,10 @@ def _facts(folder: Path, profile: str, pages: Sequence[Page], record: dict[str, 
     return facts
 
 
-def _links(pages: Sequence[Page]) -> list[ReportPage]:
-    from saelib.report.report import Page as ReportPage
+def _links(pages: Sequence[PlannedPage]) -> list[Page]:
+    from saelib.report.page import Page
 
-    return [ReportPage(page.stem, page.title, page.run) for page in pages]
+    return [Page(page.stem, page.title, page.run) for page in pages]
 
 
 def reports_dir(reports: Path | None, profile: str) -> Path:

@@ -13,7 +13,7 @@ import pandas as pd
 from saelib.base.cache import write_json
 from saelib.base.provenance import provenance
 from saelib.report.page import environment, label, plain, show, write_page
-from saelib.report.views import Displayed, View, bundle, top_contexts, view_html
+from saelib.report.views import Displayed, TokenView, bundle, top_contexts, view_html
 
 _NUMBERS = ("feature", "other", "child", "match", "row", "run", "seed")
 """Columns that hold names made of digits: no thousands separator."""
@@ -43,7 +43,7 @@ class HtmlView(Displayed):
     def _body(self) -> dict[str, Any]:
         mounts: list[dict[str, Any]] = []
 
-        def place(view: View) -> markupsafe.Markup:
+        def place(view: TokenView) -> markupsafe.Markup:
             data = view.data()
             mounts.extend(data["mounts"])
             return markupsafe.Markup(data["html"])
@@ -106,7 +106,9 @@ def table(
     return {"head": list(zip([words[name] for name in names], numeric, strict=True)), "rows": rows, "numeric": numeric}
 
 
-def examples(frame: pd.DataFrame, *, caption: str = "", max_value: float | None = None, bands: bool = False) -> View:
+def examples(
+    frame: pd.DataFrame, *, caption: str = "", max_value: float | None = None, bands: bool = False
+) -> TokenView:
     """Examples of one feature, from `examples.highest_activating_tokens`, as coloured texts on one scale.
 
     `bands` says from where in the activations each comes, and of which token: it may be too pale to see.

@@ -17,7 +17,7 @@ from saelib.base.progress import Display, clock
 from saelib.report.finish import check_writable, finish_report, render, reports_dir
 from saelib.report.notebook_source import notebooks_dir
 from saelib.report.run_record import GIB, Seconds, keep_record, make_record, print_outcome
-from saelib.report.study_plan import CLAIMS, TRAINING_RUN, Page, plan_page, plan_study
+from saelib.report.study_plan import CLAIMS, TRAINING_RUN, PlannedPage, plan_page, plan_study
 
 if TYPE_CHECKING:
     from saelib.report.index_page import Tables
@@ -106,8 +106,8 @@ def run_one_notebook(
 
 
 def _run_stage(
-    stage: list[Page],
-    pages: list[Page],
+    stage: list[PlannedPage],
+    pages: list[PlannedPage],
     folder: Path,
     display: Display,
     memory: Memory,
@@ -122,7 +122,7 @@ def _run_stage(
 
     rendering = 0.0
 
-    def show(page: Page) -> None:
+    def show(page: PlannedPage) -> None:
         nonlocal rendering
         began = time.monotonic()
         render(page, folder, pages)
@@ -162,7 +162,7 @@ def _run_stage(
     return rendering
 
 
-def _job(page: Page, index: int, threads: int, force: bool) -> Job:
+def _job(page: PlannedPage, index: int, threads: int, force: bool) -> Job:
     from saelib.report.jobs import Job
 
     arguments = {
@@ -203,7 +203,7 @@ def _train_arms(profile: str, width: int, threads: int, display: Display, memory
     return time.monotonic() - began
 
 
-def _tables(profile: str, pages: Sequence[Page], whole: bool, display: Display, memory: Memory) -> Tables:
+def _tables(profile: str, pages: Sequence[PlannedPage], whole: bool, display: Display, memory: Memory) -> Tables:
     """The rows of every table, from what is kept; made once for these finished notebooks."""
     from saelib.report.jobs import Job, run_jobs
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saelib.base.cache import cache_dir, read_json, write_json
 from saelib.base.progress import clock
-from saelib.report.study_plan import BEFORE_RUNS, Page
+from saelib.report.study_plan import BEFORE_RUNS, PlannedPage
 
 if TYPE_CHECKING:
     from saelib.report.jobs import Memory
@@ -43,12 +43,12 @@ class Seconds:
     rendering: float = 0.0
     """Writing pages."""
 
-    def by_label(self, pages: Sequence[Page]) -> dict[str, float]:
+    def by_label(self, pages: Sequence[PlannedPage]) -> dict[str, float]:
         """Of each part of preparing and each notebook, whenever it ran."""
         notebooks = {page.label: page.require_finished().result["seconds"] for page in pages}
         return self.prepare | ({"claim arms": self.arms} if self.arms else {}) | notebooks
 
-    def by_work(self, pages: Sequence[Page]) -> dict[str, float]:
+    def by_work(self, pages: Sequence[PlannedPage]) -> dict[str, float]:
         """The study's own notebooks by kind of work, whatever ran side by side; `render` counts pages of this command."""
         found = {page: page.require_finished().result for page in pages if not page.is_evidence}
         total = sum(result["seconds"] for result in found.values())
@@ -71,8 +71,8 @@ def cache_bytes(root: Path | None = None) -> int:
 
 
 def make_record(
-    pages: Sequence[Page],
-    executed: Sequence[Page],
+    pages: Sequence[PlannedPage],
+    executed: Sequence[PlannedPage],
     seconds: Seconds,
     wall: float,
     memory: Memory,

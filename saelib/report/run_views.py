@@ -17,7 +17,7 @@ from saelib.interpret import examples, features
 from saelib.lm.model import LanguageModel
 from saelib.report import views
 from saelib.report.children_words import named_sentence, verdict_sentence
-from saelib.report.html_view import View
+from saelib.report.html_view import TokenView
 from saelib.sae.sae import SAE
 from saelib.sae.stream import feature_activations
 from saelib.split.classes import PROMPTS
@@ -218,7 +218,7 @@ def split_headline(split: Split | None, reason: str, best: RunResult) -> dict[st
     }  # fmt: skip
 
 
-def prompt_views(sae: SAE, model: LanguageModel, named: Mapping[str, int]) -> Iterator[View]:
+def prompt_views(sae: SAE, model: LanguageModel, named: Mapping[str, int]) -> Iterator[TokenView]:
     """Each prompt, coloured by the three strongest features at its hyphen; `named` gives features by class."""
     labels = {j: name for name, j in named.items()}
     for name, prompt in PROMPTS.items():
@@ -238,7 +238,7 @@ def prompts_on(split: Split) -> list[str]:
 
 def feature_views(
     sae: SAE, model: LanguageModel, store: ActivationStore, named: Mapping[str, int]
-) -> Iterator[View | pd.DataFrame]:
+) -> Iterator[TokenView | pd.DataFrame]:
     """For each class's feature, where it fires most in a store, then the logits it moves."""
     for name, j in named.items():
         acts = feature_activations(store, sae, j)

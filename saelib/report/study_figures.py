@@ -1,4 +1,4 @@
-"""The figures of the study's notebooks that no `View` makes: curves against thresholds, tokens, steps and their price."""
+"""The figures of the study's notebooks that no `TokenView` makes: curves against thresholds, tokens, steps and their price."""
 
 from __future__ import annotations
 

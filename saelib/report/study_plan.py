@@ -54,7 +54,7 @@ _BUILDS_ON: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Page:
+class PlannedPage:
     """One notebook with its parameters: what is executed, under which key, and the page it becomes."""
 
     notebook: str
@@ -99,7 +99,7 @@ class Page:
         return self.notebook in EVIDENCE
 
 
-def plan_page(profile: str, notebook: str, parameters: dict[str, Any] | None = None) -> Page:
+def plan_page(profile: str, notebook: str, parameters: dict[str, Any] | None = None) -> PlannedPage:
     """Check the parameters of one notebook and work out its key; `UserError` for a bad name or value."""
     source = load_notebook(notebook)
     given = dict(parameters or {})
@@ -116,10 +116,10 @@ def plan_page(profile: str, notebook: str, parameters: dict[str, Any] | None = N
         stem, title = f"{notebook}-{resolved['kind']}", f"Does a parent of another kind split? ({resolved['kind']})"
     if resolved != default:  # a page of one's own, beside the study's
         stem += f"-{key[:6]}"
-    return Page(notebook, resolved, extra, key, title, stem)
+    return PlannedPage(notebook, resolved, extra, key, title, stem)
 
 
-def plan_study(profile: str, runs: Sequence[int] | None = None, claims: bool = False) -> list[list[Page]]:
+def plan_study(profile: str, runs: Sequence[int] | None = None, claims: bool = False) -> list[list[PlannedPage]]:
     """The notebooks of the study in stages; those of one stage may run side by side. With `runs`, only what they need.
 
     The claims and the calibration are there when asked for, or when they are finished already; the notebooks on what the post

@@ -89,7 +89,7 @@ class Displayed:
 
 
 @dataclass(frozen=True)
-class View(Displayed):
+class TokenView(Displayed):
     """Pieces of HTML and mounts, in order."""
 
     pieces: tuple[str | Mount, ...]
@@ -175,7 +175,7 @@ def top_contexts(
     columns: Mapping[str, Sequence[Any]] | None = None,
     max_value: float | None = None,
     caption: str = "",
-) -> View:
+) -> TokenView:
     """A table of texts in the order given, one a row: columns by name (default: the largest value), then the tokens.
 
     All rows share one colour scale, so a pale row is a weak one.
@@ -205,7 +205,7 @@ def top_contexts(
         pieces += [f"<tr>{shown}<td>", _mount(tokens, numbers, high), "</td></tr>"]
         lines.append(f"{next(iter(cells.values()), ''):>8}  {''.join(tokens)}")
     pieces.append("</tbody></table></div>")
-    return View(tuple(pieces), "\n".join(lines))
+    return TokenView(tuple(pieces), "\n".join(lines))
 
 
 def top_features(
@@ -216,7 +216,7 @@ def top_features(
     k: int = 3,
     labels: dict[int, str] | None = None,
     caption: str = "",
-) -> View:
+) -> TokenView:
     """Show `features.top_features` at one token: a text coloured by each feature in turn, the strongest first.
 
     `feature_acts` is (n_tokens, d_sae), as `SAE.encode` gives it; `position` indexes the token asked about (negative:
@@ -235,7 +235,7 @@ def top_features(
         )
     here = ranked(acts[position], k)
     if here.empty:
-        return View(
+        return TokenView(
             (f"<p>No feature is active at <code>{html.escape(str(tokens[position]))}</code>.</p>",),
             "no feature is active",
         )
