@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from saelib.report.film import KINDS, Film
 from saelib.report.index_page import build_index
-from saelib.report.left_open import NOT_RUN, left_open, left_open_html
+from saelib.report.left_open import NOT_RUN, OUTDATED, left_open, left_open_html
 from saelib.report.page import outside_references
 from saelib.report.side_work import LEFT_OPEN, side_work
 from saelib.report.tables import TABLE_MIME, keep_table, write_tables
@@ -143,6 +143,13 @@ def test_answers_are_read_back_from_the_tables(tmp_path: Path) -> None:
     assert other.answer.startswith("Over 3 parents children add 0.40 ") and "between 0.30 and 0.65" in other.answer
     html = left_open_html(folder)
     assert "What the post left open" in html and '<a href="14_replacing.html">' in html and html.count("<dt>") == 4
+
+
+def test_a_table_of_an_older_version_is_no_reason_to_stop(tmp_path: Path) -> None:
+    pd.DataFrame({"arm": ["warm, all"], "level": ["half"]}).to_csv(tmp_path / "13_data_needed.csv", index=False)
+    pd.DataFrame({"question": ["source"]}).to_csv(tmp_path / "15_circuits.csv", index=False)
+    (tmp_path / "14_replacing.csv").write_text("")
+    assert [one.answer for one in left_open(tmp_path)] == [NOT_RUN, OUTDATED, OUTDATED, OUTDATED]
 
 
 def test_the_index_has_the_section_once_something_of_it_was_run(tmp_path: Path) -> None:

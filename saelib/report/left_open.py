@@ -13,6 +13,7 @@ import pandas as pd
 from saelib.report.page import environment
 
 NOT_RUN = "Not run here."
+OUTDATED = "Its table is of an older version: run it again."
 OURS = "children-64"
 """The method of splitbench.csv that stands for ours."""
 
@@ -57,7 +58,11 @@ def _answered(folder: Path, question: str, stem: Path, answer: Callable[[pd.Data
     pages = [path for path in (stem.with_suffix(".html"), stem.parent / "index.html") if path.is_file()]
     elsewhere = [path for path in pages if path != folder / "index.html"]
     page = os.path.relpath(elsewhere[0], folder) if elsewhere else ""
-    return OpenAnswer(question, answer(pd.read_csv(table)), page)
+    try:
+        found = answer(pd.read_csv(table))
+    except (KeyError, ValueError):  # columns it does not have
+        found = OUTDATED
+    return OpenAnswer(question, found, page)
 
 
 def _other_features(table: pd.DataFrame) -> str:
