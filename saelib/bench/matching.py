@@ -10,8 +10,6 @@ from scipy.optimize import linear_sum_assignment
 
 FOUND = 0.7
 """A true child is found when the F1 of the child matched with it is at least this."""
-
-
 FALSE = 0.3
 """A child is false when its F1 with every true feature, child or background, is below this."""
 

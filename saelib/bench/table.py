@@ -11,27 +11,23 @@ import pandas as pd
 
 from saelib.base.cache import atomic_path
 from saelib.base.errors import UserError
+from saelib.bench.matching import FALSE, FOUND
 from saelib.split.judged import COLUMNS
 
 KEYS = ("parent", "origin", "side", "stratum", "feature", "method", "kind", "seed")
-
-
 KNOWN: dict[str, str] = {
     "true_children": "true children, where they are known",
     "matched_f1": "mean F1 of true children and the children matched with them",
-    "found": "share of true children found (F1 of at least 0.7)",
-    "false": "share of children that are false (F1 below 0.3 with every true feature, child or background); not for wide SAEs",
+    "found": f"share of true children found (F1 of at least {FOUND:g})",
+    "false": f"share of children that are false (F1 below {FALSE:g} with every true feature, child or background); not for "
+    "wide SAEs",
 }
-
-
 REST: dict[str, str] = {
     "stability": "IoU on P of the first seed's features with those of other seeds that they are matched to",
     "peak_memory": "most memory the process held, in bytes, since the piece began",
     "scorer": "version of what measures",
     "reason": "why there is no row of numbers",
 }
-
-
 ROW: dict[str, str] = {
     "parent": "the SAE's name and the feature",
     "origin": "the SAE",

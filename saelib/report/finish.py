@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from saelib.base.cache import disk_errors, ensure_dir, read_json
 from saelib.base.errors import UserError
 from saelib.report.notebook_source import notebooks_dir
+from saelib.report.page import Page
 from saelib.report.study_plan import CLAIMS, EVIDENCE, FOR_A_RUN, PlannedPage
 
 if TYPE_CHECKING:
     from saelib.report.index_page import Tables
-    from saelib.report.page import Page
 
 RESULTS = "05_results"
 _WITH_FIGURES = (
@@ -94,8 +94,6 @@ def _facts(folder: Path, profile: str, pages: Sequence[PlannedPage], record: dic
 
 
 def _links(pages: Sequence[PlannedPage]) -> list[Page]:
-    from saelib.report.page import Page
-
     return [Page(page.stem, page.title, page.run) for page in pages]
 
 

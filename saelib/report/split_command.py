@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from saelib.base.device import DEVICES, Device, choose_device
 from saelib.base.errors import UserError
 
-Device = Literal["auto", "cpu", "cuda"]
-DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
 CONTEXTS = ("auto", "hyphen", "automatic")
 OURS = "children"
 
@@ -55,7 +54,6 @@ def run_split(request: SplitRequest, say: Callable[[str], object]) -> None:
     Raises:
         UserError: the options do not go together, or whatever splitting refuses.
     """
-    from saelib.base.device import choose_device
     from saelib.report.finish import check_writable
     from saelib.split.contexts import read_rules
     from saelib.split.methods import get_method

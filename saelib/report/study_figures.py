@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
@@ -107,10 +106,9 @@ def previous_token_figure(sources: pd.DataFrame, children: int = 12) -> Any:
     figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 5), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         part = sources[(sources["context"] == name) & (sources["component"] == PREVIOUS)]
-        contrast = (part["amount"] / part["share"]).abs().where(part["family"] == "child", np.inf)
-        part = part[contrast.rank(ascending=False, method="min") <= (part["family"] != "child").sum() + children].iloc[
-            ::-1
-        ]
+        child = part["family"] == "child"
+        largest = (part["amount"] / part["share"]).abs()[child].nlargest(children)
+        part = part[~child | part.index.isin(largest.index)].iloc[::-1]
         ends = [(part["share"] - part["low"]).clip(0), (part["high"] - part["share"]).clip(0)]
         axis.errorbar(part["share"], part["object"], xerr=ends, fmt="o", capsize=3)
         axis.axvline(0, color="black", linewidth=0.8)

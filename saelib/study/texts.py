@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from saelib.acts.activations import SPLITS, Activations, harvest_documents, harvest_splits
-from saelib.base.device import choose_device
+from saelib.base.device import Device, choose_device
 from saelib.lm.hf_model import find_hf_folder
 from saelib.lm.model import LanguageModel
 from saelib.sae.sae import SAE, require_fits
@@ -22,7 +21,7 @@ def activations(
     hook: str | None = None,
     *,
     sae: SAE | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
 ) -> Activations:
     """Harvest (or open) a language model's activations on a text, split by document into train, select and test.
 
