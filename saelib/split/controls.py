@@ -149,15 +149,15 @@ def control_rows(work: Work, made: Made, dictionaries: Mapping[str, Dictionary],
         dictionaries: name to what takes the children's place.
         seed: of the permuted labels.
     """
-    rows = []
+    rows, judged = [], work.yardstick.judged
     for name, found in dictionaries.items():
         other = work.install(found, prune=False)
-        rows.append(_row(name, work.with_rest(other.acts["on"]), work, other))
+        rows.append(_row(name, work.with_rest(other.acts["on"], among=judged), work, other))
     edges = np.quantile(work.tokens.on["train"].parent, np.linspace(0, 1, len(made.theta) + 1))
     bands = {s: quantiles(work.tokens.on[s].parent, edges).numpy() for s in SPLITS}
-    rows.append(_row("quantiles of the parent", work.with_rest(bands)))
+    rows.append(_row("quantiles of the parent", work.with_rest(bands, among=judged)))
     permuted = make_yardstick(work.tokens.on, work.labels.permuted(seed))
-    shuffled = in_room_of(work.yardstick, work.with_rest(made.acts["on"], permuted), permuted)
+    shuffled = in_room_of(work.yardstick, work.with_rest(made.acts["on"], permuted, judged), permuted)
     rows.append(_row("permuted labels", shuffled))
     return pd.DataFrame(rows)
 

@@ -100,6 +100,11 @@ def feature_mcc(acts: csc_array, member: Bool[np.ndarray, "n m"]) -> Float[np.nd
     return out.clip(min=0)
 
 
+def no_path(n_test: int) -> Path:
+    """No feature, which fires nowhere."""
+    return Path((), dict.fromkeys(KS, 0.0), {k: np.zeros(n_test, dtype=bool) for k in KS})
+
+
 def forward_path(
     acts: Mapping[str, csc_array], member: Mapping[str, Bool[np.ndarray, " n"]], single: Float[np.ndarray, " F"]
 ) -> Path:
@@ -110,9 +115,8 @@ def forward_path(
         member: for train and select, whether each token is in the context.
         single: each feature's MCC on select (see `feature_mcc`).
     """
-    n_test = acts["test"].shape[0]
     if not len(single) or single.max() <= 0:
-        return Path((), dict.fromkeys(KS, 0.0), {k: np.zeros(n_test, dtype=bool) for k in KS})
+        return no_path(acts["test"].shape[0])
     chosen = [int(np.argmax(single))]
     cut = best_threshold(_column(acts["select"], chosen[0]), member["select"])
     score, fires = cut.mcc, _column(acts["test"], chosen[0]) > cut.t

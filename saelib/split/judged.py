@@ -26,7 +26,7 @@ from saelib.split.methods import Method, Outcome, Task, make
 from saelib.split.separation import Added, Separation, added, in_room_of, measure, summary
 from saelib.split.split_count import split_count
 from saelib.split.stability import iou
-from saelib.split.swap import swap_table
+from saelib.split.swap import Swaps
 from saelib.split.tokens import SPLITS
 from saelib.split.work import LEAST_SHARE, Made, Work, columns
 
@@ -93,7 +93,8 @@ class Judge:
         self.work = work
         self.used = {s: work.tokens.on[s].where(work.yardstick.used[s]) for s in SPLITS}
         self.rest: Sparse = {s: work.rest_acts(s) for s in SPLITS}
-        self.rest_separation = measure(work.yardstick, self.rest)
+        self.rest_separation = measure(work.yardstick, self.rest, work.yardstick.judged)
+        self._swaps: Swaps | None = None
 
     def run(self, method: Method, task: Task, *, swap: bool = True) -> Judged:
         """Make and measure.
@@ -142,7 +143,7 @@ class Judge:
             alone = {s: csc_array(rest_rows(found[s], work, s)) for s in SPLITS}
             beside = self._beside(alone)
         nothing = alone["test"].shape[1] == 0
-        separation = self.rest_separation if nothing else measure(asked.yardstick, beside)
+        separation = self.rest_separation if nothing else measure(asked.yardstick, beside, yardstick.judged)
         adds = added(self.rest_separation, separation, yardstick)
         if method.permuted:
             separation = in_room_of(yardstick, separation, asked.yardstick)
@@ -156,7 +157,8 @@ class Judge:
             row |= self._on_parent(sae)
             row |= self._leaks(sae, numbers, separation, chosen_only=made is None)
             if swap:
-                table = swap_table(task.acts, work.original, sae, work.tokens.on["test"].rows)
+                self._swaps = self._swaps or Swaps(task.acts, work.original, work.tokens.on["test"].rows)
+                table = self._swaps.table(sae)
                 on, overall = (table.loc[where].to_dict() for where in ("on P", "overall"))
                 row |= {"loss_recovered_on_P": float(on["loss_recovered_after"]), "fvu": float(overall["fvu_after"])}
                 row["loss_recovered"] = float(overall["loss_recovered_after"])
@@ -207,7 +209,7 @@ class Judge:
         if beside is alone:  # a whole SAE
             row["S_2_alone"] = row["S_2"]
         elif not local and alone["test"].shape[1]:
-            row["S_2_alone"] = measure(yardstick, alone).S[2].value
+            row["S_2_alone"] = measure(yardstick, alone, yardstick.judged).S[2].value
         return row
 
     @torch.no_grad()
@@ -283,7 +285,8 @@ class Judge:
 
 def _strict(work: Work, made: Made, rest: Separation | None) -> dict[str, float | str]:
     """The verdict on exported children (one seed: it cannot read `graded`), and what they tell apart without the rest."""
-    rest = rest or measure(work.yardstick, {s: work.rest_acts(s) for s in SPLITS})
-    children = work.alone(made.acts["on"])
+    judged = work.yardstick.judged
+    rest = rest or measure(work.yardstick, {s: work.rest_acts(s) for s in SPLITS}, judged)
+    children = work.alone(made.acts["on"], judged)
     found = work.judge(made, {"rest": rest, "children": children}, None)
     return {"verdict": str(found.verdict), "passed": float(found.passed), "S_2_alone": children.S[2].value}

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from scipy.sparse import csc_array, issparse
 
 from saelib.base.errors import UserError
-from saelib.split.detectors import KS, feature_mcc, forward_path
+from saelib.split.detectors import KS, feature_mcc, forward_path, no_path
 from saelib.split.tokens import SPLITS
 from saelib.split.yardstick import Interval, Reason, Yardstick, interval, make_yardstick
 
@@ -98,12 +98,13 @@ class Separation:
         return pd.DataFrame(rows)
 
 
-def measure(yardstick: Yardstick, acts: Mapping[str, Any]) -> Separation:
+def measure(yardstick: Yardstick, acts: Mapping[str, Any], among: Bool[np.ndarray, " m"] | None = None) -> Separation:
     """Measure a dictionary.
 
     Args:
         acts: for train, select and test its activations on P, (n, F), at least 0: an array, a tensor or a scipy sparse
             matrix, with a row for every token of P or only for those of `yardstick.used`.
+        among: the contexts that are measured, such as those that are judged; the others get NaN. None: all.
 
     Raises:
         UserError: rows that are neither, splits of different width, negative or infinite activations.
@@ -112,13 +113,15 @@ def measure(yardstick: Yardstick, acts: Mapping[str, Any]) -> Separation:
     if len(widths := {part.shape[1] for part in sparse.values()}) != 1:
         raise UserError("the splits must have the same features", sorted(widths), "encode them with one dictionary")
     member = yardstick.member
+    asked = np.ones(len(yardstick.contexts), dtype=bool) if among is None else among
     single = feature_mcc(sparse["select"], member["select"])
+    nothing = no_path(sparse["test"].shape[0])
     paths = [
-        forward_path(sparse, {split: member[split][:, c] for split in ("train", "select")}, single[:, c])
-        for c in range(len(yardstick.contexts))
+        forward_path(sparse, {s: member[s][:, c] for s in ("train", "select")}, single[:, c]) if asked[c] else nothing
+        for c in range(len(asked))
     ]
     fires = {k: np.stack([path.fires[k] for path in paths], axis=1) for k in KS}
-    draws = {k: yardstick.documents.mcc(fires[k], member["test"]) for k in KS}
+    draws = {k: np.where(asked, yardstick.documents.mcc(fires[k], member["test"]), np.nan) for k in KS}
     ratio, mean = summary(yardstick, draws)
     return Separation(
         contexts=tuple(_context(yardstick, c, draws, path.features) for c, path in enumerate(paths)),

@@ -9,13 +9,13 @@ the predictions made at tokens of P.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelib.acts.activations import Activations
@@ -35,66 +35,84 @@ def swap_table(acts: Activations, before: SAE, after: SAE, rows_on: np.ndarray) 
     Args:
         rows_on: rows of P in the test store.
     """
-    store, rng = acts.stores["test"], np.random.default_rng(0)
-    total = len(store.contexts)
-    flat = np.zeros(store.n_tokens, dtype=bool)
-    flat[rows_on] = True
-    mask = flat.reshape(total, POSITIONS)
-    rows = {}
-    for where, among, at in (
-        ("on P", np.flatnonzero(mask.any(1)), mask),
-        ("overall", np.arange(total), np.ones_like(mask)),
-    ):
-        chosen = np.sort(rng.choice(among, min(CONTEXTS[where], len(among)), replace=False))
-        sums = _Sums(acts.model.d_in, acts.device)
-        for begin in range(0, len(chosen), _BATCH):
-            part = chosen[begin : begin + _BATCH]
-            tokens = torch.from_numpy(np.asarray(store.contexts[part]).astype(np.int64)).to(acts.device)
-            sums.add(acts.model, (before, after), tokens, torch.from_numpy(at[part]).to(acts.device))
-        rows[where] = sums.row()
-    return pd.DataFrame(rows).T.rename_axis("where")
+    return Swaps(acts, before, rows_on).table(after)
 
 
-class _Sums:
-    """Running sums over some tokens."""
+class Swaps:
+    """One SAE's swaps: what the text says without it, and with it, is read once for all that may take its place."""
 
-    def __init__(self, d_in: int, device: torch.device) -> None:
-        self.n, self.square = 0, 0.0
-        self.total = torch.zeros(d_in, dtype=torch.float64, device=device)
-        self.errors, self.active = np.zeros(2), np.zeros(2)
-        self.losses, self.predictions = np.zeros(4), 0
+    @torch.no_grad()
+    def __init__(self, acts: Activations, before: SAE, rows_on: np.ndarray) -> None:
+        """Read the text; arguments as of `swap_table`."""
+        store, rng = acts.stores["test"], np.random.default_rng(0)
+        total = len(store.contexts)
+        flat = np.zeros(store.n_tokens, dtype=bool)
+        flat[rows_on] = True
+        mask = flat.reshape(total, POSITIONS)
+        self.parts: dict[str, list[_Part]] = {}
+        for where, among, at in (
+            ("on P", np.flatnonzero(mask.any(1)), mask),
+            ("overall", np.arange(total), np.ones_like(mask)),
+        ):
+            chosen = np.sort(rng.choice(among, min(CONTEXTS[where], len(among)), replace=False))
+            self.parts[where] = []
+            for begin in range(0, len(chosen), _BATCH):
+                part = chosen[begin : begin + _BATCH]
+                tokens = torch.from_numpy(np.asarray(store.contexts[part]).astype(np.int64)).to(acts.device)
+                self.parts[where].append(_Part(acts.model, tokens, torch.from_numpy(at[part]).to(acts.device)))
+        self.before = {where: self._sums(where, before) for where in self.parts}
 
-    def add(
-        self, model: LanguageModel, saes: Sequence[SAE], tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t1"]
-    ) -> None:
+    @torch.no_grad()
+    def table(self, after: SAE) -> pd.DataFrame:
+        """As `swap_table`."""
+        rows = {}
+        for where, parts in self.parts.items():
+            n = sum(len(part.own) for part in parts)
+            total = sum(part.own.double().sum(0) for part in parts)
+            square = sum(float(part.own.double().square().sum()) for part in parts)
+            variance = square - float(torch.as_tensor(total).square().sum()) / max(n, 1)
+            clean, zero = (sum(part.ends[i] for part in parts) for i in range(2))
+            row: dict[str, float] = {}
+            for when, found in (("before", self.before[where]), ("after", self._sums(where, after))):
+                row |= {f"fvu_{when}": found.error / max(variance, 1e-12), f"l0_{when}": found.active / max(n, 1)}
+                row[f"loss_recovered_{when}"] = (zero - found.loss) / (zero - clean) if zero != clean else np.nan
+            rows[where] = row | {"tokens": n}
+        return pd.DataFrame(rows).T.rename_axis("where")
+
+    def _sums(self, where: str, sae: SAE) -> _Sums:
+        return _Sums(*map(sum, zip(*(part.sums(sae) for part in self.parts[where]), strict=True)))
+
+
+class _Sums(NamedTuple):
+    """Of an SAE over the chosen tokens: squared error, active features, and the loss of the predictions made there."""
+
+    error: float
+    active: float
+    loss: float
+
+
+class _Part:
+    """Some contexts with the model's own numbers: activations, and losses as they are and with zeros in their place."""
+
+    def __init__(self, model: LanguageModel, tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t1"]) -> None:
         """Take some contexts, and in them the chosen tokens (BOS is not among them)."""
-        clean, logits = model.splice(tokens)
-        x = clean[:, 1:]  # (b, t - 1, d)
-        outputs = [sae(x.flatten(0, 1)) for sae in saes]
-        at = chosen.flatten()
-        own = x.flatten(0, 1)[at]
-        self.n += len(own)
-        self.square += float(own.double().square().sum())
-        self.total += own.double().sum(0)
-        self.errors += [float((output.x_hat[at] - own).square().sum()) for output in outputs]
-        self.active += [float((output.feature_acts[at] > 0).sum()) for output in outputs]
+        self.clean, self.logits = model.splice(tokens)
+        self.x = self.clean[:, 1:].flatten(0, 1)
+        self.at = chosen.flatten()
+        self.own = self.x[self.at]
         # The last token of a context predicts nothing that is known.
-        context, place = (
-            index + shift for index, shift in zip(chosen[:, :-1].nonzero(as_tuple=True), (0, 1), strict=True)
-        )
-        target = tokens[context, place + 1]
-        self.predictions += len(target)
-        for i, value in enumerate([x, torch.zeros_like(x), *(output.x_hat.view_as(x) for output in outputs)]):
-            put = clean.clone()
-            put[:, 1:] = value
-            self.losses[i] += float(F.cross_entropy(logits(put, (context, place)), target, reduction="sum"))
+        context, place = chosen[:, :-1].nonzero(as_tuple=True)
+        self.predicts, self.target = (context, place + 1), tokens[context, place + 2]
+        self.ends = [self.loss(x) for x in (self.x, torch.zeros_like(self.x))]
 
-    def row(self) -> dict[str, float]:
-        variance = self.square - float(self.total.square().sum()) / max(self.n, 1)
-        clean, zero, *saes = self.losses / max(self.predictions, 1)
-        recovered = [(zero - loss) / (zero - clean) if zero != clean else np.nan for loss in saes]
-        fvu, l0 = self.errors / max(variance, 1e-12), self.active / max(self.n, 1)
-        out: dict[str, float] = {}
-        for name, values in (("fvu", fvu), ("l0", l0), ("loss_recovered", recovered)):
-            out |= {f"{name}_before": float(values[0]), f"{name}_after": float(values[1])}
-        return out | {"tokens": self.n}
+    def loss(self, x: Float[Tensor, "n d"]) -> float:
+        """Summed, with these activations in place of the model's."""
+        put = self.clean.clone()
+        put[:, 1:] = x.view_as(put[:, 1:])
+        return float(F.cross_entropy(self.logits(put, self.predicts), self.target, reduction="sum"))
+
+    def sums(self, sae: SAE) -> _Sums:
+        """Of an SAE in place of the activations."""
+        found = sae(self.x)
+        error = float((found.x_hat[self.at] - self.own).square().sum())
+        return _Sums(error, float((found.feature_acts[self.at] > 0).sum()), self.loss(found.x_hat))

@@ -196,15 +196,20 @@ class Work:
             self._rest_acts[split] = csc_array(vstack(parts))
         return self._rest_acts[split]
 
-    def alone(self, acts: Mapping[str, np.ndarray]) -> Separation:
-        """Separation of some activations on P, (n, K) for each split."""
-        return measure(self.yardstick, {s: columns(acts[s][self.yardstick.used[s]]) for s in SPLITS})
+    def alone(self, acts: Mapping[str, np.ndarray], among: Bool[np.ndarray, " m"] | None = None) -> Separation:
+        """Separation of some activations on P, (n, K) for each split; `among` is that of `measure`."""
+        return measure(self.yardstick, {s: columns(acts[s][self.yardstick.used[s]]) for s in SPLITS}, among)
 
-    def with_rest(self, acts: Mapping[str, np.ndarray], yardstick: Yardstick | None = None) -> Separation:
+    def with_rest(
+        self,
+        acts: Mapping[str, np.ndarray],
+        yardstick: Yardstick | None = None,
+        among: Bool[np.ndarray, " m"] | None = None,
+    ) -> Separation:
         """The same with the rest of the SAE beside them."""
         used = self.yardstick.used
         both = {s: csc_array(hstack([self.rest_acts(s), columns(acts[s][used[s]])])) for s in SPLITS}
-        return measure(yardstick or self.yardstick, both)
+        return measure(yardstick or self.yardstick, both, among)
 
     def separate(self, made: Made) -> tuple[dict[str, Separation], Added]:
         """The product, the children alone and the rest alone, and what the children add."""
