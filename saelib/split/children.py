@@ -30,7 +30,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelib.base.errors import UserError
-from saelib.base.memory import keep_freed_memory
 from saelib.base.threads import one_thread
 
 
@@ -140,7 +139,6 @@ class _Served:
 @torch.no_grad()
 def train_children(pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, int], None] | None = None) -> Dictionary:
     """Train children on these targets as they are; deterministic in `cfg.seed`, whatever threads the process has."""
-    keep_freed_memory()
     with one_thread():
         return _train(pools, cfg, progress)
 
@@ -171,7 +169,7 @@ def _train(pools: Pools, cfg: ChildrenConfig, progress: Callable[[int, int], Non
     spread = (pools.x_on - centre).square().sum(1).mean().sqrt().clamp_min(1e-12)
 
     def inputs(x: Tensor) -> Tensor:
-        return (x - centre) / spread
+        return (x - centre).div_(spread)
 
     def targets(y: Tensor) -> Tensor:
         return y / scale if M is None else (y / scale) @ M

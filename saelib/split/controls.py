@@ -24,6 +24,7 @@ from scipy.sparse import csc_array
 from torch import Tensor
 
 from saelib.base.errors import UserError
+from saelib.base.memory import give_back_freed_memory
 from saelib.sae.stream import sparse_acts
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
 from saelib.split.parent import TAU_SHARE, parent_target
@@ -153,6 +154,8 @@ def control_rows(work: Work, made: Made, dictionaries: Mapping[str, Dictionary],
     for name, found in dictionaries.items():
         other = work.install(found, prune=False)
         rows.append(_row(name, work.with_rest(other.acts["on"], among=judged), work, other))
+        del other
+        give_back_freed_memory()
     edges = np.quantile(work.tokens.on["train"].parent, np.linspace(0, 1, len(made.theta) + 1))
     bands = {s: quantiles(work.tokens.on[s].parent, edges).numpy() for s in SPLITS}
     rows.append(_row("quantiles of the parent", work.with_rest(bands, among=judged)))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from saelib.acts.activations import Activations
 from saelib.base.errors import UserError
+from saelib.base.memory import give_back_freed_memory
 from saelib.base.progress import report_progress
 from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children, train_several
@@ -114,6 +115,7 @@ def split_feature(
     began = time.perf_counter()
     cfg, sae = config or SplitConfig(), sae.on(acts.device)
     tokens = gather(acts, sae, feature, cfg.tau)
+    give_back_freed_memory()
     work = Work.of(acts, tokens, sae, cfg.contexts, cfg.least, cfg.most)
     if cfg.require_separable:
         require_separable(work.yardstick)
@@ -121,6 +123,7 @@ def split_feature(
     numbers = np.array(child_numbers(work.sae, len(product.made.theta)))
     counted = silent_firings(acts, tokens, work.labels, product.made.sae, numbers)
     product = replace(product, made=product.made._replace(silent=counted))
+    give_back_freed_memory()
     split = _judged(acts, sae, work, product, cfg, began)
     if first and (cfg.controls or cfg.seeds > 1):
         first(split)
@@ -186,6 +189,7 @@ def _completed(split: Split, work: Work, product: Product, beside: Beside, cfg: 
 def make_product(work: Work, cfg: SplitConfig) -> Product:
     """Choose K, train the children and put them in the parent's place."""
     K, curve = choose_K(work.targets, work.select_pools, cfg)
+    give_back_freed_memory()
     report_progress("children", 0, 1)
     began = time.perf_counter()
     dictionary = train_children(work.targets, replace(cfg.children, K=K, seed=cfg.seed))
@@ -195,6 +199,7 @@ def make_product(work: Work, cfg: SplitConfig) -> Product:
 
 def make_beside(work: Work, cfg: SplitConfig, product: Product) -> Beside:
     """Train children of other seeds, and controls, side by side."""
+    give_back_freed_memory()
     first = replace(cfg.children, K=product.K, seed=cfg.seed)
 
     def as_active() -> Dictionary:
@@ -215,6 +220,7 @@ def make_beside(work: Work, cfg: SplitConfig, product: Product) -> Beside:
         for done, _ in enumerate(as_completed(tasks), 1):
             report_progress("controls and other seeds", done, len(tasks))
     kept = {name: found for name, task in trained.items() if (found := task.result()) is not None}
+    give_back_freed_memory()
     others = [work.fires(work.install(task.result())) for task in again]
     return Beside(stability(work.fires(product.made), others), kept)
 

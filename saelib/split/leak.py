@@ -95,7 +95,7 @@ def leak(firings: Firings, theta: Float[np.ndarray, " K"], draws: int = DRAWS, s
     index = dict(zip(SAMPLES, np.split(every.index, np.cumsum(sizes)[:-1]), strict=True))
 
     def sums(name: str, fired: np.ndarray) -> np.ndarray:
-        counts = csr_array(fired, dtype=np.float64)
+        counts = csr_array(fired).astype(np.float64)
         return firings.weight[name] * Documents(index[name], every.weights).sums(counts)
 
     fired = {name: firings.acts[name] > theta for name in SAMPLES}

@@ -29,6 +29,8 @@ from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
 from saelib.split.verdict import BOUNDS, Bounds, Judgement, gather_evidence, judge
 from saelib.split.yardstick import DRAWS, Yardstick, make_yardstick
 
+_ROWS = 16_384
+"""Tokens that are encoded at once."""
 LEAST_SHARE = 0.002
 """A child that fires on a smaller share of P on select carries nothing and is dropped."""
 
@@ -65,7 +67,11 @@ class Work:
         self.yardstick: Yardstick = make_yardstick(tokens.on, labels)
         self.sae = as_jumprelu(sae, torch.cat([tokens.off["select"].x[:20_000], tokens.on["select"].x[:200]]))
         self.rest = [j for j in range(sae.cfg.d_sae) if j != tokens.feature]
-        self.pools, self.select_pools = self._pools("train"), self._pools("select")
+        none = np.zeros(0, dtype=np.int64)
+        self.pools = self._pools(*(part["train"] for part in (tokens.on, tokens.weak, tokens.off)))
+        self.select_pools = self._pools(
+            tokens.on["select"], *(p["select"].where(none) for p in (tokens.weak, tokens.off))
+        )
         self.targets = self.pools.beyond_core()
         self._rest_acts: dict[str, csc_array] = {}
 
@@ -85,9 +91,7 @@ class Work:
         return Work(sae, tokens, labels, off)
 
     @torch.no_grad()
-    def _pools(self, split: str) -> Pools:
-        on, weak, off = (getattr(self.tokens, name)[split] for name in ("on", "weak", "off"))
-
+    def _pools(self, on: TokenSet, weak: TokenSet, off: TokenSet) -> Pools:
         def x(part: TokenSet) -> Tensor:
             return self.sae.encoder_input(part.x)
 
@@ -134,7 +138,7 @@ class Work:
         """Activations on P of the splits, and on the weak and off tokens of select and test; judged on the processor."""
         return {
             name: {
-                s: encode(part.x).cpu()
+                s: torch.cat([encode(rows).cpu() for rows in part.x.split(_ROWS)])
                 for s, part in getattr(self.tokens, name).items()
                 if s in splits and (name == "on" or s != "train")
             }
