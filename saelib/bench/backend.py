@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from saelib.base import threads
 from saelib.base.errors import UserError
+from saelib.base.memory import give_back_freed_memory
 from saelib.base.progress import PROGRESS_ENV
 
 Given = TypeVar("Given")
@@ -52,6 +53,7 @@ def _numbered(function: Callable[[Given], Made], i: int, given: Given) -> tuple[
     try:
         return i, function(given)
     finally:
+        give_back_freed_memory()  # joblib takes a worker whose memory has grown for one that leaks, and starts another
         if file is not None:
             os.environ[PROGRESS_ENV] = file
 
