@@ -12,6 +12,7 @@ from made_up_split import hyphen_sae
 from toy_model import D, axis, toy_model
 
 from saelib.acts.activations import harvest_documents
+from saelib.base.errors import UserError
 from saelib.interpret.circuits import Incoming, ablation
 from saelib.lm.model import load_embedded
 from saelib.report.study_figures import previous_token_figure
@@ -19,7 +20,7 @@ from saelib.sae.sae import SAE, SAEConfig
 from saelib.split.children import ChildrenConfig
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.yardstick import Documents
-from saelib.study import circuit_answer
+from saelib.study import circuit_answer, circuits
 from saelib.study.circuit_cases import CaseTokens, feature_way, neuron_way, rotation_way, worth, written
 from saelib.study.circuit_tables import PREVIOUS, Case, contrast_draws, mean_draws, rank_correlation
 
@@ -201,6 +202,28 @@ def summary(saving: list[float]) -> pd.DataFrame:
     )  # fmt: skip
     many = pd.DataFrame({"added_2": np.arange(len(saving), dtype=float), "saving": saving})
     return circuit_answer.summary_table(sources, effects, damage, many)
+
+
+class Levelled(Case):
+    def __init__(self, level: float) -> None:
+        self.level = level
+
+
+def test_the_first_context_that_can_be_asked_is_taken_and_one_without_tokens_is_passed_over() -> None:
+    levels = {0: None, 1: NAN, 2: NAN, 3: 0.4, 4: 0.5}
+    made: dict[int, Case] = {}
+
+    def make(context: int) -> Case:
+        if (level := levels[context]) is None:
+            raise UserError("a class must have tokens", 0, "choose another")
+        made[context] = Levelled(level)
+        return made[context]
+
+    assert circuits.first_asked(make, (0, 1, 3, 4)) is made[3]
+    assert 4 not in made
+    assert circuits.first_asked(make, (0, 2, 1)) is made[2]
+    with pytest.raises(UserError, match="must have tokens"):
+        circuits.first_asked(make, (0,))
 
 
 def test_the_summary_holds_a_row_a_number() -> None:

@@ -410,6 +410,27 @@ def test_more_features_never_lower_the_select_mcc(
     assert {"ceiling_low", "floor_high", "reason", "features"} <= set(frame)
 
 
+def test_contexts_that_are_not_asked_for_are_not_a_number_and_change_nothing(
+    yardstick: Yardstick, world: tuple[dict[str, TokenSet], Labels]
+) -> None:
+    acts = {split: part.x.clamp_min(0) for split, part in world[0].items()}
+    every, some = measure(yardstick, acts), measure(yardstick, acts, yardstick.judged)
+    assert not yardstick.judged.all()
+    assert some.S == every.S and some.raw == every.raw
+    for k, draws in some.draws.items():
+        np.testing.assert_array_equal(draws[:, yardstick.judged], every.draws[k][:, yardstick.judged])
+        assert np.isnan(draws[:, ~yardstick.judged]).all()
+    assert [c.features for c in some.contexts if not c.judged] == [()] * int((~yardstick.judged).sum())
+
+
+def test_tokens_are_packed_where_that_changes_nothing(world: tuple[dict[str, TokenSet], Labels]) -> None:
+    part = world[0]["test"]
+    assert part.packed() is part
+    stored = replace(part, x=part.x.bfloat16().float())
+    assert stored.packed().x.dtype == torch.bfloat16
+    assert torch.equal(stored.packed().x.float(), stored.x)
+
+
 def test_bad_input_is_one_line(yardstick: Yardstick, world: tuple[dict[str, TokenSet], Labels]) -> None:
     tokens, labels = world
     ones = {s: np.ones((n, 2)) for s, n in SIZES.items()}

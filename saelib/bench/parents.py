@@ -141,6 +141,7 @@ def choose_parents(
             stratum = str(looked["stratum"])
             if stratum and len(found[stratum]) < most[stratum]:
                 found[stratum].append(_parent(origin, sae, looked, "rule", "automatic"))
+        report_progress(f"parents of {origin.name}", sum(map(len, found.values())), sum(most.values()))
     asked = [p for kind in named if (p := _named(origin, sae, acts, kind, cfg)) is not None]
     taken = {p.feature for p in asked}
     return [*asked, *(p for part in found.values() for p in part if p.feature not in taken)]

@@ -119,7 +119,7 @@ def child_examples(
         for each place in `shown` its examples. No document gives a band two of them.
     """
     off = off.where(np.arange(min(len(off), MOST_ROWS)))
-    leaks = beside.children_on(off.x)
+    leaks = beside.children_on(off.x.float())
     chosen: list[tuple[int, str, int]] = []
     for j in shown:
         for name, quantile, count in BANDS:

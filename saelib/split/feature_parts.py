@@ -51,7 +51,7 @@ def blocks(part: TokenSet, sae: SAE, n_features: int | None = None) -> Iterator[
     """Activations of some tokens, as many at a time as the SAE encodes in one block."""
     size = block_rows(sae.cfg.d_sae if n_features is None else sae.n_encoded(n_features))
     for begin in range(0, len(part), size):
-        yield part.x[begin : begin + size]
+        yield part.x[begin : begin + size].float()
 
 
 @torch.no_grad()

@@ -77,7 +77,8 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
             rows = np.flatnonzero(chosen[name])
             counts[name][split] = len(rows)
             kept = sample_rows(rows, most)
-            parts[name][split] = token_set(acts, split, kept, a[kept])
+            part = token_set(acts, split, kept, a[kept])
+            parts[name][split] = part.packed() if name == "off" and split != "train" else part
         least = LEAST_ON if split == "train" else LEAST_ON // 4
         if counts["on"][split] < least:
             rule = f"the parent must exceed tau={tau:.3g} on at least {least} {split} tokens"

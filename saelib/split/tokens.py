@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ class TokenSet:
     rows: Integer[np.ndarray, " n"]
     """Rows of the activation store, ascending."""
     x: Float[Tensor, "n d_in"]
-    """Activations, fp32."""
+    """Activations, fp32; those of many tokens as bf16, where that is what the store holds (`packed`)."""
     parent: Float[np.ndarray, " n"]
     """The parent's activation; 0 where it does not fire."""
     document: Integer[np.ndarray, " n"]
@@ -34,6 +34,11 @@ class TokenSet:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def packed(self) -> TokenSet:
+        """The same tokens in half the memory, where no activation changes by it."""
+        half = self.x.bfloat16()
+        return replace(self, x=half) if torch.equal(half.float(), self.x) else self
 
     def where(self, keep: np.ndarray) -> TokenSet:
         """The tokens chosen by a mask or by index."""

@@ -65,7 +65,7 @@ class Work:
         self.original, self.tokens, self.labels, self.off_member = sae, tokens, labels, off_member
         self.feature = tokens.feature
         self.yardstick: Yardstick = make_yardstick(tokens.on, labels)
-        self.sae = as_jumprelu(sae, torch.cat([tokens.off["select"].x[:20_000], tokens.on["select"].x[:200]]))
+        self.sae = as_jumprelu(sae, torch.cat([tokens.off["select"].x[:20_000].float(), tokens.on["select"].x[:200]]))
         self.rest = [j for j in range(sae.cfg.d_sae) if j != tokens.feature]
         none = np.zeros(0, dtype=np.int64)
         self.pools = self._pools(*(part["train"] for part in (tokens.on, tokens.weak, tokens.off)))
@@ -138,7 +138,7 @@ class Work:
         """Activations on P of the splits, and on the weak and off tokens of select and test; judged on the processor."""
         return {
             name: {
-                s: torch.cat([encode(rows).cpu() for rows in part.x.split(_ROWS)])
+                s: torch.cat([encode(rows.float()).cpu() for rows in part.x.split(_ROWS)])
                 for s, part in getattr(self.tokens, name).items()
                 if s in splits and (name == "on" or s != "train")
             }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -141,9 +142,7 @@ def _parent_row(profile: Profile, narrow: SAE, feature: int) -> dict[str, Any]:
             return row | {"reason": "no context is judged"}
         frequent = [i for _, i in sorted(judged, reverse=True)[:PARENT_TRIED]]
         most = max(profile.circuits_tokens // 2, 1)
-        cases = (Case(split, i, wide_sae(profile), most) for i in frequent)
-        case = next((case for case in cases if math.isfinite(case.level)), None)
-        case = case or Case(split, frequent[0], wide_sae(profile), most)
+        case = first_asked(lambda i: Case(split, i, wide_sae(profile), most), frequent)
     except UserError as error:
         return row | {"reason": f"{error.rule}; got {error.got}"}
     odds = case.odds("test")
@@ -159,6 +158,23 @@ def _parent_row(profile: Profile, narrow: SAE, feature: int) -> dict[str, Any]:
     if not math.isfinite(row["saving"]):
         row["reason"] = "parent does no damage" if row["damage_parent"] == 0 else "effect not reached on test"
     return dict(plain_value(row))
+
+
+def first_asked(make: Callable[[int], Case], contexts: Sequence[int]) -> Case:
+    """The first context that the question can be asked of, else the first that has the tokens; refuses where none has."""
+    first, refused = None, UserError("a parent must have a context", 0, "choose another")
+    for i in contexts:
+        try:
+            case = make(i)
+        except UserError as error:
+            refused = error
+            continue
+        if math.isfinite(case.level):
+            return case
+        first = first or case
+    if first is None:
+        raise refused
+    return first
 
 
 def run_part_job(profile: str, part: int, parts: int) -> dict[str, int]:
