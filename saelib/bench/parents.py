@@ -42,6 +42,8 @@ SEPARABLE = 3
 """Contexts that must be judged."""
 CHUNK = 16
 """Features that are looked at side by side."""
+LOOKED = 2
+"""Features that are looked at for every parent asked for, if the stratum without separable contexts lacks any."""
 STRATA = ("separable", "none")
 """`none`: fewer than `SEPARABLE` contexts that a linear probe tells apart."""
 PARENT_CODE = ("sae.sae", "sae.stream", "split.contexts", "split.parent", "split.probe", "split.yardstick")
@@ -134,8 +136,9 @@ def choose_parents(
     order = np.random.default_rng(0).permutation(len(features))
     found: dict[str, list[Parent]] = {stratum: [] for stratum in STRATA}
     most = {"separable": n, "none": n_none}
-    while len(order) and any(len(found[stratum]) < most[stratum] for stratum in STRATA):
-        chunk, order = order[:CHUNK], order[CHUNK:]
+    left = LOOKED * n
+    while len(order) and any(len(found[s]) < most[s] for s in (STRATA if left > 0 else STRATA[:1])):
+        chunk, order, left = order[:CHUNK], order[CHUNK:], left - CHUNK
         looks = dict(side_by_side(_look, [(origin, features[i], cfg) for i in chunk], jobs))
         for looked in (looks[place] for place in range(len(chunk))):
             stratum = str(looked["stratum"])
