@@ -1,0 +1,228 @@
+"""How time and memory grow: of a split and of a wide SAE's steps with the store, with the SAE, and with the number of parents.
+
+    python benchmarks/growth.py [--json] [--quick] [--tokens 1e6,4e6,16e6] [--d-sae 2048,16384,65536] [--parents 1,10,100]
+                                [--folder DIR]
+
+The activations are a made-up world of 512 dimensions (`saelib.bench.known`), its text written again and again until the store on
+disk has the tokens asked for: 1,024 bytes each, so 16M tokens take 17 GB in `--folder`. The SAE reads the world's parent and 511
+background features; the rest of its features are random, 16 of them active a token. Every point is a process of its own.
+
+    split    one parent, 64 children, no controls: seconds, peak_mb (resident)
+    wide     a step of 4,096 tokens of an SAE with d_sae features on the same store: seconds a step, peak_mb of the process
+    parents  many parents of one SAE split side by side on all cores: seconds in all
+
+`exponents` are slopes of log(seconds) and log(peak_mb) over log(size): 0 does not grow, 1 grows in proportion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tools_memory import peak_mb
+
+from saelib.acts.batches import ShuffledBatches, View
+from saelib.acts.store import ActivationStore
+from saelib.base.errors import UserError
+from saelib.base.provenance import device
+from saelib.bench.backend import one_thread, side_by_side
+from saelib.bench.known import KnownActivations, World, known_activations, known_sae
+from saelib.sae.initial import unit_rows
+from saelib.sae.sae import SAE
+from saelib.sae.train import train
+from saelib.sae.train_config import TrainConfig
+from saelib.split.engine import SplitConfig, split_feature
+from saelib.text.tokens import CONTEXT_LENGTH
+
+WORLD = World("growth", n_background=1024, d_in=512, contexts=(1000, 500, 500))
+READ = 511
+ACTIVE = 16
+"""Random features that are active a token."""
+WIDE_STEPS = {"quick": 3, "whole": 10}
+
+
+def grown(folder: Path, n_tokens: int) -> KnownActivations:
+    """The world with its splits repeated on disk, half of the tokens in train, until it has at least `n_tokens`."""
+    base = known_activations(WORLD)
+    times = -(-n_tokens // sum(store.n_tokens for store in base.stores.values()))
+    stores = {}
+    for split, store in base.stores.items():
+        part = folder / f"{split}-{times}"
+        n, contexts = len(store.contexts) * times, np.ascontiguousarray(store.contexts)
+        if not (part / "whole").exists():
+            part.mkdir(parents=True, exist_ok=True)
+            acts = (store.folder / "acts.bin").read_bytes()
+            for name, data in (("acts.bin", acts), ("contexts.bin", contexts.tobytes())):
+                with open(part / name, "wb") as file:
+                    for _ in range(times):
+                        file.write(data)
+            (part / "whole").touch()
+        ids = np.memmap(part / "contexts.bin", dtype=contexts.dtype, mode="r", shape=(n, CONTEXT_LENGTH))
+        manifest = store.manifest | {"key": f"{store.key}-{times}", "n_contexts": n}
+        stores[split] = ActivationStore(part, manifest, ids)
+    return replace(base, stores=stores)
+
+
+@lru_cache(maxsize=1)
+def made_sae(d_sae: int) -> tuple[SAE, int]:
+    """The world's SAE with random features beside it, and the parent's number."""
+    small, parent = known_sae(WORLD, READ)
+    more = d_sae - small.cfg.d_sae
+    sae = SAE(replace(small.cfg, d_sae=d_sae)).requires_grad_(False)
+    rows = unit_rows(torch.randn(more, small.cfg.d_in, generator=torch.Generator().manual_seed(0)))
+    sizes = torch.quantile(
+        known_activations(WORLD).read("train", np.arange(4000)) @ rows[:256].T, 1 - ACTIVE / more, dim=0
+    )
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([small.W_enc, rows.T], 1))
+        sae.W_dec.copy_(torch.cat([small.W_dec, rows]))
+        sae.b_enc.copy_(torch.cat([small.b_enc, -sizes.mean().expand(more)]))
+    return sae, parent
+
+
+def split_once(acts: KnownActivations, d_sae: int, feature: int | None = None) -> bool:
+    """Split one feature; whether it has the tokens."""
+    sae, parent = made_sae(d_sae)
+    cfg = SplitConfig(contexts="automatic", K=64, seeds=1, controls=False)
+    try:
+        split_feature(sae, parent if feature is None else feature, acts, cfg)
+    except UserError:
+        return False
+    return True
+
+
+def of_split(folder: Path, n_tokens: int, d_sae: int, quick: bool) -> dict[str, float]:
+    """One split."""
+    acts = grown(folder, n_tokens)
+    began = time.perf_counter()
+    assert split_once(acts, d_sae)
+    return {"seconds": time.perf_counter() - began}
+
+
+def of_wide(folder: Path, n_tokens: int, d_sae: int, quick: bool) -> dict[str, float]:
+    """Some steps of a wide SAE, from one that is as sparse as a trained one."""
+    acts, steps = grown(folder, n_tokens), WIDE_STEPS["quick" if quick else "whole"]
+    sae, _ = made_sae(d_sae)
+    batches = ShuffledBatches(View(acts.stores["train"]), 4096, 0)
+    with tempfile.TemporaryDirectory() as work:
+        cfg = TrainConfig(n_steps=steps, l1_coeff=1e-3)
+        return {"seconds": train(sae.requires_grad_(True), batches, cfg, workdir=Path(work)).seconds / steps}
+
+
+def of_parents(folder: Path, n_parents: int, d_sae: int, quick: bool) -> dict[str, float]:
+    """Many parents side by side: features that the SAE reads, again from the first where there are more parents than those."""
+    work = [(folder, d_sae, i % READ) for i in range(n_parents)]
+    grown(folder, 500_000)
+    began = time.perf_counter()
+    done = sum(found for _, found in side_by_side(_one_parent, work))
+    return {"seconds": time.perf_counter() - began, "split": float(done)}
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path) -> KnownActivations:
+    return grown(folder, 500_000)
+
+
+def _one_parent(given: tuple[Path, int, int]) -> bool:
+    folder, d_sae, feature = given
+    with one_thread():
+        return split_once(_opened(folder), d_sae, feature)
+
+
+POINTS: dict[str, Callable[[Path, int, int, bool], dict[str, float]]] = {
+    "split": of_split,
+    "wide": of_wide,
+    "parents": of_parents,
+}
+
+
+def point(what: str, size: int, d_sae: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One measurement in a process of its own."""
+    command = [
+        sys.executable,
+        __file__,
+        "--point",
+        what,
+        "--size",
+        str(size),
+        "--d-sae",
+        str(d_sae),
+        "--folder",
+        args.folder,
+    ]
+    out = subprocess.run(
+        [*command, *(["--quick"] if args.quick else [])], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return {"size": size, "d_sae": d_sae, **json.loads(out.stdout.splitlines()[-1])}
+
+
+def slopes(points: list[dict[str, Any]], over: str) -> dict[str, float | None]:
+    """Least-squares slope of log(seconds) and log(peak_mb) over log(size)."""
+    x = np.log([p[over] for p in points])
+    if len(points) < 2:
+        return {"seconds": None, "peak_mb": None}
+    return {
+        name: round(float(np.polyfit(x, np.log([p[name] for p in points]), 1)[0]), 2) for name in ("seconds", "peak_mb")
+    }
+
+
+def numbers(text: str) -> list[int]:
+    """Of a list with commas."""
+    return [int(float(part)) for part in text.split(",")]
+
+
+def main() -> None:
+    """Measure every point, then say how it grows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object, and nothing else")
+    parser.add_argument("--quick", action="store_true", help="small stores, small SAEs, few parents")
+    parser.add_argument("--tokens", type=numbers)
+    parser.add_argument("--d-sae", type=numbers)
+    parser.add_argument("--parents", type=numbers)
+    parser.add_argument("--folder", help="where stores are written (default: a temporary folder)")
+    parser.add_argument("--point", choices=sorted(POINTS), help=argparse.SUPPRESS)
+    parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.point:
+        found = POINTS[args.point](Path(args.folder), args.size, args.d_sae[0], args.quick)
+        print(json.dumps({name: round(value, 3) for name, value in found.items()} | {"peak_mb": round(peak_mb())}))
+        return
+    tokens = args.tokens or ([250_000, 500_000] if args.quick else [1_000_000, 4_000_000, 16_000_000])
+    widths = args.d_sae or ([1024, 2048] if args.quick else [2048, 16_384, 65_536])
+    parents = args.parents or ([1, 4] if args.quick else [1, 10, 100])
+    with tempfile.TemporaryDirectory() as folder:
+        args.folder = args.folder or folder
+        curves = {
+            f"{what} over tokens": [point(what, n, widths[0], args) for n in tokens] for what in ("split", "wide")
+        }
+        curves |= {
+            f"{what} over d_sae": [point(what, tokens[0], d, args) for d in widths] for what in ("split", "wide")
+        }
+        curves["parents"] = [point("parents", n, widths[0], args) for n in parents]
+    exponents = {name: slopes(points, "d_sae" if "d_sae" in name else "size") for name, points in curves.items()}
+    if args.json:
+        print(json.dumps({"curves": curves, "exponents": exponents}))
+        return
+    print(f"{device()}, {os.cpu_count()} cores; seconds of `wide` are those of a step")
+    for name, points in curves.items():
+        print(name, exponents[name])
+        for p in points:
+            print("   ", p)
+
+
+if __name__ == "__main__":
+    import growth  # under this name the processes that split parents side by side find its functions
+
+    growth.main()
