@@ -15,6 +15,7 @@ from saelib.base.errors import UserError
 from saelib.bench.known import KnownActivations, World, known_activations, known_sae
 from saelib.bench.matching import match
 from saelib.split import controls, local, methods
+from saelib.split.again import SHARE, START, to_own_firings
 from saelib.split.children import ChildrenConfig, Dictionary
 from saelib.split.engine import SplitConfig
 from saelib.split.judged import Judge, Judged
@@ -22,6 +23,7 @@ from saelib.split.methods import Meter, Method, Task, get_method, make, method, 
 from saelib.split.parent import gather
 from saelib.split.split_by import split_by
 from saelib.split.split_count import f1, split_count
+from saelib.split.stability import iou
 from saelib.split.wide import WideConfig
 from saelib.split.work import Work
 
@@ -273,3 +275,35 @@ def test_split_by_writes_its_tables(judge_: Judge, tmp_path: Path) -> None:
         assert named <= set(found.contexts["context"]) and (name == "k-means" or len(named) == 3)
         assert {"rows.csv", "contexts.csv", "children.csv", "sae"} <= {p.name for p in out.iterdir()}
         assert "rest alone" in found.text()
+
+
+def test_children_that_come_back_are_the_true_ones_and_each_stands_there_once(judge_: Judge) -> None:
+    acts, rows = known_activations(WORLD), judge_.work.tokens.on["test"].rows
+    truth, background = acts.truth("test", rows), acts.background("test", rows)
+    once, back = (match(run(judge_, name).fires, truth, background) for name in ("children-16", "again"))
+    assert back.false < 0.2 < once.false, (once, back)
+    assert back.found >= once.found
+    fires = run(judge_, "again").fires
+    assert (iou(fires, fires) - np.eye(fires.shape[1])).max() < 0.7
+
+
+def test_nothing_comes_back_where_there_is_nothing(session_cache: Path) -> None:
+    world = World("nothing", d_in=24, n_background=40, contexts=(200, 120, 120), alpha=0.0, seed=4)
+    acts, (sae, parent) = known_activations(world), known_sae(world)
+    work = Work.of(acts, gather(acts, sae, parent), sae, CONFIG.contexts, CONFIG.least)
+    with pytest.raises(UserError, match="the best comes back with an IoU of 0"):
+        get_method("again").make(Task(acts, work, 16, 0, CONFIG.children, WIDE, Meter()))
+
+
+def test_an_encoder_is_refitted_to_where_it_fires(judge_: Judge) -> None:
+    pools = judge_.work.targets
+    found = get_method("children-16").make(task(judge_))
+    assert isinstance(found, Dictionary)
+    refitted = to_own_firings(found, pools, 0)
+    assert torch.equal(refitted.E, found.E)
+    c, logit = found.encode(pools.x_on), pools.x_on @ refitted.W + refitted.b - START
+    live = (c > 0).sum(0) > 20
+    strong = torch.stack([col[col > 0].quantile(0.9) for col in c.T[live]])
+    agree = ((logit[:, live] > 0) == (c[:, live] > SHARE * strong)).float().mean()
+    assert agree > 0.9
+    assert torch.equal(to_own_firings(found, pools, 0).W, refitted.W)

@@ -37,7 +37,7 @@ from saelib.split.stability import overall, stability
 from saelib.split.work import Work
 
 DEFAULT_METHODS = (
-    "children-8", "children-16", "children-32", "children-64", "children-128", "children-cheap", "children-dear",
+    "children-8", "children-16", "children-32", "children-64", "children-128", "children-cheap", "children-dear", "again",
     "no-negatives", "no-target", "wrong-parent", "matryoshka", "subspace", "residual", "small-sae", "k-means",
     "spherical-k-means", "ica", "random-decoder", "permuted", "rest", "quantiles", "all-data", "all-data-clean",
     "all-data-3", "context-filter", "token-filter", "warm", "warm-zeroed",

@@ -32,7 +32,7 @@ _SAMPLE = 8192
 # --- ours, and ours with a part taken away -------------------------------------------------------------------------------------
 
 
-def _trained(task: Task, pools: Pools, cfg: ChildrenConfig) -> Dictionary:
+def trained(task: Task, pools: Pools, cfg: ChildrenConfig) -> Dictionary:
     """`train_children`, with its cost."""
     batches = zip((pools.x_on, pools.x_weak, pools.x_off), (cfg.batch_on, cfg.batch_weak, cfg.batch_off), strict=True)
     tokens = sum(min(size, len(x)) for x, size in batches)
@@ -43,14 +43,14 @@ def _trained(task: Task, pools: Pools, cfg: ChildrenConfig) -> Dictionary:
 @method("children", "local", "ours: children on what the rest leaves, with off-parent tokens as negatives")
 def children(task: Task) -> Dictionary:
     """The method of `docs/splitting.md`."""
-    return _trained(task, task.targets, task.config)
+    return trained(task, task.targets, task.config)
 
 
 def _register_curve() -> None:
     for K in K_CURVE:
 
         def at_K(task: Task, K: int = K) -> Dictionary:
-            return _trained(task, task.targets, replace(task.config, K=K))
+            return trained(task, task.targets, replace(task.config, K=K))
 
         at_K.__qualname__ = f"children_{K}"
         method(f"children-{K}", "local", f"ours with K = {K}")(at_K)
@@ -58,7 +58,7 @@ def _register_curve() -> None:
 
         def at_price(task: Task, share: float = share) -> Dictionary:
             cfg = task.config
-            return _trained(task, task.targets, replace(cfg, l1=share * cfg.l1, l1_off=share * cfg.l1_off))
+            return trained(task, task.targets, replace(cfg, l1=share * cfg.l1, l1_off=share * cfg.l1_off))
 
         at_price.__qualname__ = f"children_{word}"
         method(f"children-{word}", "local", f"ours with activation at {share:g} of its price")(at_price)
@@ -70,7 +70,7 @@ _register_curve()
 @method("no-negatives", "local", "ours without off-parent tokens")
 def no_negatives(task: Task) -> Dictionary:
     """Children that never see a token on which the parent is silent."""
-    return _trained(task, task.targets._replace(x_off=task.targets.x_off[:0]), task.config)
+    return trained(task, task.targets._replace(x_off=task.targets.x_off[:0]), task.config)
 
 
 @method("no-target", "local", "ours without the residual target: x less its mean on P")
@@ -78,13 +78,13 @@ def no_target(task: Task) -> Dictionary:
     """Children that reconstruct the activation itself, whatever the rest of the SAE has of it."""
     pools = task.pools
     centre = pools.x_on.mean(0)
-    return _trained(task, pools._replace(y_on=pools.x_on - centre, y_weak=pools.x_weak - centre), task.config)
+    return trained(task, pools._replace(y_on=pools.x_on - centre, y_weak=pools.x_weak - centre), task.config)
 
 
 @method("wrong-parent", "local", "ours, trained for another parent of the same rate", prune=False)
 def wrong_parent(task: Task) -> Dictionary:
     """Children of another feature: the live one whose rate is nearest to this parent's among those of another direction."""
-    return _trained(task, controls.other_pools(task.work).beyond_core(), task.config)
+    return trained(task, controls.other_pools(task.work).beyond_core(), task.config)
 
 
 # --- relatives from the literature -------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def residual(task: Task) -> Dictionary:
         y_weak=pools.y_weak - pools.a_weak[:, None] * d_p,
         x_off=pools.x_off[:0],
     )
-    return _trained(task, error, task.config)
+    return trained(task, error, task.config)
 
 
 def _train_plain(
@@ -291,7 +291,7 @@ def quantiles(task: Task) -> Mapping[str, Any]:
 def random_decoder(task: Task) -> Dictionary:
     """`saelib.split.controls.random_decoder` at the L0 that ours has after a short training."""
     cfg = task.config
-    ours = _trained(task, task.targets, replace(cfg, n_steps=min(300, cfg.n_steps)))
+    ours = trained(task, task.targets, replace(cfg, n_steps=min(300, cfg.n_steps)))
     l0 = float((ours.encode(task.targets.x_on[:_SAMPLE]) > 0).float().sum(1).mean())
     n = min(cfg.batch_on, len(task.targets.x_on)) + cfg.batch_weak + cfg.batch_off
     task.meter.train((cfg.n_steps + 200 * len(controls.PRICES)) * n, task.targets.x_on.shape[1], cfg.K)
@@ -301,4 +301,4 @@ def random_decoder(task: Task) -> Dictionary:
 @method("permuted", "local", "ours, with contexts dealt out at random", permuted=True)
 def permuted(task: Task) -> Dictionary:
     """Children as ours; what they are measured by is permuted."""
-    return _trained(task, task.targets, task.config)
+    return trained(task, task.targets, task.config)

@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 Kind = Literal["local", "wide", "readout"]
 Outcome = Dictionary | SAE | Mapping[str, Any]
 """What a method gives; a mapping holds activations on P, (n, F) or sparse, for train, select and test."""
-HOMES = ("saelib.split.local", "saelib.split.wide")
+HOMES = ("saelib.split.local", "saelib.split.again", "saelib.split.wide")
 """Where the package's own methods lie."""
 LOCAL_CODE = (
-    "split.children", "split.contexts", "split.controls", "split.exported", "split.leak", "split.local",
+    "split.again", "split.children", "split.contexts", "split.controls", "split.exported", "split.leak", "split.local",
     "split.methods", "split.parent", "split.work",
 )  # fmt: skip
 WIDE_CODE = (*TRAINING_CODE, "split.wide")

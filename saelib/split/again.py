@@ -1,0 +1,85 @@
+"""Children that come back: of several trainings only what the others find too, each encoder refitted to its own firings.
+
+One training fills its K places whether or not there is that much to find: the rest of them fit what no other seed fits. A child
+of one training comes back in the others by
+
+    back(j) = mean over the other trainings of IoU(j, the child it is matched to), on P of select    (`saelib.split.stability`)
+
+It stays when back(j) >= `AGAIN`; of two that fire on the same tokens (IoU >= `AGAIN`), from whatever training, the one that
+comes back more. Reconstruction leaves encoders that fire too little on what they are for and too much where the parent is
+silent, so the encoders of those that stay are refitted by logistic regression to where they fire themselves, against all
+other tokens:
+
+    minimise  sum_x softplus(z_j) - y_j z_j  +  RIDGE |W_j|^2 / 2,      z = x W + b,  x of unit variance
+    y_j(x) = 1 on tokens of P on which c_j(x) is above `SHARE` of its 0.9 quantile, else 0
+
+A parent of whose children none comes back is refused: there is nothing in it that can be told from noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from saelib.base.errors import UserError
+from saelib.split.children import Dictionary, Pools
+from saelib.split.local import trained
+from saelib.split.methods import Task, method
+from saelib.split.probe import ridge_logistic
+from saelib.split.stability import iou, stability
+
+TRAININGS = 5
+AGAIN = 0.5
+"""Least mean IoU with the children of other trainings."""
+SHARE = 0.2
+"""A child fires for its refit above this share of its 0.9 quantile on P."""
+RIDGE = 1.0
+START = 4.0
+"""Activation begins at a logit of -4 (a chance of 2%); thresholds are chosen above that."""
+MOST_OFF = 40_000
+"""Tokens on which the parent is silent that are taken for the refit."""
+
+
+@method("again", "local", "ours: children that come back in other seeds, encoders refitted to their own firings")
+def again(task: Task) -> Dictionary:
+    """The children of `TRAININGS` trainings that come back, refitted."""
+    work, cfg = task.work, task.config
+    made = [
+        work.install(trained(task, task.targets, replace(cfg, seed=TRAININGS * cfg.seed + i))) for i in range(TRAININGS)
+    ]
+    fires = [m.acts["on"]["select"] > 0 for m in made]
+    back = [stability(own, fires[:i] + fires[i + 1 :]) for i, own in enumerate(fires)]
+    score = np.concatenate([each for each in back if each is not None])
+    same = iou(*[np.concatenate(fires, axis=1)] * 2) >= AGAIN
+    chosen: list[int] = []
+    for j in np.argsort(-score, kind="stable").tolist():
+        if score[j] >= AGAIN and not same[j, chosen].any():
+            chosen.append(j)
+    if not chosen:
+        got = f"the best comes back with an IoU of {score.max(initial=0):.2f}"
+        rule = f"a child must fire on the same tokens in {TRAININGS} trainings (IoU of at least {AGAIN})"
+        raise UserError(rule, got, "take --method children, or leave the feature whole")
+    E, W, b = (
+        torch.cat(parts, -1) for parts in zip(*((m.dictionary.E.T, *m.dictionary[:2]) for m in made), strict=True)
+    )
+    return to_own_firings(Dictionary(W[:, chosen], b[chosen], E.T[chosen]), task.targets, cfg.seed)
+
+
+@torch.no_grad()
+def to_own_firings(found: Dictionary, pools: Pools, seed: int) -> Dictionary:
+    """The same children with encoders refitted to where they fire on P."""
+    c = found.encode(pools.x_on)
+    strong = torch.stack([col[col > 0].quantile(0.9) if bool((col > 0).any()) else col.new_tensor(1.0) for col in c.T])
+    some = torch.randperm(len(pools.x_off), generator=torch.Generator().manual_seed(seed))[:MOST_OFF]
+    x = torch.cat([pools.x_on, pools.x_weak, pools.x_off[some.to(pools.x_off.device)]])
+    y = x.new_zeros(len(x), c.shape[1])
+    y[: len(c)] = (c > SHARE * strong).float()
+    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
+    z = (x - mean) / std
+    variance, basis = torch.linalg.eigh((z.T @ z).double() / len(z))
+    ridge = x.new_full((c.shape[1],), RIDGE / len(x))
+    weights = ridge_logistic(z @ basis.float(), y, ridge, variance.clamp_min(0).float())
+    W = basis.float() @ weights[:-1] / std[:, None]
+    return Dictionary(W.contiguous(), weights[-1] - mean @ W + START, found.E)
