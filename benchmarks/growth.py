@@ -43,23 +43,33 @@ from saelib.sae.initial import unit_rows
 from saelib.sae.sae import SAE
 from saelib.sae.train import train
 from saelib.sae.train_config import TrainConfig
+from saelib.split.children import ChildrenConfig
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.text.tokens import CONTEXT_LENGTH
 
-WORLD = World("growth", n_background=1024, d_in=512, contexts=(1000, 500, 500))
-READ = 511
+WORLDS = {
+    False: World("growth", n_background=1024, d_in=512, contexts=(1000, 500, 500)),
+    True: World("growth-quick", n_background=256, d_in=64, contexts=(300, 150, 150)),
+}
+"""Of a whole measurement, and of `--quick`."""
+READ = {False: 511, True: 127}
 ACTIVE = 16
 """Random features that are active a token."""
-WIDE_STEPS = {"quick": 3, "whole": 10}
+WIDE_STEPS = {False: 10, True: 3}
+CHILDREN_STEPS = {False: 1000, True: 100}
+SMALL_STORE = {False: 500_000, True: 80_000}
+"""Tokens on which many parents are split."""
+LEAST = {False: 20, True: 3}
+"""Tokens that a context must have: the words of a world are drawn alike, so that each stands beside few of a parent's."""
 
 
-def grown(folder: Path, n_tokens: int) -> KnownActivations:
+def grown(folder: Path, n_tokens: int, quick: bool) -> KnownActivations:
     """The world with its splits repeated on disk, half of the tokens in train, until it has at least `n_tokens`."""
-    base = known_activations(WORLD)
+    base = known_activations(WORLDS[quick])
     times = -(-n_tokens // sum(store.n_tokens for store in base.stores.values()))
     stores = {}
     for split, store in base.stores.items():
-        part = folder / f"{split}-{times}"
+        part = folder / f"{split}-{times}-{store.key[:8]}"
         n, contexts = len(store.contexts) * times, np.ascontiguousarray(store.contexts)
         if not (part / "whole").exists():
             part.mkdir(parents=True, exist_ok=True)
@@ -76,14 +86,14 @@ def grown(folder: Path, n_tokens: int) -> KnownActivations:
 
 
 @lru_cache(maxsize=1)
-def made_sae(d_sae: int) -> tuple[SAE, int]:
+def made_sae(d_sae: int, quick: bool) -> tuple[SAE, int]:
     """The world's SAE with random features beside it, and the parent's number."""
-    small, parent = known_sae(WORLD, READ)
+    small, parent = known_sae(WORLDS[quick], READ[quick])
     more = d_sae - small.cfg.d_sae
     sae = SAE(replace(small.cfg, d_sae=d_sae)).requires_grad_(False)
     rows = unit_rows(torch.randn(more, small.cfg.d_in, generator=torch.Generator().manual_seed(0)))
     sizes = torch.quantile(
-        known_activations(WORLD).read("train", np.arange(4000)) @ rows[:256].T, 1 - ACTIVE / more, dim=0
+        known_activations(WORLDS[quick]).read("train", np.arange(4000)) @ rows[:256].T, 1 - ACTIVE / more, dim=0
     )
     with torch.no_grad():
         sae.W_enc.copy_(torch.cat([small.W_enc, rows.T], 1))
@@ -92,10 +102,11 @@ def made_sae(d_sae: int) -> tuple[SAE, int]:
     return sae, parent
 
 
-def split_once(acts: KnownActivations, d_sae: int, feature: int | None = None) -> bool:
+def split_once(acts: KnownActivations, d_sae: int, quick: bool, feature: int | None = None) -> bool:
     """Split one feature; whether it has the tokens."""
-    sae, parent = made_sae(d_sae)
-    cfg = SplitConfig(contexts="automatic", K=64, seeds=1, controls=False)
+    sae, parent = made_sae(d_sae, quick)
+    children = ChildrenConfig(n_steps=CHILDREN_STEPS[quick])
+    cfg = SplitConfig("automatic", LEAST[quick], K=64, seeds=1, controls=False, children=children)
     try:
         split_feature(sae, parent if feature is None else feature, acts, cfg)
     except UserError:
@@ -105,16 +116,16 @@ def split_once(acts: KnownActivations, d_sae: int, feature: int | None = None) -
 
 def of_split(folder: Path, n_tokens: int, d_sae: int, quick: bool) -> dict[str, float]:
     """One split."""
-    acts = grown(folder, n_tokens)
+    acts = grown(folder, n_tokens, quick)
     began = time.perf_counter()
-    assert split_once(acts, d_sae)
+    assert split_once(acts, d_sae, quick)
     return {"seconds": time.perf_counter() - began}
 
 
 def of_wide(folder: Path, n_tokens: int, d_sae: int, quick: bool) -> dict[str, float]:
     """Some steps of a wide SAE, from one that is as sparse as a trained one."""
-    acts, steps = grown(folder, n_tokens), WIDE_STEPS["quick" if quick else "whole"]
-    sae, _ = made_sae(d_sae)
+    acts, steps = grown(folder, n_tokens, quick), WIDE_STEPS[quick]
+    sae, _ = made_sae(d_sae, quick)
     batches = ShuffledBatches(View(acts.stores["train"]), 4096, 0)
     with tempfile.TemporaryDirectory() as work:
         cfg = TrainConfig(n_steps=steps, l1_coeff=1e-3)
@@ -123,22 +134,22 @@ def of_wide(folder: Path, n_tokens: int, d_sae: int, quick: bool) -> dict[str, f
 
 def of_parents(folder: Path, n_parents: int, d_sae: int, quick: bool) -> dict[str, float]:
     """Many parents side by side: features that the SAE reads, again from the first where there are more parents than those."""
-    work = [(folder, d_sae, i % READ) for i in range(n_parents)]
-    grown(folder, 500_000)
+    work = [(folder, d_sae, i % READ[quick], quick) for i in range(n_parents)]
+    grown(folder, SMALL_STORE[quick], quick)
     began = time.perf_counter()
     done = sum(found for _, found in side_by_side(_one_parent, work))
     return {"seconds": time.perf_counter() - began, "split": float(done)}
 
 
 @lru_cache(maxsize=1)
-def _opened(folder: Path) -> KnownActivations:
-    return grown(folder, 500_000)
+def _opened(folder: Path, quick: bool) -> KnownActivations:
+    return grown(folder, SMALL_STORE[quick], quick)
 
 
-def _one_parent(given: tuple[Path, int, int]) -> bool:
-    folder, d_sae, feature = given
+def _one_parent(given: tuple[Path, int, int, bool]) -> bool:
+    folder, d_sae, feature, quick = given
     with one_thread():
-        return split_once(_opened(folder), d_sae, feature)
+        return split_once(_opened(folder, quick), d_sae, quick, feature)
 
 
 POINTS: dict[str, Callable[[Path, int, int, bool], dict[str, float]]] = {
@@ -199,16 +210,20 @@ def main() -> None:
         found = POINTS[args.point](Path(args.folder), args.size, args.d_sae[0], args.quick)
         print(json.dumps({name: round(value, 3) for name, value in found.items()} | {"peak_mb": round(peak_mb())}))
         return
-    tokens = args.tokens or ([250_000, 500_000] if args.quick else [1_000_000, 4_000_000, 16_000_000])
-    widths = args.d_sae or ([1024, 2048] if args.quick else [2048, 16_384, 65_536])
-    parents = args.parents or ([1, 4] if args.quick else [1, 10, 100])
+    tokens = args.tokens or ([80_000, 160_000] if args.quick else [1_000_000, 4_000_000, 16_000_000])
+    widths = args.d_sae or ([256, 512] if args.quick else [2048, 16_384, 65_536])
+    parents = args.parents or ([1, 2] if args.quick else [1, 10, 100])
     with tempfile.TemporaryDirectory() as folder:
         args.folder = args.folder or folder
         curves = {
             f"{what} over tokens": [point(what, n, widths[0], args) for n in tokens] for what in ("split", "wide")
         }
         curves |= {
-            f"{what} over d_sae": [point(what, tokens[0], d, args) for d in widths] for what in ("split", "wide")
+            f"{what} over d_sae": [
+                curves[f"{what} over tokens"][0],
+                *(point(what, tokens[0], d, args) for d in widths[1:]),
+            ]
+            for what in ("split", "wide")
         }
         curves["parents"] = [point("parents", n, widths[0], args) for n in parents]
     exponents = {name: slopes(points, "d_sae" if "d_sae" in name else "size") for name, points in curves.items()}

@@ -41,3 +41,15 @@ def test_harvest_prints_one_json_object(root):
     assert found.keys() == {"speedup_vs_transformer_lens", "max_rel_error"}
     speedup = found["speedup_vs_transformer_lens"]
     assert 0 < speedup["p25"] <= speedup["median"] <= speedup["p75"] and 0 <= found["max_rel_error"] <= 1e-5
+
+
+def test_growth_prints_curves_with_exponents(root, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAELIB_CACHE", str(tmp_path))
+    found = json.loads(run(root, "growth.py", "--json", "--quick").stdout)
+    curves = found["curves"]
+    assert curves.keys() == found["exponents"].keys()
+    assert [p["size"] for p in curves["split over tokens"]] == [80_000, 160_000]
+    assert [p["d_sae"] for p in curves["wide over d_sae"]] == [256, 512]
+    assert [p["split"] for p in curves["parents"]] == [1, 2]
+    for points in curves.values():
+        assert all(p["seconds"] > 0 and p["peak_mb"] > 100 for p in points)
