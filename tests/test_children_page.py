@@ -20,6 +20,7 @@ from saelib.base.errors import UserError
 from saelib.lm.model import load_embedded
 from saelib.report.children_charts import contexts_svg, k_curve_svg, strip
 from saelib.report.children_page import UNFINISHED, children_page, split_html
+from saelib.report.children_tables import headline_parts
 from saelib.report.children_words import beaten_by, verdict_sentence
 from saelib.report.page import file_references, outside_references
 from saelib.report.split_report import example_text, split_text, write_split
@@ -111,6 +112,14 @@ def test_what_stands_on_the_page_is_what_the_split_says(split: Split, tmp_path: 
         assert name in outline.text
     assert html.count('<tr class="ours">') == 1
     assert "where the parent is silent" in outline.text or (split.children["leak"] == 0).all()
+
+
+def test_the_page_says_how_many_children_other_seeds_find_too(split: Split) -> None:
+    stability = np.linspace(0.3, 0.7, len(split.children))
+    found = replace(split, children=split.children.assign(stability=stability), stability=0.5)
+    name, _, note = headline_parts(found)[-1]
+    assert name.startswith("seeds agree")
+    assert note == f"{(stability >= 0.5).sum()} of {len(stability)} children come back (≥ 0.5)"
 
 
 def test_children_beyond_the_first_are_folded(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from saelib.report.children_charts import (
 )
 from saelib.report.children_words import PRODUCT, cell_value, child_names, verdict_sentence
 from saelib.report.page import show, show_count, show_seconds
+from saelib.split.again import AGAIN
 from saelib.split.detectors import mcc
 from saelib.split.effects import MOST_CHILDREN
 from saelib.split.result import Split
@@ -43,9 +44,14 @@ def headline_parts(split: Split) -> list[tuple[str, str, str]]:
         ("children add, of what the rest lacks", *_parted(added)),
         ("FVU on P, after the swap", f"{after:.3f}" if finite(after) else "", f"{before:.3f} before"),
         ("time in all", cost["seconds"], f"{cost['seconds_training']} training"),
-        ("seeds agree (IoU on P)", "" if split.stability is None else f"{split.stability:.2f}", ""),
+        ("seeds agree (IoU on P)", "" if split.stability is None else f"{split.stability:.2f}", _come_back(split)),
     ]
     return [(name, text, note) for name, text, note in shown if text]
+
+
+def _come_back(split: Split) -> str:
+    back = int((split.children["stability"] >= AGAIN).sum())
+    return f"{back} of {len(split.children)} children come back (≥ {AGAIN})"
 
 
 def _at(frame: pd.DataFrame, row: str, column: str) -> float:
