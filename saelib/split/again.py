@@ -33,9 +33,9 @@ from saelib.split.stability import iou, stability
 TRAININGS = 5
 AGAIN = 0.5
 """Least mean IoU with the children of other trainings."""
-SHARE = 0.2
+SHARE = 0.4
 """A child fires for its refit above this share of its 0.9 quantile on P."""
-RIDGE = 1.0
+RIDGE = 10.0
 START = 4.0
 """Activation begins at a logit of -4 (a chance of 2%); thresholds are chosen above that."""
 MOST_OFF = 40_000
