@@ -8,7 +8,7 @@ import torch
 
 from saelib.base.errors import UserError
 from saelib.base.stats import wilson_interval
-from saelib.split.leak import Firings, choose_theta, leak, wilson
+from saelib.split.leak import Firings, choose_theta, foreign_share, leak, wilson
 from saelib.split.tokens import ParentTokens, TokenSet
 
 
@@ -35,6 +35,7 @@ def test_leak_by_hand() -> None:
     assert found.foreign[0].low < 3 / 14 < found.foreign[0].high
     assert leak(made, np.array([3.0])).missed[0].value == 0
     assert leak(made, np.array([3.0])).foreign[0].value == pytest.approx(3 / 6)
+    assert foreign_share(made) == pytest.approx(6 / 20)  # above 0: seven of P, two weak (4), three off (9)
 
 
 def test_none_seen_is_not_none() -> None:

@@ -27,7 +27,7 @@ from saelib.base.errors import UserError
 from saelib.split.children import Dictionary, Pools
 from saelib.split.local import trained
 from saelib.split.methods import Task, method
-from saelib.split.probe import ridge_logistic
+from saelib.split.probe import Axes, ridge_logistic
 from saelib.split.stability import iou, stability
 
 TRAININGS = 5
@@ -76,10 +76,6 @@ def to_own_firings(found: Dictionary, pools: Pools, seed: int) -> Dictionary:
     x = torch.cat([pools.x_on, pools.x_weak, pools.x_off[some.to(pools.x_off.device)]])
     y = x.new_zeros(len(x), c.shape[1])
     y[: len(c)] = (c > SHARE * strong).float()
-    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
-    z = (x - mean) / std
-    variance, basis = torch.linalg.eigh((z.T @ z).double() / len(z))
-    ridge = x.new_full((c.shape[1],), RIDGE / len(x))
-    weights = ridge_logistic(z @ basis.float(), y, ridge, variance.clamp_min(0).float())
-    W = basis.float() @ weights[:-1] / std[:, None]
-    return Dictionary(W.contiguous(), weights[-1] - mean @ W + START, found.E)
+    axes, ridge = Axes.of(x), x.new_full((c.shape[1],), RIDGE / len(x))
+    W, b = axes.on_inputs(ridge_logistic(axes(x), y, ridge, axes.variance))
+    return Dictionary(W.contiguous(), b + START, found.E)

@@ -24,7 +24,6 @@ from scipy.sparse import csc_array
 from torch import Tensor
 
 from saelib.base.errors import UserError
-from saelib.base.memory import give_back_freed_memory
 from saelib.sae.stream import sparse_acts
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
 from saelib.split.parent import TAU_SHARE, parent_target
@@ -132,7 +131,7 @@ def quantiles(parent: Float[np.ndarray, " n"], edges: Float[np.ndarray, " K1"]) 
 
 
 def product_rows(work: Work, made: Made, separation: Mapping[str, Separation]) -> pd.DataFrame:
-    """The product, the children alone and the rest alone: rows as of `control_rows`, which stand under them.
+    """The product, the children alone and the rest alone: rows as of `control_row`, which stand under them.
 
     Args:
         separation: as `Work.separate` returns it.
@@ -141,28 +140,23 @@ def product_rows(work: Work, made: Made, separation: Mapping[str, Separation]) -
     return pd.DataFrame(rows + [_row(f"{name} alone", separation[name]) for name in ("children", "rest")])
 
 
-def control_rows(work: Work, made: Made, dictionaries: Mapping[str, Dictionary], seed: int) -> pd.DataFrame:
-    """The rows to beat; every dictionary has the rest beside it unless its name says otherwise.
+def control_row(work: Work, name: str, found: Dictionary) -> dict[str, float | str]:
+    """A row to beat: a dictionary in the children's place, with the rest beside it unless its name says otherwise.
 
-    Columns: name, S_1, S_2, S_4 with `_low` and `_high`, fvu_on_p, leak (foreign), l0_on_p.
-
-    Args:
-        dictionaries: name to what takes the children's place.
-        seed: of the permuted labels.
+    Keys: name, S_1, S_2, S_4 with `_low` and `_high`, fvu_on_p, leak (foreign), l0_on_p.
     """
-    rows, judged = [], work.yardstick.judged
-    for name, found in dictionaries.items():
-        other = work.install(found, prune=False)
-        rows.append(_row(name, work.with_rest(other.acts["on"], among=judged), work, other))
-        del other
-        give_back_freed_memory()
+    other = work.install(found, prune=False)
+    return _row(name, work.with_rest(other.acts["on"], among=work.yardstick.judged), work, other)
+
+
+def other_rows(work: Work, made: Made, seed: int) -> list[dict[str, float | str]]:
+    """Rows to beat that are no dictionary: bands of the parent's activation, and the children on labels permuted with a seed."""
+    judged = work.yardstick.judged
     edges = np.quantile(work.tokens.on["train"].parent, np.linspace(0, 1, len(made.theta) + 1))
     bands = {s: quantiles(work.tokens.on[s].parent, edges).numpy() for s in SPLITS}
-    rows.append(_row("quantiles of the parent", work.with_rest(bands, among=judged)))
     permuted = make_yardstick(work.tokens.on, work.labels.permuted(seed))
     shuffled = in_room_of(work.yardstick, work.with_rest(made.acts["on"], permuted, judged), permuted)
-    rows.append(_row("permuted labels", shuffled))
-    return pd.DataFrame(rows)
+    return [_row("quantiles of the parent", work.with_rest(bands, among=judged)), _row("permuted labels", shuffled)]
 
 
 def _row(

@@ -22,11 +22,20 @@ from saelib.acts.activations import Activations
 from saelib.base.errors import UserError
 from saelib.base.memory import give_back_freed_memory
 from saelib.base.progress import report_progress
+from saelib.base.threads import one_thread
 from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children, train_several
 from saelib.split.children_table import children_table
 from saelib.split.contexts import LEAST, MOST_CONTEXTS
-from saelib.split.controls import control_rows, k_means, product_rows, random_decoder, small_sae, wrong_parent
+from saelib.split.controls import (
+    control_row,
+    k_means,
+    other_rows,
+    product_rows,
+    random_decoder,
+    small_sae,
+    wrong_parent,
+)
 from saelib.split.effects import child_effects
 from saelib.split.exported import child_numbers
 from saelib.split.parent import gather
@@ -96,8 +105,8 @@ class Beside:
 
     stability: np.ndarray | None
     """Each child's IoU on P with those of other seeds it is matched to; None where one seed was trained."""
-    controls: dict[str, Dictionary]
-    """What else may take the children's place; empty where no controls were asked for."""
+    controls: list[dict[str, float | str]]
+    """The rows to beat; none where no controls were asked for."""
 
 
 def split_feature(
@@ -175,13 +184,14 @@ def _completed(split: Split, work: Work, product: Product, beside: Beside, cfg: 
     """The split with its stability between seeds, which the verdict rests on too, and the rows to beat."""
     made, order = product.made, split.children["feature"].to_numpy() - work.sae.cfg.d_sae
     each = beside.stability
-    rows = [control_rows(work, made, beside.controls, cfg.seed)] if cfg.controls else []
     return replace(
         split,
         children=split.children.assign(stability=np.nan if each is None else each[order]),
         judgement=work.judge(made, split.separation, each),
         stability=overall(each, work.fires(made)),
-        controls=pd.concat([split.controls, *rows], ignore_index=True),
+        controls=pd.concat(
+            [split.controls, *([pd.DataFrame(beside.controls)] if beside.controls else [])], ignore_index=True
+        ),
         cost=split.cost | {"seconds": time.perf_counter() - began},
     )
 
@@ -198,7 +208,7 @@ def make_product(work: Work, cfg: SplitConfig) -> Product:
 
 
 def make_beside(work: Work, cfg: SplitConfig, product: Product) -> Beside:
-    """Train children of other seeds, and controls, side by side."""
+    """Train children of other seeds, and controls, side by side, and measure each as soon as it is there."""
     give_back_freed_memory()
     first = replace(cfg.children, K=product.K, seed=cfg.seed)
 
@@ -212,17 +222,26 @@ def make_beside(work: Work, cfg: SplitConfig, product: Product) -> Beside:
         "small L1 SAE on P": lambda: small_sae(work.pools, first),
         "k-means": lambda: k_means(work.targets, first),
     }
+
+    def row(name: str) -> dict[str, float | str] | None:
+        with one_thread():
+            found = controls[name]()
+            return None if found is None else control_row(work, name, found)
+
+    def seed(number: int) -> np.ndarray:
+        with one_thread():
+            return work.fires(work.install(train_children(work.targets, replace(first, seed=number))))
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        trained = {name: pool.submit(task) for name, task in controls.items() if cfg.controls}
-        seeds = range(cfg.seed + 1, cfg.seed + cfg.seeds)
-        again = [pool.submit(train_children, work.targets, replace(first, seed=seed)) for seed in seeds]
-        tasks: list[Future[Any]] = [*trained.values(), *again]
+        rows = [pool.submit(row, name) for name in controls if cfg.controls]
+        again = [pool.submit(seed, number) for number in range(cfg.seed + 1, cfg.seed + cfg.seeds)]
+        tasks: list[Future[Any]] = [*rows, *again]
         for done, _ in enumerate(as_completed(tasks), 1):
             report_progress("controls and other seeds", done, len(tasks))
-    kept = {name: found for name, task in trained.items() if (found := task.result()) is not None}
     give_back_freed_memory()
-    others = [work.fires(work.install(task.result())) for task in again]
-    return Beside(stability(work.fires(product.made), others), kept)
+    measured = [found for task in rows if (found := task.result())]
+    others = other_rows(work, product.made, cfg.seed) if cfg.controls else []
+    return Beside(stability(work.fires(product.made), [task.result() for task in again]), measured + others)
 
 
 def choose_K(pools: Pools, select: Pools, cfg: SplitConfig) -> tuple[int, pd.DataFrame]:

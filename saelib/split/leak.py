@@ -113,6 +113,14 @@ def leak(firings: Firings, theta: Float[np.ndarray, " K"], draws: int = DRAWS, s
     )
 
 
+def foreign_share(firings: Firings) -> float:
+    """Foreign share of all firings of all children together; 0 where none fires."""
+    fired = {name: acts > 0 for name, acts in firings.acts.items()}
+    total = sum(firings.weight[name] * np.count_nonzero(each) for name, each in fired.items())
+    foreign = firings.weight["off"] * np.count_nonzero(fired["off"] & ~firings.in_context)
+    return float(foreign / total) if total else 0.0
+
+
 def choose_theta(
     firings: Firings, inside: Integer[np.ndarray, "n_on K"] | None = None, most: float = MOST_FOREIGN
 ) -> Float[np.ndarray, " K"]:

@@ -109,12 +109,12 @@ def sample_rows(rows: np.ndarray, most: int) -> np.ndarray:
 
 
 def token_set(
-    acts: Activations, split: str, rows: Integer[np.ndarray, " n"], parent: Float[np.ndarray, " n"]
+    acts: Activations, split: str, rows: Integer[np.ndarray, " n"], parent: Float[np.ndarray, " n"], read: bool = True
 ) -> TokenSet:
-    """The tokens on some rows of a split; `parent` is the parent's activation on them."""
+    """The tokens on some rows of a split; `parent` is the parent's activation on them. Without `read`, `x` has no columns."""
     return TokenSet(
         rows=rows,
-        x=acts.read(split, rows),
+        x=acts.read(split, rows) if read else torch.empty(len(rows), 0),
         parent=parent,
         document=acts.documents(split, rows),
         previous=acts.beside(split, rows, -1),

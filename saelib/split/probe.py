@@ -63,16 +63,37 @@ def probe(x: Mapping[str, Float[Tensor, "_ d"]], member: Mapping[str, Bool[np.nd
 @torch.no_grad()
 def _logits(x: Mapping[str, Tensor], member: Tensor) -> dict[str, np.ndarray]:
     """Logits of select and test, (n, |CS| m): all contexts for the first C, then for the next."""
-    mean, std = x["train"].mean(0), x["train"].std(0).clamp_min(1e-6)
-    scaled = {split: (part - mean) / std for split, part in x.items()}
-    eigenvalues, basis = torch.linalg.eigh((scaled["train"].T @ scaled["train"]).double() / len(scaled["train"]))
-    basis = basis.float()
+    axes = Axes.of(x["train"])
     n, m = member.shape
     ridge = torch.tensor([1 / (C * n) for C in CS], device=member.device).repeat_interleave(m)  # (M,)
-    weights = ridge_logistic(
-        scaled["train"] @ basis, member.float().repeat(1, len(CS)), ridge, eigenvalues.clamp_min(0).float()
-    )
-    return {s: (scaled[s] @ basis @ weights[:-1] + weights[-1]).cpu().numpy() for s in ("select", "test")}
+    weights = ridge_logistic(axes(x["train"]), member.float().repeat(1, len(CS)), ridge, axes.variance)
+    return {s: (axes(x[s]) @ weights[:-1] + weights[-1]).cpu().numpy() for s in ("select", "test")}
+
+
+class Axes(NamedTuple):
+    """Coordinates in which inputs are uncorrelated: standardised, then turned to the eigenvectors of their covariance."""
+
+    mean: Float[Tensor, " d"]
+    std: Float[Tensor, " d"]
+    basis: Float[Tensor, "d d"]
+    variance: Float[Tensor, " d"]
+
+    @staticmethod
+    def of(x: Float[Tensor, "n d"]) -> Axes:
+        """Those of some inputs."""
+        mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
+        scaled = (x - mean) / std
+        variance, basis = torch.linalg.eigh((scaled.T @ scaled).double() / len(x))
+        return Axes(mean, std, basis.float(), variance.clamp_min(0).float())
+
+    def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """The inputs in these coordinates."""
+        return (x - self.mean) / self.std @ self.basis
+
+    def on_inputs(self, weights: Float[Tensor, "d1 M"]) -> tuple[Float[Tensor, "d M"], Float[Tensor, " M"]]:
+        """Weights and intercepts on the inputs as they are, of those that `ridge_logistic` found in these coordinates."""
+        W = self.basis @ weights[:-1] / self.std[:, None]
+        return W, weights[-1] - self.mean @ W
 
 
 def ridge_logistic(

@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Integer
 
 from saelib.acts.activations import Activations
 from saelib.sae.sae import SAE
 from saelib.sae.stream import Entries, stream
 from saelib.split.contexts import Labels, member
-from saelib.split.tokens import ParentTokens, TokenSet
+from saelib.split.parent import token_set
+from saelib.split.tokens import ParentTokens
 
 
 class Silent(NamedTuple):
@@ -54,8 +54,6 @@ def silent_firings(
     rows, place = np.unique(row, return_inverse=True)
     found = np.zeros((len(rows), len(children)), dtype=np.float32)
     found[place, feature] = value
-    beside = {name: acts.beside("test", rows, at) for name, at in (("previous", -1), ("current", 0), ("next", 1))}
-    parent, x = np.zeros(len(rows), dtype=np.float32), torch.empty(len(rows), 0)  # activations are not read again
-    there = TokenSet(rows, x, parent, acts.documents("test", rows), **beside)
+    there = token_set(acts, "test", rows, np.zeros(len(rows), dtype=np.float32), read=False)
     inside = member(acts.model, labels.contexts, there, np.asarray(store.contexts))
     return Silent(found, there.document, inside)

@@ -60,27 +60,46 @@ class Swaps:
                 part = chosen[begin : begin + _BATCH]
                 tokens = torch.from_numpy(np.asarray(store.contexts[part]).astype(np.int64)).to(acts.device)
                 self.parts[where].append(_Part(acts.model, tokens, torch.from_numpy(at[part]).to(acts.device)))
+        self.text = {where: _Text.of(parts) for where, parts in self.parts.items()}
         self.before = {where: self._sums(where, before) for where in self.parts}
 
     @torch.no_grad()
     def table(self, after: SAE) -> pd.DataFrame:
         """As `swap_table`."""
         rows = {}
-        for where, parts in self.parts.items():
-            n = sum(len(part.own) for part in parts)
-            total = sum(part.own.double().sum(0) for part in parts)
-            square = sum(float(part.own.double().square().sum()) for part in parts)
-            variance = square - float(torch.as_tensor(total).square().sum()) / max(n, 1)
-            clean, zero = (sum(part.ends[i] for part in parts) for i in range(2))
+        for where, text in self.text.items():
             row: dict[str, float] = {}
             for when, found in (("before", self.before[where]), ("after", self._sums(where, after))):
-                row |= {f"fvu_{when}": found.error / max(variance, 1e-12), f"l0_{when}": found.active / max(n, 1)}
-                row[f"loss_recovered_{when}"] = (zero - found.loss) / (zero - clean) if zero != clean else np.nan
-            rows[where] = row | {"tokens": n}
+                row |= {
+                    f"fvu_{when}": found.error / max(text.spread, 1e-12),
+                    f"l0_{when}": found.active / max(text.n, 1),
+                }
+                lost = text.zero - text.clean
+                row[f"loss_recovered_{when}"] = (text.zero - found.loss) / lost if lost else np.nan
+            rows[where] = row | {"tokens": text.n}
         return pd.DataFrame(rows).T.rename_axis("where")
 
     def _sums(self, where: str, sae: SAE) -> _Sums:
         return _Sums(*map(sum, zip(*(part.sums(sae) for part in self.parts[where]), strict=True)))
+
+
+class _Text(NamedTuple):
+    """Of the chosen tokens, whatever the SAE: how many, their squared distance from their mean, the model's loss there."""
+
+    n: int
+    spread: float
+    clean: float
+    """The loss with activations as they are."""
+    zero: float
+    """The loss with zeros in their place."""
+
+    @staticmethod
+    def of(parts: list[_Part]) -> _Text:
+        n = sum(len(part.own) for part in parts)
+        total = sum(part.own.double().sum(0) for part in parts)
+        square = sum(float(part.own.double().square().sum()) for part in parts)
+        clean, zero = (sum(part.ends[i] for part in parts) for i in range(2))
+        return _Text(n, square - float(torch.as_tensor(total).square().sum()) / max(n, 1), clean, zero)
 
 
 class _Sums(NamedTuple):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from saelib.split.children import Dictionary, Pools
 from saelib.split.contexts import LEAST, MOST_CONTEXTS, Labels, label, member
 from saelib.split.detectors import feature_mcc
 from saelib.split.exported import as_jumprelu, child_numbers, replace_parent
-from saelib.split.leak import Firings, Leak, choose_theta, leak
+from saelib.split.leak import SAMPLES, Firings, Leak, choose_theta, foreign_share, leak
 from saelib.split.parent import parent_target
 from saelib.split.separation import Added, Separation, added, measure
 from saelib.split.silent import Silent
@@ -43,12 +43,24 @@ class Made(NamedTuple):
     core: Float[Tensor, " d"]
     """What the parent's core writes for a unit of its old activation."""
     sae: SAE
-    acts: dict[str, dict[str, np.ndarray]]
-    """For `on` (three splits), `weak` and `off` (select and test), the children's activations, below theta 0."""
+    acts: Mapping[str, Mapping[str, np.ndarray]]
+    """For `on`, `weak` and `off` of each split, the children's activations, below theta 0; encoded when first asked for."""
     context_of: np.ndarray
     """The context that each child marks best on select."""
     silent: Silent | None = None
     """Where children fire on all tokens of test on which the parent is silent; None: leak is that of the sample."""
+
+
+class _Asked(dict[str, Any]):
+    """A value for every name, made when first asked for."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = value = self.make(name)
+        return value
 
 
 class Work:
@@ -109,16 +121,17 @@ class Work:
 
         With `prune` children that carry nothing are dropped: they fire on too little of P, or P is no worse without them.
         """
-        c = self._encode(lambda x: found.encode(self.sae.encoder_input(x)), ("select",))
-        share = (c["on"]["select"] > 0).float().mean(0)
+        raw = found
+        c = {name: self._encoded(lambda x: raw.encode(self.sae.encoder_input(x)), name, "select") for name in SAMPLES}
+        share = (c["on"] > 0).mean(0)
         found, c = self._kept(found, c, share >= LEAST_SHARE if prune else share >= 0)
-        context_of = self._contexts_of(c["on"]["select"].numpy())
-        inside = self._inside()[:, context_of]
-        theta = torch.from_numpy(choose_theta(self._firings(c, "select", context_of), inside)).float()
+        context_of = self._contexts_of(c["on"])
+        firings = Firings.of(self.tokens, "select", c, self.off_member["select"][:, context_of])
+        theta = torch.from_numpy(choose_theta(firings, self._inside()[:, context_of])).float()
         refitted, _ = self._refit(found, theta)
         keep = torch.ones(len(theta), dtype=torch.bool)
         if prune:
-            share = (c["on"]["select"] > theta).float().mean(0)
+            share = torch.from_numpy((c["on"] > theta.numpy()).mean(0))
             keep = (share >= LEAST_SHARE) & self._useful(refitted, theta).cpu()
             keep[share.argmax()] = True
         found, theta = Dictionary(found.W[:, keep], found.b[keep], found.E[keep]), theta[keep].to(found.E.device)
@@ -128,31 +141,30 @@ class Work:
         theta = theta * scale
         new = replace_parent(self.sae, self.feature, found, theta, core)
         numbers = torch.tensor(child_numbers(self.sae, len(theta)))
-        encoded = self._encode(lambda x: new.encode_features(x, numbers))
-        acts = {name: {split: value.numpy() for split, value in each.items()} for name, each in encoded.items()}
+
+        def encode(x: Tensor) -> Tensor:
+            return new.encode_features(x, numbers)
+
+        acts = _Asked(lambda name: _Asked(lambda split: self._encoded(encode, name, split)))
         return Made(found, theta, core, new, acts, context_of[keep.numpy()])
 
-    def _encode(
-        self, encode: Callable[[Tensor], Tensor], splits: Sequence[str] = SPLITS
-    ) -> dict[str, dict[str, Tensor]]:
-        """Activations on P of the splits, and on the weak and off tokens of select and test; judged on the processor."""
-        return {
-            name: {
-                s: torch.cat([encode(rows.float()).cpu() for rows in part.x.split(_ROWS)])
-                for s, part in getattr(self.tokens, name).items()
-                if s in splits and (name == "on" or s != "train")
-            }
-            for name in ("on", "weak", "off")
-        }
+    @torch.no_grad()
+    def _encoded(self, encode: Callable[[Tensor], Tensor], name: str, split: str) -> np.ndarray:
+        """Activations on the parent's tokens (`on`, `weak` or `off`) of a split; judged on the processor."""
+        part: TokenSet = getattr(self.tokens, name)[split]
+        return torch.cat([encode(rows.float()).cpu() for rows in part.x.split(_ROWS)]).numpy()
 
     @staticmethod
     def _kept(
-        found: Dictionary, c: dict[str, dict[str, Tensor]], keep: Tensor
-    ) -> tuple[Dictionary, dict[str, dict[str, Tensor]]]:
-        if not bool(keep.any()):
+        found: Dictionary, c: dict[str, np.ndarray], keep: Bool[np.ndarray, " K"]
+    ) -> tuple[Dictionary, dict[str, np.ndarray]]:
+        if not keep.any():
             raise UserError("at least one child must fire on the parent's tokens", 0, "lower the price of activation")
-        chosen = Dictionary(found.W[:, keep], found.b[keep], found.E[keep])
-        return chosen, {name: {s: v[:, keep] for s, v in each.items()} for name, each in c.items()}
+        if keep.all():
+            return found, c
+        mask = torch.from_numpy(keep)
+        chosen = Dictionary(found.W[:, mask], found.b[mask], found.E[mask])
+        return chosen, {name: value[:, keep] for name, value in c.items()}
 
     def _inside(self) -> Integer[np.ndarray, "n m"]:
         """Whether each token of P of select is in each context: 1, 0, or -1 where it takes no part."""
@@ -162,10 +174,6 @@ class Work:
     def _contexts_of(self, c: np.ndarray) -> np.ndarray:
         used = self.yardstick.used["select"]
         return feature_mcc(csc_array(c[used]), self.yardstick.member["select"]).argmax(1)
-
-    def _firings(self, c: Mapping[str, Mapping[str, Any]], split: str, context_of: np.ndarray) -> Firings:
-        acts = {name: np.asarray(c[name][split]) for name in ("on", "weak", "off")}
-        return Firings.of(self.tokens, split, acts, self.off_member[split][:, context_of])
 
     @torch.no_grad()
     def _useful(self, found: Dictionary, theta: Tensor) -> Tensor:
@@ -249,7 +257,7 @@ class Work:
 
     def _test_firings(self, made: Made, children: np.ndarray, contexts: np.ndarray) -> Firings:
         """Of some children on test, each with the context that is its own."""
-        acts = {name: made.acts[name]["test"][:, children] for name in ("on", "weak", "off")}
+        acts = {name: made.acts[name]["test"][:, children] for name in SAMPLES}
         sampled = Firings.of(self.tokens, "test", acts, self.off_member["test"][:, contexts])
         if (s := made.silent) is None:
             return sampled
@@ -257,9 +265,7 @@ class Work:
 
     def foreign(self, made: Made) -> float:
         """Foreign share of all firings of all children together, on test."""
-        found = self.leak(made, draws=2)
-        total = found.firings.sum()
-        return float((np.array([f.value for f in found.foreign]) * found.firings).sum() / total) if total else 0.0
+        return foreign_share(self._test_firings(made, np.arange(len(made.theta)), made.context_of))
 
     @torch.no_grad()
     def fvu(self, made: Made) -> float:
