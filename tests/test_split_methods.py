@@ -15,23 +15,26 @@ from saelib.base.errors import UserError
 from saelib.bench.known import KnownActivations, World, known_activations, known_sae
 from saelib.bench.matching import match
 from saelib.split import controls, local, methods
-from saelib.split.again import SHARE, START, to_own_firings
-from saelib.split.children import ChildrenConfig, Dictionary
+from saelib.split.again import RIDGE, SHARE
+from saelib.split.children import ChildrenConfig, Dictionary, Pools
 from saelib.split.engine import SplitConfig
 from saelib.split.judged import Judge, Judged
 from saelib.split.methods import Meter, Method, Task, get_method, make, method, method_names
+from saelib.split.named import to_names
 from saelib.split.parent import gather
+from saelib.split.refit import START, own_firings, refit_encoders
 from saelib.split.split_by import split_by
 from saelib.split.split_count import f1, split_count
 from saelib.split.stability import iou
+from saelib.split.tokens import TokenSet
 from saelib.split.wide import WideConfig
 from saelib.split.work import Work
 
 WORLD = World("tiny", d_in=24, n_background=40, contexts=(200, 120, 120))
 CONFIG = SplitConfig(contexts="automatic", least=20, seeds=1, children=ChildrenConfig(n_steps=250))
 WIDE = WideConfig(d_sae=48, n_tokens=60_000, batch_size=512, reinit_every=50)
-FEW = ("children-16", "children-32", "children-64", "children-128", "children-cheap", "all-data-3", "all-data-10",
-       "all-data-wider")  # fmt: skip
+FEW = ("children-16", "children-32", "children-64", "children-128", "children-cheap", "named-128",
+       "all-data-3", "all-data-10", "all-data-wider")  # fmt: skip
 """The same code as another row, at another size."""
 
 
@@ -299,11 +302,56 @@ def test_an_encoder_is_refitted_to_where_it_fires(judge_: Judge) -> None:
     pools = judge_.work.targets
     found = get_method("children-16").make(task(judge_))
     assert isinstance(found, Dictionary)
-    refitted = to_own_firings(found, pools, 0)
-    assert torch.equal(refitted.E, found.E)
-    c, logit = found.encode(pools.x_on), pools.x_on @ refitted.W + refitted.b - START
+    wanted = own_firings(found, pools, SHARE)
+    c = found.encode(pools.x_on)
     live = (c > 0).sum(0) > 20
     strong = torch.stack([col[col > 0].quantile(0.9) for col in c.T[live]])
-    agree = ((logit[:, live] > 0) == (c[:, live] > SHARE * strong)).float().mean()
-    assert agree > 0.9
-    assert torch.equal(to_own_firings(found, pools, 0).W, refitted.W)
+    assert torch.equal(wanted[:, live], c[:, live] > SHARE * strong)
+    W, b = refit_encoders(pools, wanted, RIDGE)
+    logit = pools.x_on @ W + b - START
+    assert ((logit[:, live] > 0) == wanted[:, live]).float().mean() > 0.9
+    assert torch.equal(refit_encoders(pools, wanted, RIDGE)[0], W)
+
+
+def two_words(n: int = 2000) -> tuple[Pools, TokenSet]:
+    """A tenth of P stands after token 7, which x[:, 0] tells; half of these have x[:, 1] too, and so have others."""
+    draw = torch.Generator().manual_seed(0)
+    x = 0.3 * torch.randn(n, 6, generator=draw)
+    after = torch.arange(n) % 10 == 0
+    x[after, 0] += 4
+    x[torch.arange(n) % 20 < 5, 1] += 4
+    x_off = 0.3 * torch.randn(n, 6, generator=draw)
+    ones, none = torch.ones(n), np.zeros(n, dtype=np.int64)
+    pools = Pools(x, x, ones, x_off[:50], x_off[:50], ones[:50], x_off)
+    previous = np.where(after.numpy(), 7, 100 + np.arange(n) % 9)
+    return pools, TokenSet(np.arange(n), x, ones.numpy(), none, previous, none, none)
+
+
+def test_a_child_with_a_name_fires_on_all_that_the_name_means() -> None:
+    pools, on = two_words()
+    on_half, unnamed = [1.0, 1, 0, 0, 0, 0], [0.0, 0, 1, 0, 0, 0]
+    both = Dictionary(torch.tensor([on_half, unnamed]).T.contiguous(), torch.tensor([-6.0, -0.2]), torch.eye(6)[:2])
+    after = torch.from_numpy(on.previous == 7)
+    before = (both.encode(pools.x_on) > 0)[:, 0]
+    assert before[after].float().mean() < 0.6
+    found = to_names(both, pools, on)
+    fires = found.encode(pools.x_on) > START
+    assert fires[after, 0].float().mean() > 0.99 and fires[~after, 0].float().mean() < 0.01
+    assert (found.encode(pools.x_off)[:, 0] > START).float().mean() < 0.01
+    assert torch.equal(found.W[:, 1], both.W[:, 1]) and torch.equal(found.E, both.E)  # no name: as it was
+    twins = Dictionary(both.W[:, [0, 0]], both.b[[0, 0]], both.E[[0, 0]])
+    assert torch.equal(to_names(twins, pools, on).W[:, 1], both.W[:, 0])  # one name, one refit
+
+
+def test_the_ceiling_is_above_children_and_is_refused_where_nothing_is_judged(
+    judge_: Judge, session_cache: Path
+) -> None:
+    ceiling, ours, to_words = (
+        run(judge_, name).separation.S[1].value for name in ("supervised", "children-16", "named")
+    )
+    assert ceiling > 0.9 > ours and ceiling > to_words > ours
+    world = World("nothing", d_in=24, n_background=40, contexts=(200, 120, 120), alpha=0.0, seed=4)
+    acts, (sae, parent) = known_activations(world), known_sae(world)
+    work = Work.of(acts, gather(acts, sae, parent), sae, CONFIG.contexts, CONFIG.least)
+    with pytest.raises(UserError, match="at least one context must be told apart by a probe"):
+        get_method("supervised").make(Task(acts, work, 16, 0, CONFIG.children, WIDE, Meter()))

@@ -6,12 +6,8 @@ of one training comes back in the others by
     back(j) = mean over the other trainings of IoU(j, the child it is matched to), on P of select    (`saelib.split.stability`)
 
 It stays when back(j) >= `AGAIN`; of two that fire on the same tokens (IoU >= `AGAIN`), from whatever training, the one that
-comes back more. Reconstruction leaves encoders that fire too little on what they are for and too much where the parent is
-silent, so the encoders of those that stay are refitted by logistic regression to where they fire themselves, against all
-other tokens:
-
-    minimise  sum_x softplus(z_j) - y_j z_j  +  RIDGE |W_j|^2 / 2,      z = x W + b,  x of unit variance
-    y_j(x) = 1 on tokens of P on which c_j(x) is above `SHARE` of its 0.9 quantile, else 0
+comes back more. The encoders of those that stay are refitted to where they fire themselves, above `SHARE` of their 0.9 quantile
+on P (`saelib.split.refit`).
 
 A parent of whose children none comes back is refused: there is nothing in it that can be told from noise.
 """
@@ -24,10 +20,10 @@ import numpy as np
 import torch
 
 from saelib.base.errors import UserError
-from saelib.split.children import Dictionary, Pools
+from saelib.split.children import Dictionary
 from saelib.split.local import trained
 from saelib.split.methods import Task, method
-from saelib.split.probe import Axes, ridge_logistic
+from saelib.split.refit import own_firings, refit_encoders
 from saelib.split.stability import iou, stability
 
 TRAININGS = 5
@@ -36,10 +32,6 @@ AGAIN = 0.5
 SHARE = 0.4
 """A child fires for its refit above this share of its 0.9 quantile on P."""
 RIDGE = 10.0
-START = 4.0
-"""Activation begins at a logit of -4 (a chance of 2%); thresholds are chosen above that."""
-MOST_OFF = 40_000
-"""Tokens on which the parent is silent that are taken for the refit."""
 
 
 @method("again", "local", "ours: children that come back in other seeds, encoders refitted to their own firings")
@@ -64,18 +56,6 @@ def again(task: Task) -> Dictionary:
     E, W, b = (
         torch.cat(parts, -1) for parts in zip(*((m.dictionary.E.T, *m.dictionary[:2]) for m in made), strict=True)
     )
-    return to_own_firings(Dictionary(W[:, chosen], b[chosen], E.T[chosen]), task.targets, cfg.seed)
-
-
-@torch.no_grad()
-def to_own_firings(found: Dictionary, pools: Pools, seed: int) -> Dictionary:
-    """The same children with encoders refitted to where they fire on P."""
-    c = found.encode(pools.x_on)
-    strong = torch.stack([col[col > 0].quantile(0.9) if bool((col > 0).any()) else col.new_tensor(1.0) for col in c.T])
-    some = torch.randperm(len(pools.x_off), generator=torch.Generator().manual_seed(seed))[:MOST_OFF]
-    x = torch.cat([pools.x_on, pools.x_weak, pools.x_off[some.to(pools.x_off.device)]])
-    y = x.new_zeros(len(x), c.shape[1])
-    y[: len(c)] = (c > SHARE * strong).float()
-    axes, ridge = Axes.of(x), x.new_full((c.shape[1],), RIDGE / len(x))
-    W, b = axes.on_inputs(ridge_logistic(axes(x), y, ridge, axes.variance))
-    return Dictionary(W.contiguous(), b + START, found.E)
+    kept = Dictionary(W[:, chosen], b[chosen], E.T[chosen])
+    refitted = refit_encoders(task.targets, own_firings(kept, task.targets, SHARE), RIDGE, cfg.seed)
+    return Dictionary(*refitted, kept.E)

@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 Kind = Literal["local", "wide", "readout"]
 Outcome = Dictionary | SAE | Mapping[str, Any]
 """What a method gives; a mapping holds activations on P, (n, F) or sparse, for train, select and test."""
-HOMES = ("saelib.split.local", "saelib.split.again", "saelib.split.wide")
+HOMES = ("saelib.split.local", "saelib.split.again", "saelib.split.named", "saelib.split.wide")
 """Where the package's own methods lie."""
 LOCAL_CODE = (
     "split.again", "split.children", "split.contexts", "split.controls", "split.exported", "split.leak", "split.local",
-    "split.methods", "split.parent", "split.work",
+    "split.methods", "split.named", "split.names", "split.parent", "split.refit", "split.work",
 )  # fmt: skip
 WIDE_CODE = (*TRAINING_CODE, "split.wide")
 JUDGE_CODE = (

@@ -24,6 +24,20 @@ SHOWN = 4
 NAMELESS = "no pattern in the neighbouring tokens"
 
 
+class Rule(NamedTuple):
+    """Tokens at a place beside which, or at which, a child fires."""
+
+    place: str
+    ids: list[int]
+    """The tokens, those on which it fires most often first."""
+    mcc: float
+    """Of "the token there is one of them" with "the child fires", on the tokens the rule was found on."""
+
+    def says(self, tokens: TokenSet) -> Bool[np.ndarray, " n"]:
+        """Where it says that the child fires."""
+        return np.isin(getattr(tokens, self.place), self.ids)
+
+
 class Name(NamedTuple):
     """What a child is called, and how well that says when it fires."""
 
@@ -36,18 +50,23 @@ class Name(NamedTuple):
 
 def name_child(model: LanguageModel, tokens: dict[str, TokenSet], fires: dict[str, np.ndarray]) -> Name:
     """Name one child from its firings on P of select; the score is on test."""
-    best: tuple[float, str, list[int]] = (0.0, "", [])
-    for place in PLACES:
-        ids, select_mcc = _greedy(getattr(tokens["select"], place), fires["select"])
-        if ids and select_mcc > best[0] + 1e-9:
-            best = (select_mcc, place, ids)
-    _, place, ids = best
-    if not ids:
+    rule = best_rule(tokens["select"], fires["select"])
+    if rule is None:
         return Name(NAMELESS, 0.0, {split: np.zeros(len(fires[split]), dtype=bool) for split in ("select", "test")})
-    shown = list(dict.fromkeys(_word(model.vocabulary[i]) for i in ids))
+    shown = list(dict.fromkeys(_word(model.vocabulary[i]) for i in rule.ids))
     words = ", ".join(f"“{word}”" for word in shown[:SHOWN]) + (" …" if len(shown) > SHOWN else "")
-    says = {split: np.isin(getattr(tokens[split], place), ids) for split in ("select", "test")}
-    return Name(f"{PLACES[place]} {words}", _mcc(says["test"], fires["test"]), says)
+    says = {split: rule.says(tokens[split]) for split in ("select", "test")}
+    return Name(f"{PLACES[rule.place]} {words}", _mcc(says["test"], fires["test"]), says)
+
+
+def best_rule(tokens: TokenSet, fires: Bool[np.ndarray, " n"]) -> Rule | None:
+    """The place and tokens that say best where a child fires; None where no token has `LEAST` firings."""
+    best: Rule | None = None
+    for place in PLACES:
+        ids, found = _greedy(getattr(tokens, place), fires)
+        if ids and found > (best.mcc if best else 0.0) + 1e-9:
+            best = Rule(place, ids, found)
+    return best
 
 
 def best_other(
