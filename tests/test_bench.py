@@ -24,7 +24,7 @@ from saelib.bench.known import KnownModel, World, saelens_world
 from saelib.bench.parents import Parent, choose_parents, eligible, examine, p_rows, read_parents, survey, write_parents
 from saelib.bench.run import TIMES, methods_of, run_bench, subset
 from saelib.bench.sides import OVERLAP, assign_sides, overlapping
-from saelib.bench.suite import BenchConfig, Origin, read_suite, world_origins
+from saelib.bench.suite import WORLD_SEED, BenchConfig, Origin, read_suite, world_origins
 from saelib.bench.table import ROW, as_table, read_table, write_table
 from saelib.report.bench_page import cost_svg, write_bench
 from saelib.report.bench_report import only
@@ -409,3 +409,34 @@ def test_a_world_of_sae_lens_lays_its_samples_under_our_text(tmp_path: Path) -> 
     path.unlink()
     with pytest.raises(UserError, match="a world of sae-lens must have its file"):
         KnownModel(world)
+
+
+# --- what is committed ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_committed_leaderboard_is_that_of_the_committed_rows(root: Path, tmp_path: Path) -> None:
+    folder = root / "reports" / "splitbench"
+    rows, parents = read_table(folder / "splitbench.csv"), read_parents(folder / "parents.csv")
+    sides = {p.parent: p.side for p in parents}
+    assert rows["side"].tolist() == [sides[name] for name in rows["parent"]]
+    write_bench(rows, tmp_path)
+    index = ["side", "method"]
+    made, there = (pd.read_csv(at / "leaderboard.csv").set_index(index).sort_index() for at in (tmp_path, folder))
+    assert list(made.index) == list(there.index)
+    numbers = ["parents", "S_2", "S_2_low", "S_2_high", "over_ours", "over_plain", "leak", "fvu_on_P", "seconds"]
+    np.testing.assert_allclose(made[numbers], there[numbers], rtol=1e-4, atol=1e-4)
+    record = json.loads((folder / "index.json").read_text())
+    assert record["parents"] == rows.groupby("side")["parent"].nunique().to_dict()
+
+
+def test_a_sample_of_the_committed_rows_is_what_comes_out(root: Path, session_cache: Path) -> None:
+    """A made-up parent needs neither text nor model; seconds and memory are the machine's."""
+    folder = root / "reports" / "splitbench"
+    parent = next(p for p in read_parents(folder / "parents.csv") if p.parent == "known-2:5")
+    origin = next(o for o in world_origins(WORLD_SEED) if o.name == parent.origin)
+    methods = ("rest", "children-64", "k-means")
+    made = run_bench((origin,), [parent], methods, BenchConfig(seeds=1), jobs=1).set_index("method")
+    rows = read_table(folder / "splitbench.csv")
+    there = rows[(rows["parent"] == parent.parent) & (rows["seed"] == 0)].set_index("method").loc[made.index]
+    columns = ["S_1", "S_2", "S_4", "added_2", "ceiling", "floor", "fvu_on_P", "leak", "features", "matched_f1", "found"]
+    np.testing.assert_allclose(made[columns], there[columns], rtol=1e-3, atol=1e-3)

@@ -30,6 +30,8 @@ SIDE_WORDS = {
 MOST_PARENTS = 10
 """Best and worst parents that are shown."""
 KINDS = {"local": POSITIVE, "wide": NEGATIVE, "readout": _GREY}
+UNBROKEN = "\u2011"
+"""A hyphen at which no line ends."""
 LABELLED = 16
 """Methods whose names are written into the picture."""
 
@@ -56,9 +58,9 @@ def bench_page(rows: pd.DataFrame) -> HtmlView:
         ],
         "ours": ours,
         "plain": plain,
-        "refused": [(method, reason, len(part)) for (method, reason), part in refused.groupby(["method", "reason"])][
-            :30
-        ],
+        "refused": [
+            (short(str(method)), reason, len(part)) for (method, reason), part in refused.groupby(["method", "reason"])
+        ][:30],
         "methods": _methods(rows),
         "columns": list(ROW.items()),
         "counted": [(side, n) for side, n in counted.items() if n],
@@ -72,9 +74,10 @@ def bench_page(rows: pd.DataFrame) -> HtmlView:
             "ours": ours, "plain": plain, "best_wide_on_dev": best_wide(rows), "parents": counted,
             "methods": sorted(rows["method"].unique()), "scorer": sorted(map(str, rows["scorer"].dropna().unique())),
             "leaderboard": {side["side"]: side["record"] for side in sides},
+            "best_wide": {s["side"]: row for s in sides for row in s["record"] if row["method"] == chosen},
         },
         kicker="SplitBench",
-        answer=_answer(sides),
+        answer=_answer(sides, ours, chosen),
     )  # fmt: skip
 
 
@@ -108,16 +111,32 @@ def write_bench(rows: pd.DataFrame, folder: Path) -> Path:
     return bench_page(rows).save(folder / "index.html")
 
 
-def _answer(sides: Sequence[dict[str, Any]]) -> str:
+def _answer(sides: Sequence[dict[str, Any]], ours: str, wide: str) -> str:
     shown = next((side for side in sides if side["side"] == "test"), sides[0] if sides else None)
     if shown is None:
         return "No parent with separable contexts was run."
-    first = shown["record"][0]
+    board = {row["method"]: row for row in shown["record"]}
     where = {"test": "test", "dev": "development", "known": "made-up"}[shown["side"]]
-    return (
-        f"On {first['parents']} {where} parents {first['method']} comes first: mean S_2 {first['S_2']:.2f} "
-        f"({_number(first['S_2_low'])} to {_number(first['S_2_high'])}), where 0 is free and 1 is a linear probe."
+    words = [
+        f"{name} {_number(board[method]['S_2'])} ({_number(board[method]['S_2_low'])} to {_number(board[method]['S_2_high'])})"
+        for name, method in ((f"our {ours.replace('-', UNBROKEN)}", ours), ("the best wide SAE", wide), ("the SAE without the parent", "rest"))
+        if method in board
+    ]
+    said = (
+        f"Mean S_2 on {board[ours]['parents']} {where} parents, where 0 is free and 1 is a linear probe: "
+        + ", ".join(words)
     )
+    first = shown["record"][0]
+    return said + (
+        "."
+        if first["method"] in (ours, wide)
+        else f"; {short(first['method'])} comes first with {_number(first['S_2'])}."
+    )
+
+
+def short(method: str) -> str:
+    """A method's name; of an SAE in a folder the last part of its path."""
+    return f"sae:{Path(method).name}" if method.startswith("sae:") else method
 
 
 def _number(value: Any) -> str:
@@ -136,13 +155,14 @@ def _side(rows: pd.DataFrame, side: str, ours: str, plain: str) -> dict[str, Any
         "gain": "ours − rest",
     }
     order = order.loc[:, [*dict.fromkeys(shown)]]
+    order["best"] = order["best"].map(short, na_action="ignore")
     return {
         "side": side,
         "words": SIDE_WORDS[side],
         "n": int(rows["parent"].nunique()),
         "n_saes": int(rows["origin"].nunique()),
         "rows": [_board_row({str(k): v for k, v in row.items()}, ours) for row in board.to_dict("records")],
-        "plain": plain,
+        "plain": short(plain),
         "picture": cost_svg(board),
         "known": bool(board["matched_f1"].notna().any()),
         "best": table(order.head(MOST_PARENTS).reset_index(drop=True), shown),
@@ -171,7 +191,12 @@ def _brief(rows: pd.DataFrame, name: str) -> dict[str, Any]:
     numbers = [column for column in BRIEF if column not in ("method", "verdict")]
     each = rows.groupby("method")[numbers].mean()
     each["verdict"] = rows.groupby("method")["verdict"].first()
-    each = each.sort_values("S_2", ascending=False, na_position="last").rename_axis("method").reset_index()
+    each = (
+        each.sort_values("S_2", ascending=False, na_position="last")
+        .rename(index=short)
+        .rename_axis("method")
+        .reset_index()
+    )
     return {"name": name, "table": table(each, BRIEF), "judged": show(rows["judged"].max())}
 
 
@@ -186,15 +211,15 @@ def _board_row(row: dict[str, Any], ours: str) -> dict[str, Any]:
     cost = row["seconds"] + row["seconds_shared"]
     return {
         "rank": rank,
-        "method": row["method"],
+        "method": short(row["method"]),
         "ours": row["method"] == ours,
         "parents": row["parents"],
         "S_2": strip(row["S_2"], row["S_2_low"], row["S_2_high"], ours=row["kind"] == "local"),
         "value": _cell(row["S_2"]),
         "over_plain": gap("over_plain"),
         "over_ours": gap("over_ours"),
-        "numbers": [_cell(row[name]) for name in ("S_1", "S_4", "added_2", "S_2_current", "fvu_on_P", "l0_on_P")]
-        + [_cell(row[name]) for name in ("loss_recovered_on_P", "leak", "stability", "split_count")],
+        "numbers": [_cell(row[name]) for name in ("leak", "fvu_on_P", "added_2", "S_1", "S_4", "S_2_current")]
+        + [_cell(row[name]) for name in ("l0_on_P", "loss_recovered_on_P", "stability", "split_count")],
         "known": [_cell(row[name]) for name in ("matched_f1", "found", "false")],
         "seconds": show_seconds(cost) if math.isfinite(cost) else "",
         "shared": row["seconds_shared"] > 0,
@@ -238,7 +263,7 @@ def cost_svg(board: pd.DataFrame, width: int = 900, height: int = 420) -> markup
     written: list[tuple[float, float]] = []
     for i, row in enumerate(frame.to_dict("records")):
         at, up = x(row["cost"]), y(row["S_2"])
-        words = f"{row['method']}: S_2 {row['S_2']:.2f}, {show_seconds(row['cost'])}"
+        words = f"{short(row['method'])}: S_2 {row['S_2']:.2f}, {show_seconds(row['cost'])}"
         marks.append(
             f'<circle cx="{at:.1f}" cy="{up:.1f}" r="5" fill="{KINDS.get(row["kind"], PALETTE[3])}" stroke="#fff">'
             f"<title>{html.escape(words)}</title></circle>"
@@ -248,7 +273,7 @@ def cost_svg(board: pd.DataFrame, width: int = 900, height: int = 420) -> markup
             while any(abs(at - a) < 110 and abs(beside - b) < 11 for a, b in written):
                 beside += 11
             written.append((at, beside))
-            marks.append(_text(at + 8, beside, str(row["method"]), "start", "#1c1e21"))
+            marks.append(_text(at + 8, beside, short(str(row["method"])), "start", "#1c1e21"))
     return markupsafe.Markup(_svg(width, height, "separation against seconds", marks))
 
 
@@ -256,7 +281,7 @@ def _methods(rows: pd.DataFrame) -> list[tuple[str, str]]:
     found = []
     for name in dict.fromkeys(rows["method"]):
         try:
-            found.append((name, get_method(name).about))
+            found.append((short(name), get_method(name).about))
         except ValueError:  # a function that is not on this machine
-            found.append((name, ""))
+            found.append((short(name), ""))
     return found
