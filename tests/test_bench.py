@@ -341,6 +341,12 @@ def test_by_parent_orders_by_gain() -> None:
     np.testing.assert_allclose(found["gain"], [0.8, 0.1])
 
 
+def test_a_parent_without_contexts_is_a_row_with_a_reason(parents: list[Parent]) -> None:
+    """Its tokens are those that were chosen, so it does not end the run."""
+    table = run_bench(origins(), [dataclasses.replace(parents[0], how="hyphen")], ("rest",), CONFIG, jobs=1)
+    assert table["reason"].notna().all() and table["S_2"].isna().all()
+
+
 # --- the page -------------------------------------------------------------------------------------------------------------------
 
 
@@ -438,5 +444,17 @@ def test_a_sample_of_the_committed_rows_is_what_comes_out(root: Path, session_ca
     made = run_bench((origin,), [parent], methods, BenchConfig(seeds=1), jobs=1).set_index("method")
     rows = read_table(folder / "splitbench.csv")
     there = rows[(rows["parent"] == parent.parent) & (rows["seed"] == 0)].set_index("method").loc[made.index]
-    columns = ["S_1", "S_2", "S_4", "added_2", "ceiling", "floor", "fvu_on_P", "leak", "features", "matched_f1", "found"]
+    columns = [
+        "S_1",
+        "S_2",
+        "S_4",
+        "added_2",
+        "ceiling",
+        "floor",
+        "fvu_on_P",
+        "leak",
+        "features",
+        "matched_f1",
+        "found",
+    ]
     np.testing.assert_allclose(made[columns], there[columns], rtol=1e-3, atol=1e-3)

@@ -34,6 +34,7 @@ from saelib.split.judged import Judge, Judged
 from saelib.split.methods import JUDGE_CODE, Method, Task, get_method
 from saelib.split.parent import gather
 from saelib.split.stability import overall, stability
+from saelib.split.tokens import ParentTokens
 from saelib.split.work import Work
 
 DEFAULT_METHODS = (
@@ -137,7 +138,6 @@ class _Bench:
     def __init__(self, pieces: Pieces) -> None:
         self.pieces, self.origin, self.parent = pieces, pieces.origin, pieces.parent
         self.cfg = pieces.origin.sized(pieces.cfg)
-        self._judge: Judge | None = None
 
     def key(self, name: str) -> str:
         """Of all that determines a piece: parent, SAE, text, method, sizes and code."""
@@ -168,6 +168,7 @@ class _Bench:
 
     def make(self, method: Method, name: str) -> list[dict[str, Any]]:
         """One row a seed."""
+        _ = self.tokens  # must be those of parents.csv; what is refused from here on is a row with its reason
         seeds = range((self.cfg.wide_seeds if method.kind == "wide" else self.cfg.seeds) if method.seeded else 1)
         rows, fires = [], []
         for seed in seeds:
@@ -177,10 +178,9 @@ class _Bench:
                 "parent": p.parent, "origin": p.origin, "side": p.side, "stratum": p.stratum, "feature": p.feature,
                 "method": name, "kind": method.kind, "seed": seed, "scorer": scorer_version(),
             }  # fmt: skip
-            judge = self.judge
             with _peak_memory() as peak:
                 try:
-                    found = self._run(judge, method, seed)
+                    found = self._run(self.judge, method, seed)
                 except UserError as error:
                     rows.append(row | {"reason": str(error)})
                     continue
@@ -191,12 +191,25 @@ class _Bench:
             rows = [row | {"stability": agree} for row in rows]
         return [plain_value(row) for row in rows]
 
-    @property
+    @functools.cached_property
+    def tokens(self) -> ParentTokens:
+        """The parent's tokens, after a look whether it is still the one that was chosen."""
+        sae, acts = self.origin.open()
+        parent = self.parent
+        if (found := sae_key(sae)) != parent.sae_sha256:
+            rule = f"the SAE {self.origin.name} must be the one of parents.csv ({parent.sae_sha256})"
+            raise UserError(rule, found, "take that SAE, or choose the parents anew")
+        tokens = gather(acts, sae, parent.feature, parent.tau)
+        if (rows := rows_hash(tokens.on["select"].rows, tokens.on["test"].rows)) != parent.p_sha256:
+            rule = f"the tokens of {parent.parent} must be those of parents.csv ({parent.p_sha256})"
+            raise UserError(rule, rows, "use the text they were chosen on, or choose the parents anew")
+        return tokens
+
+    @functools.cached_property
     def judge(self) -> Judge:
-        """The parent's yardstick, made when it is first asked for."""
-        if self._judge is None:
-            self._judge = _judge(self.origin, self.parent, self.cfg)
-        return self._judge
+        """The parent's yardstick."""
+        sae, acts = self.origin.open()
+        return Judge(Work.of(acts, self.tokens, sae, self.parent.how, self.cfg.least))
 
     def _run(self, judge: Judge, method: Method, seed: int) -> Judged:
         task = Task(self.origin.open()[1], judge.work, self.cfg.K, seed, self.cfg.children, self.cfg.wide)
@@ -211,20 +224,6 @@ class _Bench:
         matched = match(found.fires, truth, acts.background("test", rows))
         out: dict[str, Any] = {"true_children": truth.shape[1], "matched_f1": matched.f1, "found": matched.found}
         return out | ({"false": matched.false} if method.kind != "wide" else {})
-
-
-def _judge(origin: Origin, parent: Parent, cfg: BenchConfig) -> Judge:
-    """The parent's tokens and yardstick, after a look whether it is still the one that was chosen."""
-    sae, acts = origin.open()
-    if (found := sae_key(sae)) != parent.sae_sha256:
-        rule = f"the SAE {origin.name} must be the one of parents.csv ({parent.sae_sha256})"
-        raise UserError(rule, found, "take that SAE, or choose the parents anew")
-    tokens = gather(acts, sae, parent.feature, parent.tau)
-    rows = rows_hash(tokens.on["select"].rows, tokens.on["test"].rows)
-    if rows != parent.p_sha256:
-        rule = f"the tokens of {parent.parent} must be those of parents.csv ({parent.p_sha256})"
-        raise UserError(rule, rows, "use the text they were chosen on, or choose the parents anew")
-    return Judge(Work.of(acts, tokens, sae, parent.how, cfg.least))
 
 
 @contextlib.contextmanager

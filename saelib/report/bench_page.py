@@ -119,7 +119,11 @@ def _answer(sides: Sequence[dict[str, Any]], ours: str, wide: str) -> str:
     where = {"test": "test", "dev": "development", "known": "made-up"}[shown["side"]]
     words = [
         f"{name} {_number(board[method]['S_2'])} ({_number(board[method]['S_2_low'])} to {_number(board[method]['S_2_high'])})"
-        for name, method in ((f"our {ours.replace('-', UNBROKEN)}", ours), ("the best wide SAE", wide), ("the SAE without the parent", "rest"))
+        for name, method in (
+            (f"our {ours.replace('-', UNBROKEN)}", ours),
+            ("the best wide SAE", wide),
+            ("the SAE without the parent", "rest"),
+        )
         if method in board
     ]
     said = (
