@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,25 +117,24 @@ def _answer(sides: Sequence[dict[str, Any]], ours: str, wide: str) -> str:
         return "No parent with separable contexts was run."
     board = {row["method"]: row for row in shown["record"]}
     where = {"test": "test", "dev": "development", "known": "made-up"}[shown["side"]]
+    own = board[ours]
     words = [
-        f"{name} {_number(board[method]['S_2'])} ({_number(board[method]['S_2_low'])} to {_number(board[method]['S_2_high'])})"
-        for name, method in (
-            (f"our {ours.replace('-', UNBROKEN)}", ours),
-            ("the best wide SAE", wide),
-            ("the SAE without the parent", "rest"),
-        )
+        f"{name} {_between(board[method], 'S_2')}"
+        for name, method in ((f"our {ours.replace('-', UNBROKEN)}", ours), ("the SAE without the parent", "rest"))
         if method in board
     ]
-    said = (
-        f"Mean S_2 on {board[ours]['parents']} {where} parents, where 0 is free and 1 is a linear probe: "
-        + ", ".join(words)
-    )
+    said = f"Mean S_2 on {own['parents']} {where} parents, where 0 is free and 1 is a linear probe: {', '.join(words)}."
+    if wide in board and own.get("over_plain") is not None and wide != ours:
+        n = board[wide]["parents"]
+        said += f" Over the best wide SAE it gains {_between(own, 'over_plain')} on the {n} that both have."
     first = shown["record"][0]
-    return said + (
-        "."
-        if first["method"] in (ours, wide)
-        else f"; {short(first['method'])} comes first with {_number(first['S_2'])}."
-    )
+    if first["method"] not in (ours, wide):
+        said += f" {short(first['method'])} comes first with {_number(first['S_2'])}."
+    return said
+
+
+def _between(row: Mapping[str, Any], name: str) -> str:
+    return f"{_number(row[name])} ({_number(row[f'{name}_low'])} to {_number(row[f'{name}_high'])})"
 
 
 def short(method: str) -> str:
