@@ -18,8 +18,9 @@
 
 # %% tags=["parameters"]
 profile = "mini"
-gpu_lm_tokens_per_second: float | None = None
-gpu_sae_tokens_per_second: float | None = None
+# Measured on an NVIDIA H100 at gelu-1l's shape, fp32 (docs/performance.md); None leaves that table out.
+gpu_lm_tokens_per_second: float | None = 3.7e6
+gpu_sae_tokens_per_second: float | None = 1.05e6
 
 # %%
 import numpy as np
@@ -86,7 +87,8 @@ result.loc[result["break_even"].notna(), data_tables.PRICE]
 # %% [markdown]
 # ### On a GPU
 #
-# Only from rates measured there, given as this notebook's parameters; nothing where none are.
+# The same at the rates of a GPU, which are this notebook's parameters. Only their ratio moves the break-even share: the dearer
+# a token of training is against one of reading, the sooner a filter pays.
 
 # %%
 on_gpu = data_tables.priced_at(levels, sources, gpu_lm_tokens_per_second, gpu_sae_tokens_per_second)
