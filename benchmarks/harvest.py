@@ -1,6 +1,6 @@
 """How much faster activations are harvested than by transformer_lens, at gelu-1l's shape, side by side.
 
-    python benchmarks/harvest.py [--json] [--quick] [--threads 2]
+    python benchmarks/harvest.py [--json] [--quick] [--threads 2] [--device cpu]
 
 Both get the same tokens and return `blocks.0.hook_mlp_out` of a one-layer model with random weights (d_model 512, 8 heads,
 d_mlp 2048, context 128, vocabulary 48,262), in fp32; transformer_lens stops at the first layer (`stop_at_layer=1`). They take
@@ -27,15 +27,19 @@ from timing import spread
 
 from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.store import POSITIONS, ActivationStore
-from saelib.base.provenance import device
+from saelib.base import provenance
+from saelib.base.device import DEVICES, choose_device, finish
 from saelib.lm.mini_lm import MiniLM, MiniLMConfig
 from saelib.lm.model import HOOK_NAME, OneLayerModel
 
 
-def timed(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], object], device: torch.device | None = None) -> float:
     """Seconds."""
+    here = device or torch.device("cpu")
+    finish(here)
     started = time.perf_counter()
     run()
+    finish(here)
     return time.perf_counter() - started
 
 
@@ -59,18 +63,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds: under a minute")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, help="default 41, with --quick 9")
-    parser.add_argument("--contexts", type=int, default=32, help="contexts of 128 tokens a call")
+    parser.add_argument("--contexts", type=int, help="contexts of 128 tokens a call; default 32, on a GPU 256")
+    parser.add_argument("--device", default="cpu", choices=DEVICES)
     args = parser.parse_args()
     rounds = args.rounds or (9 if args.quick else 41)
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")  # transformer_lens says that it has a successor
     weights = MiniLM(MiniLMConfig(512, 8, 128, 48_262), torch.Generator().manual_seed(0)).tensors()
     model = OneLayerModel("random", weights, tokenizers.Tokenizer(tokenizers.models.BPE()), "none")
-    tokens = torch.randint(0, 48_262, (args.contexts, 128), generator=torch.Generator().manual_seed(1))
+    device = choose_device(args.device)
+    contexts = args.contexts or (32 if device.type == "cpu" else 256)
+    tokens = torch.randint(0, 48_262, (contexts, 128), generator=torch.Generator().manual_seed(1)).to(device)
+    hooked, model = model.hooked.to(device), model.on(device)
     ours, half = model.plain(torch.float32), model.plain(torch.bfloat16)
 
     def theirs() -> torch.Tensor:
-        return model.hooked.run_with_cache(tokens, names_filter=HOOK_NAME, stop_at_layer=1)[1][HOOK_NAME]
+        return hooked.run_with_cache(tokens, names_filter=HOOK_NAME, stop_at_layer=1)[1][HOOK_NAME]
 
     contestants = {
         "transformer_lens": theirs,
@@ -83,12 +91,14 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for round_ in range(rounds):
         for name in list(contestants) if round_ % 2 else reversed(list(contestants)):
-            times[name].append(timed(contestants[name]))
+            times[name].append(timed(contestants[name], device))
     speedup = spread([a / b for a, b in zip(times["transformer_lens"], times["saelib"], strict=True)])
     if args.json:
         print(json.dumps({"speedup_vs_transformer_lens": speedup, "max_rel_error": errors["saelib"]}))
         return
-    print(f"{device()}, {args.threads} threads, torch {torch.__version__}, {datetime.date.today().isoformat()}")
+    print(
+        f"{provenance.device()}, {args.threads} threads, torch {torch.__version__}, {datetime.date.today().isoformat()}"
+    )
     for name, values in times.items():
         rate = tokens.numel() / statistics.median(values)
         print(f"{name:24}{rate:10.0f} tokens/s, error {errors[name]:.1e}")

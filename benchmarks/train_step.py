@@ -1,6 +1,7 @@
 """How much faster a training step is than the study's own trainer, and than SAELens's, at one shape, side by side.
 
     python benchmarks/train_step.py [--json] [--quick] [--threads 2] [--batch 4096] [--d-in 512] [--d-sae 4096]
+                                    [--device cpu]
 
 A step is everything between two batches: loss, gradients, decoder norms, Adam, the counting of silent features. The
 learning rate is zero, so that each step of a contestant does the same work. Contestants take turns; a speed-up is the
@@ -13,12 +14,14 @@ ratio of the times in one round, and its median and quartiles over the rounds ar
 * roofline_share: what the step's necessary work would take at the best rates measured here, over what it takes. Necessary:
   one product of batch and encoder in the fastest format, one read of an fp32 row of d_in for each active entry in each of
   four passes (pre-activation, decoder, two gradients) at the rate at which this machine reads a matrix of W_dec's size,
-  and seven passes over the parameters for Adam at the rate at which it copies large memory.
+  and seven passes over the parameters for Adam at the rate at which it copies large memory. On a GPU: the arithmetic of the
+  dense step's five products (10 batch d_in d_sae) at the rate of a large fp32 product there.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import importlib.util
 import json
@@ -34,7 +37,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from timing import spread
 
-from saelib.base.provenance import device
+from saelib.base import provenance
+from saelib.base.device import DEVICES, choose_device, finish
 from saelib.sae import low_precision
 from saelib.sae.definition import PlainTrainer
 from saelib.sae.initial import init_random
@@ -65,8 +69,7 @@ class Ours:
     def __init__(self, sae: SAE, x: torch.Tensor, objective: Objective) -> None:
         l1_coeff = L1_STUDY if objective == "study" else L1_TOKEN
         self.cfg = TrainConfig(l1_coeff=l1_coeff, n_steps=1, lr=0.0, batch_size=len(x), objective=objective)
-        self.x, self.state = x, TrainState(sae_copy(sae), self.cfg)
-        self.l0 = 0.0
+        self.x, self.state, self.totals = x, TrainState(sae_copy(sae), self.cfg), torch.zeros(4)
 
     def step(self) -> None:
         """One step, as `train` takes it."""
@@ -77,13 +80,11 @@ class Ours:
         if cfg.objective == "study":
             normalise_decoder(state.params.W_dec, result.grads.W_dec)
         state.update(result.grads)
-        self.l0 = result.l0
+        self.totals = result.totals
 
 
 def sae_copy(sae: SAE) -> SAE:
-    copy = SAE(sae.cfg)
-    copy.load_state_dict(sae.state_dict())
-    return copy
+    return copy.deepcopy(sae)
 
 
 def saelens_step(sae: SAE, x: torch.Tensor, autocast: bool) -> Callable[[], object]:
@@ -94,28 +95,36 @@ def saelens_step(sae: SAE, x: torch.Tensor, autocast: bool) -> Callable[[], obje
         from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
         from sae_lens.training.sae_trainer import SAETrainer
 
-        theirs = StandardTrainingSAE(
-            StandardTrainingSAEConfig(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, l1_coefficient=L1_TOKEN)
-        )
+        own = {"d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae, "device": x.device.type}
+        theirs = StandardTrainingSAE(StandardTrainingSAEConfig(l1_coefficient=L1_TOKEN, **own))
         theirs.load_state_dict({name: value.detach().clone() for name, value in sae.state_dict().items()})
         cfg = SAETrainerConfig(
             total_training_samples=10**9, train_batch_size_samples=len(x), lr=1e-12, lr_end=1e-12, autocast=autocast,
-            logger=LoggingConfig(log_to_wandb=False),
+            device=x.device.type, logger=LoggingConfig(log_to_wandb=False),
         )  # fmt: skip
         trainer = SAETrainer(cfg, theirs, iter(()))
     return lambda: trainer.step(x)
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Milliseconds."""
+def timed(run: Callable[[], object], device: torch.device | None = None, calls: int = 1) -> float:
+    """Milliseconds a call; on a GPU of many calls in a row, until it has done them all."""
+    here = device or torch.device("cpu")
+    finish(here)
     started = time.perf_counter()
-    run()
-    return 1e3 * (time.perf_counter() - started)
+    for _ in range(calls):
+        run()
+    finish(here)
+    return 1e3 * (time.perf_counter() - started) / calls
 
 
 def roofline_ms(x: torch.Tensor, d_sae: int, l0: float) -> tuple[float, dict[str, float]]:
     """Milliseconds for the step's necessary work at the best measured rates, and its parts."""
     batch, d_in = x.shape
+    if x.device.type != "cpu":
+        a, b = (torch.randn(8192, 8192, device=x.device) for _ in range(2))
+        rate = 2 * 8192**3 / min(timed(lambda: a @ b, x.device, 3) for _ in range(5))
+        products = 10 * batch * d_in * d_sae / rate
+        return products, {"products": products}
     w = torch.randn(d_sae, d_in)
     out = torch.empty(batch, d_sae)  # not part of the work: the step keeps its memory
     formats = [(low_precision.rounded(x, kind), low_precision.rounded(w, kind)) for kind in low_precision.FORMATS]
@@ -136,8 +145,10 @@ def roofline_ms(x: torch.Tensor, d_sae: int, l0: float) -> tuple[float, dict[str
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, float] | None], dict[str, list[float]]]:
     torch.manual_seed(0)
+    device, calls = choose_device(args.device), 1 if args.device == "cpu" else 50
     x = torch.randn(args.batch, args.d_in)
-    trained, fresh = (sae_with_activity(x, args.d_sae, n) for n in (args.active, None))
+    trained, fresh = (sae_with_activity(x, args.d_sae, n).on(device) for n in (args.active, None))
+    x = x.to(device)
     ours = Ours(trained, x, "study")
     contestants: dict[str, Callable[[], object]] = {
         "reference, 40 active": PlainTrainer(weights(trained), L1_STUDY, lr=0.0).step,
@@ -157,11 +168,11 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, float] | None
     for run in contestants.values():  # warm up: compile, choose a format
         for _ in range(3):
             run()
-    least, parts = roofline_ms(x, args.d_sae, ours.l0)
+    least, parts = roofline_ms(x, args.d_sae, float(ours.totals[2]))
     order = list(contestants)
     for round_ in range(args.rounds):
         for name in order if round_ % 2 else reversed(order):
-            times[name].append(timed(contestants[name]))
+            times[name].append(timed(contestants[name], device, calls))
 
     def ratio(slow: str, fast: str) -> dict[str, float] | None:
         if slow not in times:
@@ -175,7 +186,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, float] | None
         "speedup_vs_saelens_autocast": ratio("SAELens autocast", "saelib, SAELens's objective"),
         "roofline_share": spread([least / each for each in times["saelib, 40 active"]]),
     }
-    times |= {f"roofline: {name}": [value] for name, value in parts.items()} | {"active a token": [ours.l0]}
+    times |= {f"roofline: {name}": [value] for name, value in parts.items()} | {
+        "active a token": [float(ours.totals[2])]
+    }
     return found, times
 
 
@@ -191,6 +204,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--d-in", type=int, default=512)
     parser.add_argument("--d-sae", type=int, default=4096)
+    parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--active", type=float, default=40, help="features active a token")
     parser.add_argument("--rounds", type=int, help="default 25, with --quick 5")
     args = parser.parse_args()
@@ -200,7 +214,9 @@ def main() -> None:
     if args.json:
         print(json.dumps(found))
         return
-    print(f"{device()}, {args.threads} threads, torch {torch.__version__}, {datetime.date.today().isoformat()}")
+    print(
+        f"{provenance.device()}, {args.threads} threads, torch {torch.__version__}, {datetime.date.today().isoformat()}"
+    )
     print(f"batch {args.batch}, d_in {args.d_in}, d_sae {args.d_sae}; medians of {args.rounds} rounds (quartiles)")
     for name, values in times.items():
         print(f"{name:32}{statistics.median(values):9.1f}" + ("" if name.startswith("active") else " ms"))

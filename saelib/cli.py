@@ -8,6 +8,7 @@ happen inside the commands.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,7 @@ _force = click.option("--force", is_flag=True, help="Run again what is finished.
 )
 @click.option("--claims", is_flag=True, help="Also the claims, each with many seeds an arm, and the calibration.")
 @click.option("--notebook", "notebooks", multiple=True, help="Only this notebook, such as 13_data_needed (repeatable).")
+@click.option("--device", help="Where text is read and SAEs are trained: cpu, cuda, or auto.  [default: the profile's]")
 @_reports
 @_force
 def reproduce(
@@ -88,7 +90,13 @@ def reproduce(
     """Run the whole study and write its report. Started again after an interruption, it resumes."""
     from saelib.report.reproduce import reproduce as run_study
     from saelib.report.reproduce import run_one_notebook
+    from saelib.study.profiles import DEVICE_VARIABLE
 
+    if (device := options["device"]) is not None:
+        from saelib.base.device import choose_device
+
+        choose_device(device)  # refused before anything is done
+        os.environ[DEVICE_VARIABLE] = device
     if notebooks:
         if runs or options["claims"]:
             raise UserError("--notebook stands alone", "--run or --claims beside it", "give one of them")

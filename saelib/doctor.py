@@ -29,7 +29,7 @@ def examine(profile: str | None = None, tokens_per_second: float | None = None) 
     """Python, packages, cores, memory, GPU, caches with their sizes, models, text, hub, what each profile still needs.
 
     With a profile also the plan of its whole study: from `tokens_per_second` if given, else from rates measured here in
-    some seconds.
+    some seconds, or on a GPU for a study that is made for one.
 
     Raises:
         UserError: no such profile, or a rate that is not positive.
@@ -75,14 +75,15 @@ def _plan(profile: str | None, tokens_per_second: float | None) -> RunPlan | Non
         if tokens_per_second is not None:
             raise UserError("a rate belongs to a plan", f"{tokens_per_second:g} tokens/s", "add --profile")
         return None
-    from saelib.report.run_plan import given_rates, measured_rates, run_plan
+    from saelib.report.run_plan import H100, given_rates, measured_rates, run_plan
     from saelib.study.profiles import get_profile
 
     settings = get_profile(profile)
     if tokens_per_second is not None and not tokens_per_second > 0:
         raise UserError("tokens per second must be positive", tokens_per_second, "give a rate that was measured")
-    rates = measured_rates(settings) if tokens_per_second is None else given_rates(tokens_per_second)
-    return run_plan(settings, rates)
+    if tokens_per_second is not None:
+        return run_plan(settings, given_rates(tokens_per_second))
+    return run_plan(settings, H100 if settings.device == "auto" and _gpu() is None else measured_rates(settings))
 
 
 def missing_for_profiles(reachable: bool) -> dict[str, list[str]]:

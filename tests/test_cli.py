@@ -266,7 +266,11 @@ def test_doctor_plans_a_study(
     assert plan["rates"]["source"].startswith("as given, not measured here")
     assert cli.main(["doctor", "--profile", "smoke"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plan")]
-    assert len(lines) == 4 and "the rate of a GPU is unmeasured here" in lines[-1]
+    assert len(lines) == 4 and lines[-1].endswith("at the start of training")
+    monkeypatch.setattr("saelib.doctor._gpu", lambda: None)
+    assert cli.main(["doctor", "--profile", "gelu-1l"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plan")]
+    assert len(lines) == 4 and "measured on an NVIDIA H100 at gelu-1l's shape" in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,28 @@ from elsewhere import ELSEWHERE, Elsewhere, Misplaced, OnElsewhere
 from made_up_split import documents, hyphen_sae
 
 from saelib.acts.activations import SPLITS, Activations, harvest_documents
+from saelib.acts.batches import ShuffledBatches, View
 from saelib.base.device import choose_device
 from saelib.base.errors import UserError
 from saelib.interpret.features import prompt_activations, top_features
 from saelib.lm.model import load_embedded
 from saelib.report.split_report import split_text, write_split
+from saelib.report.study_plan import plan_page
 from saelib.sae.evaluate import sae_quality
+from saelib.sae.initial import init_random
+from saelib.sae.kept import train_once
 from saelib.sae.load import load_sae
-from saelib.sae.sae import SAE
+from saelib.sae.sae import SAE, SAEConfig
+from saelib.sae.train_config import TrainConfig
 from saelib.split.children import ChildrenConfig, Pools, train_children
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.exported import as_jumprelu
+from saelib.split.judged import Judge
+from saelib.split.methods import Task, get_method, method_names
+from saelib.split.parent import gather
+from saelib.split.wide import WideConfig
+from saelib.split.work import Work
+from saelib.study.profiles import DEVICE_VARIABLE, get_profile
 
 FOLDER = Path(__file__).parent / "data" / "saelens"
 FEATURE = 3
@@ -114,12 +125,64 @@ def test_a_split_is_the_same_elsewhere(
     torch.testing.assert_close(saved.W_dec, here.sae.W_dec, rtol=1e-4, atol=1e-5)
 
 
+def test_a_training_elsewhere(acts: Activations, elsewhere: torch.device, empty_cache: Path) -> None:
+    cfg = TrainConfig(l1_coeff=1e-3, n_steps=12, seed=0, batch_size=64, checkpoint_every=5, reinit_every=6, log_every=4)
+    sae_cfg = SAEConfig(acts.stores["train"].d_in, 48, acts.model.hook_name, acts.model.name, False)
+
+    def begin() -> tuple[SAE, ShuffledBatches]:
+        start = init_random(sae_cfg, torch.Generator().manual_seed(0))
+        return start, ShuffledBatches(View(acts.stores["train"]), 64, 0)
+
+    here, there = train_once("here", "t", begin, cfg), train_once("there", "t", begin, cfg, device=elsewhere)
+    assert there.sae.device == torch.device("cpu")
+    torch.testing.assert_close(there.sae.W_dec, here.sae.W_dec, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(there.history["loss"], here.history["loss"], rtol=1e-4)
+
+
+def test_batches_elsewhere_are_the_same(
+    acts: Activations, elsewhere: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saelib.acts.batches.GROUP_BATCHES", 3)  # several groups an epoch, each read ahead
+    view = View(acts.stores["train"])
+    size = view.n_tokens // 8
+    here, there = (ShuffledBatches(view, size, 3) for _ in range(2))
+    out = torch.empty(size, here.d_in).to(elsewhere)
+    for step in [0, 1, 2, 3, 4, 7, 8, 9, 1, 20]:
+        assert torch.equal(there.batch(step, out).cpu(), here.batch(step)), step
+
+
+def test_the_device_of_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert get_profile("mini").device == "cpu" and get_profile("gelu-1l").device == "auto"
+    on_cpu = plan_page("smoke", "01_narrow_sae").key
+    monkeypatch.setenv(DEVICE_VARIABLE, "cuda")
+    assert get_profile("mini").device == "cuda"
+    assert plan_page("smoke", "01_narrow_sae").key != on_cpu
+    monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
+    assert plan_page("smoke", "01_narrow_sae").key == on_cpu and get_profile("gelu-1l").device == "cpu"
+
+
 def test_tools_beside_a_split(acts: Activations, sae: SAE, elsewhere: torch.device) -> None:
     model = acts.model.on(elsewhere)
     words, found = prompt_activations(sae, model, "A long-term plan")
     assert len(top_features(found, 2, words))
     quality = sae_quality(sae, model, acts.stores["test"], 2)
     assert quality == pytest.approx(sae_quality(sae, acts.model, acts.stores["test"], 2), rel=1e-4)
+
+
+def test_every_method_works_elsewhere(acts: Activations, sae: SAE, elsewhere: torch.device, empty_cache: Path) -> None:
+    there, moved = replace(acts, model=acts.model.on(elsewhere)), sae.on(elsewhere)
+    judge = Judge(Work.of(there, gather(there, moved, FEATURE), moved, "hyphen", least=20))
+    children = ChildrenConfig(n_steps=20, batch_on=64, batch_weak=16, batch_off=64)
+    budget = WideConfig(d_sae=32, n_tokens=2048, batch_size=256, reinit_every=5)
+    refused = {}
+    same = ("children-", "all-data-3", "all-data-10", "all-data-wider", "named-128")  # as others, in other sizes
+    for name in (name for name in method_names() if not name.startswith(same)):
+        try:
+            found = judge.run(get_method(name), Task(there, judge.work, 4, 0, children, budget), swap=name == "k-means")
+            assert -5 < float(found.row["S_2"]) <= 1, name
+        except (Misplaced, RuntimeError) as error:
+            refused[name] = str(error)
+    assert not refused
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.iterdir()))

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import saelib.sae.dense_step as dense_module
-import saelib.sae.sparse_step as sparse_module
+import saelib.sae.gradients as gradients
 from saelib.base import kernels
 from saelib.base.errors import UserError
 from saelib.sae.divergence import DivergenceCheck
@@ -103,7 +102,7 @@ def test_l1_is_summed_over_the_batch_and_l2_averaged(route):
 @pytest.mark.parametrize("zero_parent", [None, 4])
 @pytest.mark.parametrize("block_rows", [1024, 5])
 def test_gradients_are_autograds(block_rows, zero_parent, objective, monkeypatch):
-    monkeypatch.setattr(dense_module, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(gradients, "BLOCK_ROWS", block_rows)
     params, x = problem()
     l2, l1, grads, fired = autograd(params, x, 0.3, zero_parent, objective)
     result = loss_and_grads(params, x, 0.3, zero_parent, "dense", objective)
@@ -119,8 +118,7 @@ def test_gradients_are_autograds(block_rows, zero_parent, objective, monkeypatch
 @pytest.mark.parametrize("block_rows", [1024, 50])
 @pytest.mark.parametrize("route", ROUTES)
 def test_fp32_gradients_are_autograds_to_rounding(route, block_rows, zero_parent, objective, monkeypatch):
-    for module in (dense_module, sparse_module):
-        monkeypatch.setattr(module, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(gradients, "BLOCK_ROWS", block_rows)
     params, x = problem(300, 40, 200, 0.05)
     l2, l1, grads, fired = autograd(params, x, 0.3, zero_parent, objective)
     result = loss_and_grads(Params(*(p.float() for p in params)), x.float(), 0.3, zero_parent, route, objective)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,27 +60,55 @@ class ShuffledBatches:
         """Identifies the data: a checkpoint of a run on other data is refused."""
         self._group, self._epoch = (-1, -1), -1
         self._rows, self._order = torch.empty(0), np.empty(0, dtype=np.int64)
+        self._order_there = torch.empty(0)
+        self._upcoming: tuple[tuple[int, int], Future[tuple[Tensor, np.ndarray]]] | None = None
         self._blocks = np.empty(0, dtype=np.int64)
 
     def batch(self, step: int, out: Float[Tensor, "batch d_in"] | None = None) -> Float[Tensor, "batch d_in"]:
-        """The activations of one step, fp32; written into `out` when given, since fresh memory costs more than filling it."""
+        """The activations of one step, fp32; written into `out` when given, since fresh memory costs more than filling it.
+
+        With `out` on a GPU a whole group of batches is sent there and drawn from there, while the next one is read.
+        """
         epoch, within = divmod(step, self.view.n_tokens // self.batch_size)
         group, slot = divmod(within, GROUP_BATCHES)
-        if (epoch, group) != self._group:
-            self._load(epoch, group)
-        chosen = self._order[slot * self.batch_size : (slot + 1) * self.batch_size]
         out = torch.empty(self.batch_size, self.d_in) if out is None else out
+        if (epoch, group) != self._group or self._rows.device != out.device:
+            self._load((epoch, group), out.device)
+        part = slice(slot * self.batch_size, (slot + 1) * self.batch_size)
+        if out.device.type != "cpu":
+            return out.copy_(self._rows[self._order_there[part]])
+        chosen = self._order[part]
         if not kernels.serve(out) or not out.is_contiguous():
             return out.copy_(self._rows[torch.from_numpy(chosen)])
         source, target = self._rows.view(torch.int16).numpy().view(np.uint16), out.numpy().view(np.uint32)
         kernels.spread(kernels.take_bfloat16, kernels.even(self.batch_size), chosen, source, target)
         return out
 
-    def _load(self, epoch: int, group: int) -> None:
+    def _load(self, group: tuple[int, int], device: torch.device) -> None:
+        """Hold a group, given by its epoch and its number there."""
+        if self._upcoming is not None:
+            foreseen, reading = self._upcoming
+            found, self._upcoming = reading.result(), None  # one reads at a time
+            self._rows, self._order = found if foreseen == group else self._read(*group)
+        else:
+            self._rows, self._order = self._read(*group)
+        self._group = group
+        if device.type != "cpu":
+            self._rows, self._order_there = self._rows.to(device), torch.from_numpy(self._order).to(device)
+            epoch, number = group
+            last = (self.view.n_tokens // self.batch_size - 1) // GROUP_BATCHES
+            following = (epoch, number + 1) if number < last else (epoch + 1, 0)
+            self._upcoming = following, self._reader.submit(self._read, *following)
+
+    @functools.cached_property
+    def _reader(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="saelib-batches")
+
+    def _read(self, epoch: int, group: int) -> tuple[Tensor, Integer[np.ndarray, " n"]]:
+        """A group's rows, and the order in which its batches take them."""
         positions = self.group_positions(epoch, group)
-        self._rows = self.view.store.read(positions if self.view.index is None else self.view.index[positions])
-        self._order = np.random.default_rng([self.seed, epoch, group]).permutation(len(positions))
-        self._group = (epoch, group)
+        rows = self.view.store.read(positions if self.view.index is None else self.view.index[positions])
+        return rows, np.random.default_rng([self.seed, epoch, group]).permutation(len(positions))
 
     def group_positions(self, epoch: int, group: int) -> Integer[np.ndarray, " n"]:
         """Which rows of the view a group holds, ascending. Costs no more for a large store than for a small one, but for

@@ -199,7 +199,7 @@ def _write_chunks(
     label: str,
 ) -> list[str]:
     """Append the chunks that `path` does not hold yet; the checksum of every chunk."""
-    bulk = model.bulk(dtype)
+    bulk, step = model.bulk(dtype), 32 if model.device.type == "cpu" else _CHUNK_CONTEXTS
     context_bytes = POSITIONS * model.d_in * _BYTES
     with disk_errors(path), open(path, "a+b") as file, open(_digest_file(path), "a+", errors="replace") as digest_file:
         digests = _whole_chunks(file.fileno(), digest_file, len(contexts), context_bytes)
@@ -209,13 +209,14 @@ def _write_chunks(
         digest_file.writelines(f"{digest}\n" for digest in digests)
         for begin in range(done, len(contexts), _CHUNK_CONTEXTS):
             digest = _digest(_CHECKSUM)
-            for part in range(begin, min(begin + _CHUNK_CONTEXTS, len(contexts)), 32):
-                tokens = torch.from_numpy(contexts[part : min(part + 32, begin + _CHUNK_CONTEXTS)].astype(np.int64))
+            for part in range(begin, min(begin + _CHUNK_CONTEXTS, len(contexts)), step):
+                tokens = torch.from_numpy(contexts[part : min(part + step, begin + _CHUNK_CONTEXTS)].astype(np.int64))
                 acts = bulk(tokens)[:, 1:]  # (b, 127, d_in)
                 if not acts.isfinite().all():
                     got = f"NaN or infinity in contexts {part} to {part + len(tokens) - 1} at {model.hook_name}"
                     raise UserError(f"{label}: activations must be finite", got, "check the language model's weights")
-                data = acts.bfloat16().reshape(-1, acts.shape[-1]).view(torch.int16).cpu().numpy().tobytes()
+                rows = acts.bfloat16().reshape(-1, acts.shape[-1]).view(torch.int16).cpu().numpy()
+                data = rows.data.cast("B")
                 digest.update(data)
                 file.write(data)
             file.flush()

@@ -28,3 +28,14 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         got = f"none (torch {torch.__version__})"
         raise UserError("device cuda needs a GPU that torch can use", got, "pass cpu or auto")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def in_key(device: torch.device) -> dict[str, str]:
+    """What the key of a training says of its device: nothing of the processor, on which it is the same to the bit everywhere."""
+    return {} if device.type == "cpu" else {"device": device.type}
+
+
+def finish(device: torch.device) -> None:
+    """Wait until a GPU has done what it was asked to: before and after what is timed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -263,7 +263,7 @@ class OneLayerModel(LanguageModel):
             raise UserError(
                 f"plain arithmetic must agree with transformer_lens to {tolerance:g}",
                 f"{error:g}",
-                "report this as a bug",
+                "switch TF32 off while text is read, else report this as a bug",
             )
         return error
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from saelib.acts.batches import GROUP_BATCHES
 from saelib.acts.store import POSITIONS
 from saelib.base.checkpoints import KEPT_CHECKPOINTS
+from saelib.base.device import choose_device, finish
 from saelib.lm.mini_lm import MiniLM, MiniLMConfig
 from saelib.lm.model import OneLayerModel
 from saelib.sae.initial import init_random
@@ -40,6 +41,10 @@ class Rates:
     train: float
     source: str
     """Where they come from, as the plan says it."""
+
+
+H100 = Rates(5.0e5, 1.05e6, "measured on an NVIDIA H100 at gelu-1l's shape, fp32 (docs/performance.md), not here")
+"""What a study made for a GPU is told at where there is none; on one the rates are measured."""
 
 
 @dataclass(frozen=True)
@@ -108,32 +113,37 @@ def run_plan(profile: Profile, rates: Rates) -> RunPlan:
     )
 
 
-def measured_rates(profile: Profile, steps: int = 3) -> Rates:
-    """Measure both rates on this machine's processor, in some seconds, on random weights of the profile's sizes.
+def measured_rates(profile: Profile, steps: int | None = None) -> Rates:
+    """Measure both rates on the profile's device, in some seconds, on random weights of the profile's sizes.
 
     Training is measured at its start, where half of the features are active; later steps are cheaper. The harvest is that
     of a 1-layer model; an early layer of a larger model costs its depth more.
     """
-    threads = torch.get_num_threads()
-    model = _random_model(profile)
-    tokens = torch.randint(3, 64, (16, CONTEXT_LENGTH), generator=torch.Generator().manual_seed(0))
+    device = choose_device(profile.device)
+    on_gpu = device.type != "cpu"
+    steps = steps or (300 if on_gpu else 3)
+    read = _random_model(profile).on(device).bulk()
+    tokens = torch.randint(3, 64, (256 if on_gpu else 16, CONTEXT_LENGTH), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        model.activations(tokens)
+        read(tokens)
+        finish(device)
         began = time.perf_counter()
-        model.activations(tokens)
+        read(tokens).bfloat16().cpu()
         harvest = tokens.numel() / (time.perf_counter() - began)
     cfg = SAEConfig(profile.d_in, profile.d_sae_wide, profile.hook_name, profile.model, False)
     with tempfile.TemporaryDirectory() as workdir:
         seconds = train(
-            init_random(cfg, torch.Generator().manual_seed(0)), _RandomBatches(profile.batch_size, profile.d_in),
+            init_random(cfg, torch.Generator().manual_seed(0)).on(device), _RandomBatches(profile, device),
             TrainConfig(
                 l1_coeff=profile.l1_grid[0], n_steps=steps, seed=0, batch_size=profile.batch_size, checkpoint_every=steps
             ),
             workdir=Path(workdir),
         ).seconds  # fmt: skip
-    where = f"measured on this machine's processor, {threads} threads"
-    note = "the rate of a GPU is unmeasured here: give one with --tokens-per-second"
-    return Rates(harvest, steps * profile.batch_size / seconds, f"{where}, at the start of training; {note}")
+    rate = steps * profile.batch_size / seconds
+    if on_gpu:
+        return Rates(harvest, rate, f"measured on {torch.cuda.get_device_name(device)}")
+    where = f"measured on this machine's processor, {torch.get_num_threads()} threads"
+    return Rates(harvest, rate, f"{where}, at the start of training")
 
 
 def given_rates(tokens_per_second: float) -> Rates:
@@ -151,9 +161,10 @@ def _random_model(profile: Profile) -> OneLayerModel:
 
 
 class _RandomBatches:
-    def __init__(self, batch_size: int, d_in: int) -> None:
-        self.batch_size, self.d_in, self.key = batch_size, d_in, "random"
-        self._x = torch.randn(batch_size, d_in, generator=torch.Generator().manual_seed(0))
+    def __init__(self, profile: Profile, device: torch.device) -> None:
+        self.batch_size, self.d_in, self.key = profile.batch_size, profile.d_in, "random"
+        x = torch.randn(self.batch_size, self.d_in, generator=torch.Generator().manual_seed(0))
+        self._x = x.to(device)
 
     def batch(self, step: int, out: Tensor | None = None) -> Tensor:
         """The same batch at every step."""

@@ -58,15 +58,15 @@ def run_split(request: SplitRequest, say: Callable[[str], object]) -> None:
     from saelib.split.contexts import read_rules
     from saelib.split.methods import get_method
 
-    everything = request.everything
+    everything, own = request.everything, get_method(request.method).name == OURS
     device: Device = next(name for name in DEVICES if name == request.device)
-    if get_method(request.method).name != OURS or everything is not None:  # on the processor only
+    if everything is not None:  # on the processor only
         if device == "cuda":
-            raise UserError("device must be cpu or auto for other methods and for --all", device, "leave --device out")
+            raise UserError("device must be cpu or auto for --all", device, "leave --device out")
         device = "cpu"
-        if request.prompts:
-            rule = "prompts are shown for one feature and the method children"
-            raise UserError(rule, request.method, "leave --prompt out")
+    if request.prompts and (not own or everything is not None):
+        rule = "prompts are shown for one feature and the method children"
+        raise UserError(rule, request.method, "leave --prompt out")
     choose_device(device)
     if request.contexts.endswith(".json"):
         read_rules(Path(request.contexts))
@@ -75,7 +75,7 @@ def run_split(request: SplitRequest, say: Callable[[str], object]) -> None:
     if everything is None:
         _split_one(request, device, say)
         return
-    if request.method != OURS or request.tau is not None:
+    if not own or request.tau is not None:
         rule = "--all splits by the method children, each feature at its own tau"
         raise UserError(rule, request.method, "leave it out")
     check_writable(everything, "DIR of --all must be a writable folder", "pass another folder")

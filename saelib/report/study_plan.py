@@ -151,6 +151,8 @@ def _key_extra(profile: str, notebook: str, parameters: dict[str, Scalar]) -> di
     """What a notebook's result depends on besides its own text and parameters."""
     settings = get_profile(profile)
     sizes = {name: value for name, value in dataclasses.asdict(settings).items() if name != "jobs"}
+    if settings.device == "cpu":
+        del sizes["device"]  # as if there were no choice: results are the same on every machine
     extra: dict[str, Any] = {"profile": sizes, "model": _model_fingerprint(settings.model)}
     outside = _outside_inputs(settings)
     if outside:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -11,6 +12,15 @@ from saelib.sae.sae import SAE
 
 BLOCK_ROWS = 1024
 """Rows of the batch that are encoded at a time: no (batch, d_sae) matrix is ever held, and a block's stays in cache."""
+BLOCK_BYTES_ELSEWHERE = 2**29
+"""Most bytes of such a block's activations on a GPU, which wants few large products."""
+
+
+def block_rows(batch: int, d_sae: int, device: torch.device) -> int:
+    """Rows of the batch that are encoded at a time."""
+    if device.type == "cpu":
+        return min(BLOCK_ROWS, batch)
+    return min(max(BLOCK_ROWS, BLOCK_BYTES_ELSEWHERE // (4 * d_sae)), batch)
 
 
 class Params(NamedTuple):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from saelib.acts.batches import ShuffledBatches
 from saelib.base.cache import atomic_path, cache_dir, content_key, file_sha256, locked, read_sealed, write_json
@@ -25,7 +26,7 @@ def weights_hash(sae: SAE) -> str:
     """16 hex digits of SHA-256 over an SAE's exact weights: equal for trainings that agree bit by bit."""
     digest = hashlib.sha256()
     for name, tensor in sorted(sae.state_dict().items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -47,6 +48,7 @@ def train_once(
     cfg: TrainConfig,
     probe: Callable[[SAE], dict[str, float]] | None = None,
     keep: Sequence[int] = (),
+    device: torch.device | None = None,
 ) -> TrainResult:
     """Train, or return what the cache holds under `key` from the same code; a killed training goes on from its checkpoint.
 
@@ -54,6 +56,7 @@ def train_once(
         begin: makes the first SAE and the batches, when they are needed.
         probe: as for `train`.
         keep: steps after which the SAE is kept beside the last one.
+        device: where it is trained; None is where `begin` makes it. The result is on the processor.
     """
     folder = training_folder(name, key)
     with locked(folder):
@@ -65,7 +68,8 @@ def train_once(
             snapshots = {n: functools.partial(SAE.save, folder=folder / f"sae-{n}") for n in keep if n < cfg.n_steps}
             sae, batches = begin()
             result = train(
-                sae, batches, cfg, workdir=folder / "checkpoints", hooks=Hooks(probe, on_step, snapshots), name=name,
+                sae if device is None else sae.on(device), batches, cfg, workdir=folder / "checkpoints",
+                hooks=Hooks(probe, on_step, snapshots), name=name,
             )  # fmt: skip
             result.sae.save(folder / "sae")
             history = folder / "history.csv"

@@ -22,7 +22,7 @@ these only. They agree within float rounding; which is faster depends on how man
 with a bound on its error (`saelib.sae.low_precision`). `saelib.sae.definition` says the same in plain autograd.
 
 On CUDA the dense route is taken, with fp32 products (TF32 only if torch.backends.cuda.matmul.allow_tf32 is switched on),
-and nothing is read back from the device within a step. That path is not measured.
+and nothing is read back from the device within a step. `docs/performance.md` has its rates.
 """
 
 from __future__ import annotations

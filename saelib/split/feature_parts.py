@@ -37,7 +37,7 @@ def leak_shares(
         weight = getattr(work.tokens, f"n_{name}")[split] / max(len(part), 1)
         at = 0
         for x in blocks(part, sae, len(features)):
-            fired = sae.encode_features(x, chosen).numpy() > above
+            fired = sae.encode_features(x, chosen).cpu().numpy() > above
             total += weight * fired.sum(0)
             if name == "off":
                 silent += weight * fired.sum(0)
@@ -60,7 +60,7 @@ def chosen_acts(sae: SAE, x: Float[Tensor, "n d_in"], features: list[int]) -> Fl
     if not features:
         return np.zeros((len(x), 0), dtype=np.float32)
     chosen, size = torch.tensor(features), block_rows(sae.n_encoded(len(features)))
-    return np.concatenate([sae.encode_features(x[i : i + size], chosen).numpy() for i in range(0, len(x), size)])
+    return np.concatenate([sae.encode_features(x[i : i + size], chosen).cpu().numpy() for i in range(0, len(x), size)])
 
 
 def rest_rows(columns: Any, work: Work, split: str) -> Any:

@@ -140,10 +140,10 @@ def _plain(task: Task, pools: Pools, prefixes: Sequence[int], rank: int | None, 
     x_off = (pools.x_off - centre) / spread
     E = unit_rows(y_on[torch.randint(len(y_on), (cfg.K,), generator=generator)])
     if rank is None:
-        parts = [E.T.clone(), torch.zeros(cfg.K), E]
+        parts = [E.T.clone(), E.new_zeros(cfg.K), E]
     else:
         basis = torch.linalg.svd(y_on[:_SAMPLE] - y_on[:_SAMPLE].mean(0), full_matrices=False).Vh[:rank]
-        parts = [basis.T @ (basis @ E.T), torch.zeros(cfg.K), E @ basis.T, basis.clone()]
+        parts = [basis.T @ (basis @ E.T), E.new_zeros(cfg.K), E @ basis.T, basis.clone()]
     parts = [p.contiguous().requires_grad_(True) for p in parts]
     adam = torch.optim.Adam(parts, lr=cfg.lr, betas=(0.9, 0.99))
     n_on, n_off = min(cfg.batch_on, len(x_on)), min(cfg.batch_off, len(x_off))
@@ -215,14 +215,14 @@ def spherical_k_means(task: Task, rounds: int = 20) -> Dictionary:
     z = pools.y_on[index] - pools.y_on[index].mean(0)
     unit = unit_rows(z)
     centres = unit[torch.randperm(len(unit), generator=generator)[: task.K]].clone()
-    nearest = torch.zeros(len(unit), dtype=torch.long)
+    nearest = torch.zeros(len(unit), dtype=torch.long, device=unit.device)
     for _ in range(rounds):
         nearest = (unit @ centres.T).argmax(1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, unit)
         centres = torch.where(sums.norm(dim=1, keepdim=True) > 0, unit_rows(sums), centres)
     own = (z * centres[nearest]).sum(1)
     count = torch.bincount(nearest, minlength=len(centres)).clamp_min(1)
-    length = torch.zeros(len(centres)).index_add_(0, nearest, own) / count
+    length = own.new_zeros(len(centres)).index_add_(0, nearest, own) / count
     W = centres.T.contiguous()
     return Dictionary(W, -(pools.x_on.mean(0) @ W) - length / 2, centres)
 
@@ -259,7 +259,7 @@ def fast_ica(
         u, _, v = torch.linalg.svd(B)
         return u @ v
 
-    B = decorrelated(torch.randn(K, K, generator=generator, dtype=y.dtype))
+    B = decorrelated(torch.randn(K, K, generator=generator, dtype=y.dtype).to(y.device))
     for _ in range(rounds):
         g = torch.tanh(z @ B.T)
         new = decorrelated(g.T @ z / len(z) - (1 - g.square()).mean(0)[:, None] * B)

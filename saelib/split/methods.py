@@ -265,4 +265,6 @@ def make(chosen: Method, task: Task) -> Outcome:
         raise UserError("a method must give a Dictionary, an SAE or activations on P", type(found).__name__, "mend it")
     if not finite:
         raise UserError(f"what {chosen.name} gives must be finite", "NaN or infinity", "mend it")
-    return found
+    if isinstance(found, SAE):
+        return found.on(task.acts.device)
+    return Dictionary(*(t.to(task.acts.device) for t in found)) if isinstance(found, Dictionary) else found

@@ -75,7 +75,8 @@ def to_names(found: Dictionary, pools: Pools, on: TokenSet, seed: int = 0) -> Di
         return found
     y = torch.from_numpy(np.stack(says, axis=1)).to(found.W.device)
     W, b = found.W.clone(), found.b.clone()
-    W[:, chosen], b[chosen] = refit_encoders(pools, y, RIDGE, seed, MOST_ON)
+    at = torch.tensor(chosen)
+    W[:, at], b[at] = refit_encoders(pools, y, RIDGE, seed, MOST_ON)
     return Dictionary(W, b, found.E)
 
 

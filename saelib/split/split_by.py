@@ -94,7 +94,7 @@ def split_by(
     Raises:
         UserError: an unknown method, what it refuses, and what `saelib.split.engine.split_feature` does.
     """
-    method, cfg = get_method(name), config or SplitConfig()
+    method, cfg, sae = get_method(name), config or SplitConfig(), sae.on(acts.device)
     tokens = gather(acts, sae, feature, cfg.tau)
     work = Work.of(acts, tokens, sae, cfg.contexts, cfg.least)
     K = choose_K(work.targets, work.select_pools, cfg)[0] if method.kind != "wide" else 1

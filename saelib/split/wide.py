@@ -18,6 +18,7 @@ from saelib.acts.activations import Activations
 from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.filter import filter_view
 from saelib.base.cache import content_key
+from saelib.base.device import in_key
 from saelib.base.errors import UserError
 from saelib.sae.initial import init_from_narrow, init_random
 from saelib.sae.kept import sae_key, train_once
@@ -170,15 +171,17 @@ def trained(task: Task, recipe: Recipe) -> SAE:
         narrow=sae_key(work.original) if recipe.warm else None,
         sae=sae_cfg.to_dict(),
         train={k: v for k, v in asdict(cfg).items() if k != "checkpoint_every"},
+        **in_key(task.acts.device),
     )
 
     def begin() -> tuple[SAE, ShuffledBatches]:
         generator, batches = torch.Generator().manual_seed(task.seed), ShuffledBatches(view, batch, task.seed)
         if recipe.warm:
-            return init_from_narrow(work.original, sae_cfg, True, generator), batches
+            narrow = work.original.on(torch.device("cpu"))
+            return init_from_narrow(narrow, sae_cfg, True, generator), batches
         return init_random(sae_cfg, generator), batches
 
-    found = train_once(key, "wide", begin, cfg)
+    found = train_once(key, "wide", begin, cfg, device=task.acts.device)
     task.meter.train(found.n_tokens, origin.d_in, wide.d_sae)
     # A filter must look at all of the text; without one no more is read than is trained on.
     task.meter.tokens_lm += store.n_tokens if recipe.by != "none" else min(store.n_tokens, found.n_tokens)

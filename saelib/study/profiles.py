@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 from saelib.base.errors import UserError
+
+DEVICE_VARIABLE = "SAELIB_DEVICE"
+"""Names the device of a study in place of its profile's, for the processes of its notebooks (`saelib reproduce --device`)."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,9 @@ class Profile:
     """Environment variable that may name a narrow SAE to take instead of training one."""
     published_sae_variable: str | None = None
     """Environment variable that may name the study's own wide SAE, which notebook 12 then shows."""
+    device: str = "cpu"
+    """Where text is read and SAEs are trained: `cpu`, where a study is the same to the bit on every machine; `cuda`; or `auto`, a
+    GPU where there is one. Scores are computed on the processor. SAELIB_DEVICE takes its place."""
     parent: int | None = None
     """Number of the parent feature in that SAE."""
     tau: float | None = None
@@ -223,6 +230,7 @@ GELU_1L = replace(
     published_sae_variable="SAELIB_RUN_25",
     parent=240,
     tau=2.0,
+    device="auto",
 )
 """The study's model, sizes, rates and data. A full run sees 2e8 tokens, in four passes over 5e7 that fit on a disk (the
 study: up to 2e9, once); run 9 sees the study's 2.6e7. For a GPU: `saelib doctor --profile gelu-1l` tells the cost."""
@@ -236,7 +244,8 @@ PROFILES = {profile.name: profile for profile in (SMOKE, MINI, SMOLLM2, GELU_1L,
 
 
 def get_profile(name: str) -> Profile:
-    """The profile of that name."""
+    """The profile of that name, on the device that SAELIB_DEVICE says, if it does."""
     if name not in PROFILES:
         raise UserError(f"profile must be one of {', '.join(PROFILES)}", repr(name), "pass one of these")
-    return PROFILES[name]
+    profile = PROFILES[name]
+    return replace(profile, device=os.environ.get(DEVICE_VARIABLE) or profile.device)

@@ -22,6 +22,7 @@ from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.store import ActivationStore, harvest
 from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
+from saelib.base.device import choose_device, in_key
 from saelib.base.errors import UserError
 from saelib.base.hub import named_path
 from saelib.base.progress import report_progress
@@ -99,6 +100,7 @@ def activations(profile: Profile, split: str) -> ActivationStore:
     if model.d_in != profile.d_in:
         rule = f"d_in of profile {profile.name} must be the model's {model.d_in}"
         raise UserError(rule, profile.d_in, "mend the profile, or use its model")
+    model = model.on(choose_device(profile.device))
     return harvest(model, tokens(profile), split, _contexts(profile)[split], progress=report_progress)
 
 
@@ -171,13 +173,14 @@ def train_narrow(profile: Profile, l1_coeff: float) -> TrainResult:
         batches = ShuffledBatches(View(activations(profile, "train")), profile.batch_size, profile.seed)
         return init_random(sae_cfg, torch.Generator().manual_seed(profile.seed)), batches
 
-    return train_once(key, name, begin, cfg)
+    return train_once(key, name, begin, cfg, device=choose_device(profile.device))
 
 
 def _narrow_plan(profile: Profile, l1_coeff: float) -> tuple[str, str, SAEConfig, TrainConfig]:
     cfg = train_config(profile, l1_coeff, profile.narrow_steps, profile.seed, None)
     sae_cfg = sae_config(profile, profile.d_sae_narrow, l1_coeff=l1_coeff, seed=profile.seed)
-    key = content_key(store=activations(profile, "train").key, sae=sae_cfg.to_dict(), cfg=repr(cfg))
+    made_on = in_key(choose_device(profile.device))
+    key = content_key(store=activations(profile, "train").key, sae=sae_cfg.to_dict(), cfg=repr(cfg), **made_on)
     return key, f"narrow-l1-{l1_coeff:g}", sae_cfg, cfg
 
 

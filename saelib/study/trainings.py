@@ -10,6 +10,7 @@ import torch
 from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.filter import filter_view
 from saelib.base.cache import content_key
+from saelib.base.device import choose_device, in_key
 from saelib.sae.initial import init_from_narrow, init_random
 from saelib.sae.kept import train_once, training_folder, weights_hash
 from saelib.sae.load import load_sae
@@ -44,7 +45,7 @@ def _replacing_probe(profile: Profile, chosen: selection.Parent) -> Callable[[SA
         x = x[narrow.encode(x)[:, chosen.feature] > chosen.tau]
 
     def probe(sae: SAE) -> dict[str, float]:
-        acts = scaled_acts(sae, x)
+        acts = scaled_acts(sae, x.to(sae.device))
         still = (acts.argmax(1) == chosen.feature) & (acts[:, chosen.feature] > 0)
         return {"parent_still_top": float(still.float().mean()) if len(still) else float("nan")}
 
@@ -71,7 +72,8 @@ def _run_plan(profile: Profile, spec: RunSpec, chosen: selection.Parent, filter_
         profile, d_sae, l1_coeff=l1_coeff, seed=spec.seed, start=start, normalised=spec.normalised, filter=by,
         parent=chosen.feature, tau=chosen.tau, zero_parent=spec.zero_parent, n_steps=n_steps,
     )  # fmt: skip
-    key = content_key(store=store.key, narrow=weights_hash(narrow), sae=sae_cfg.to_dict(), cfg=repr(cfg))
+    made_on = in_key(choose_device(profile.device))
+    key = content_key(store=store.key, narrow=weights_hash(narrow), sae=sae_cfg.to_dict(), cfg=repr(cfg), **made_on)
     return _RunPlan(f"run-{spec.run:02d}", key, cfg, sae_cfg, by)
 
 
@@ -94,7 +96,7 @@ def train_run(
         return init_random(plan.sae_cfg, generator), batches
 
     probe = _replacing_probe(profile, chosen) if spec.init_from_narrow else None
-    return train_once(plan.key, plan.name, begin, plan.cfg, probe, keep)
+    return train_once(plan.key, plan.name, begin, plan.cfg, probe, keep, choose_device(profile.device))
 
 
 def trained_run(profile: Profile, run: int) -> TrainResult:
