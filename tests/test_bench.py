@@ -341,6 +341,16 @@ def test_by_parent_orders_by_gain() -> None:
     np.testing.assert_allclose(found["gain"], [0.8, 0.1])
 
 
+def test_a_ceiling_is_no_competitor(tmp_path: Path) -> None:
+    """What is given the contexts is told apart from what comes first."""
+    rows = [row(p, m, s) for p in ("a1", "b1") for m, s in (("supervised", 0.9), ("named", 0.4), ("children-64", 0.3))]
+    table_ = as_table([*rows, row("b2", "children-64", 0.9)])
+    assert by_parent(table_)["best"].tolist() == ["named", "named", "children-64"]
+    page = write_bench(table_, tmp_path).read_text()
+    assert "named comes first, 0.10 (0.10 to 0.10) above ours on the 2 that both have." in page
+    assert "Encoders that are given the contexts (supervised) reach 0.90" in page
+
+
 def test_a_parent_without_contexts_is_a_row_with_a_reason(parents: list[Parent]) -> None:
     """Its tokens are those that were chosen, so it does not end the run."""
     table = run_bench(origins(), [dataclasses.replace(parents[0], how="hyphen")], ("rest",), CONFIG, jobs=1)

@@ -20,6 +20,8 @@ from saelib.base.stats import wilson_interval
 OURS = "children-64"
 """The row that stands for our method: fixed, so that the best K is not picked on test."""
 PLAIN = "all-data"
+CEILING = "supervised"
+"""A row that is given the contexts: what encoders reach in the children's place, no competitor."""
 DRAWS = 2000
 MEANS = (
     "S_1", "S_4", "added_2", "S_2_current", "mcc_2", "S_2_alone", "fvu_on_P", "l0_on_P", "loss_recovered_on_P", "leak", "missed",
@@ -162,7 +164,7 @@ def by_parent(rows: pd.DataFrame, ours: str = OURS, plain: str = PLAIN) -> pd.Da
     each = rows.groupby(["parent", "method"])["S_2"].mean().unstack()
     facts = rows.drop_duplicates("parent").set_index("parent")[["origin", "side", "stratum"]]
     out = facts.join(each.reindex(columns=list(dict.fromkeys([ours, "rest", plain]))))
-    best = each.drop(columns=[c for c in ("permuted",) if c in each], errors="ignore")
+    best = each.drop(columns=[c for c in ("permuted", CEILING) if c in each], errors="ignore")
     some = best.notna().any(axis=1)
     out["best"] = best[some].idxmax(axis=1).reindex(out.index)
     out["gain"] = out[ours] - out["rest"]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from saelib.base.cache import atomic_path
-from saelib.bench.aggregate import OURS, PLAIN, best_wide, break_even, by_parent, false_splits, leaderboard
+from saelib.bench.aggregate import CEILING, OURS, PLAIN, best_wide, break_even, by_parent, false_splits, leaderboard
 from saelib.bench.table import ROW
 from saelib.report.charts import _GREY, _svg, _text
 from saelib.report.children_charts import strip
@@ -127,9 +127,13 @@ def _answer(sides: Sequence[dict[str, Any]], ours: str, wide: str) -> str:
     if wide in board and own.get("over_plain") is not None and wide != ours:
         n = board[wide]["parents"]
         said += f" Over the best wide SAE it gains {_between(own, 'over_plain')} on the {n} that both have."
-    first = shown["record"][0]
+    first = next(row for row in shown["record"] if row["method"] != CEILING)
     if first["method"] not in (ours, wide):
-        said += f" {short(first['method'])} comes first with {_number(first['S_2'])}."
+        more = _between(first, "over_ours")
+        said += f" {short(first['method'])} comes first, {more} above ours on the {first['parents']} that both have."
+    if CEILING in board:
+        reached = _between(board[CEILING], "S_2")
+        said += f" Encoders that are given the contexts ({CEILING}) reach {reached} in the children's place."
     return said
 
 
