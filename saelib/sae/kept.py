@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from saelib.acts.batches import ShuffledBatches
 from saelib.base.cache import atomic_path, cache_dir, content_key, file_sha256, locked, read_sealed, write_json
@@ -48,15 +47,14 @@ def train_once(
     cfg: TrainConfig,
     probe: Callable[[SAE], dict[str, float]] | None = None,
     keep: Sequence[int] = (),
-    device: torch.device | None = None,
 ) -> TrainResult:
     """Train, or return what the cache holds under `key` from the same code; a killed training goes on from its checkpoint.
 
     Args:
-        begin: makes the first SAE and the batches, when they are needed.
+        begin: makes the first SAE and the batches, when they are needed. It is trained where it is; what comes back is on the
+            processor.
         probe: as for `train`.
         keep: steps after which the SAE is kept beside the last one.
-        device: where it is trained; None is where `begin` makes it. The result is on the processor.
     """
     folder = training_folder(name, key)
     with locked(folder):
@@ -68,7 +66,7 @@ def train_once(
             snapshots = {n: functools.partial(SAE.save, folder=folder / f"sae-{n}") for n in keep if n < cfg.n_steps}
             sae, batches = begin()
             result = train(
-                sae if device is None else sae.on(device), batches, cfg, workdir=folder / "checkpoints",
+                sae, batches, cfg, workdir=folder / "checkpoints",
                 hooks=Hooks(probe, on_step, snapshots), name=name,
             )  # fmt: skip
             result.sae.save(folder / "sae")

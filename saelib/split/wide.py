@@ -178,10 +178,12 @@ def trained(task: Task, recipe: Recipe) -> SAE:
         generator, batches = torch.Generator().manual_seed(task.seed), ShuffledBatches(view, batch, task.seed)
         if recipe.warm:
             narrow = work.original.on(torch.device("cpu"))
-            return init_from_narrow(narrow, sae_cfg, True, generator), batches
-        return init_random(sae_cfg, generator), batches
+            sae = init_from_narrow(narrow, sae_cfg, True, generator)
+        else:
+            sae = init_random(sae_cfg, generator)
+        return sae.on(task.acts.device), batches
 
-    found = train_once(key, "wide", begin, cfg, device=task.acts.device)
+    found = train_once(key, "wide", begin, cfg)
     task.meter.train(found.n_tokens, origin.d_in, wide.d_sae)
     # A filter must look at all of the text; without one no more is read than is trained on.
     task.meter.tokens_lm += store.n_tokens if recipe.by != "none" else min(store.n_tokens, found.n_tokens)

@@ -171,9 +171,10 @@ def train_narrow(profile: Profile, l1_coeff: float) -> TrainResult:
 
     def begin() -> tuple[SAE, ShuffledBatches]:
         batches = ShuffledBatches(View(activations(profile, "train")), profile.batch_size, profile.seed)
-        return init_random(sae_cfg, torch.Generator().manual_seed(profile.seed)), batches
+        sae = init_random(sae_cfg, torch.Generator().manual_seed(profile.seed))
+        return sae.on(choose_device(profile.device)), batches
 
-    return train_once(key, name, begin, cfg, device=choose_device(profile.device))
+    return train_once(key, name, begin, cfg)
 
 
 def _narrow_plan(profile: Profile, l1_coeff: float) -> tuple[str, str, SAEConfig, TrainConfig]:

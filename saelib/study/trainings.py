@@ -92,11 +92,13 @@ def train_run(
         generator = torch.Generator().manual_seed(spec.seed)
         batches = ShuffledBatches(view(profile, plan.by, chosen), profile.batch_size, spec.seed)
         if spec.init_from_narrow:
-            return init_from_narrow(narrow, plan.sae_cfg, spec.normalised, generator), batches
-        return init_random(plan.sae_cfg, generator), batches
+            sae = init_from_narrow(narrow, plan.sae_cfg, spec.normalised, generator)
+        else:
+            sae = init_random(plan.sae_cfg, generator)
+        return sae.on(choose_device(profile.device)), batches
 
     probe = _replacing_probe(profile, chosen) if spec.init_from_narrow else None
-    return train_once(plan.key, plan.name, begin, plan.cfg, probe, keep, choose_device(profile.device))
+    return train_once(plan.key, plan.name, begin, plan.cfg, probe, keep)
 
 
 def trained_run(profile: Profile, run: int) -> TrainResult:
