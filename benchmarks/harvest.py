@@ -15,32 +15,18 @@ import datetime
 import json
 import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 import torch
-from timing import spread
+from timing import D_VOCAB, random_model, seconds, spread
 
 from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base import provenance
-from saelib.base.device import DEVICES, choose_device, finish
-from saelib.lm.mini_lm import MiniLM, MiniLMConfig
-from saelib.lm.model import HOOK_NAME, OneLayerModel
-
-
-def timed(run: Callable[[], object], device: torch.device | None = None) -> float:
-    """Seconds."""
-    here = device or torch.device("cpu")
-    finish(here)
-    started = time.perf_counter()
-    run()
-    finish(here)
-    return time.perf_counter() - started
+from saelib.base.device import DEVICES, choose_device
+from saelib.lm.model import HOOK_NAME
 
 
 def serving(folder: Path, n_contexts: int, d_in: int = 512, batch: int = 4096) -> float:
@@ -53,7 +39,7 @@ def serving(folder: Path, n_contexts: int, d_in: int = 512, batch: int = 4096) -
     steps = n_contexts * POSITIONS // batch
     out = torch.empty(batch, d_in)
     batches.batch(0, out)  # may compile
-    return 1e6 * timed(lambda: [batches.batch(step, out) for step in range(steps)]) / (steps * batch)
+    return 1e6 * seconds(lambda: [batches.batch(step, out) for step in range(steps)]) / (steps * batch)
 
 
 @torch.no_grad()
@@ -69,12 +55,10 @@ def main() -> None:
     rounds = args.rounds or (9 if args.quick else 41)
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")  # transformer_lens says that it has a successor
-    weights = MiniLM(MiniLMConfig(512, 8, 128, 48_262), torch.Generator().manual_seed(0)).tensors()
-    model = OneLayerModel("random", weights, tokenizers.Tokenizer(tokenizers.models.BPE()), "none")
-    device = choose_device(args.device)
-    contexts = args.contexts or (32 if device.type == "cpu" else 256)
-    tokens = torch.randint(0, 48_262, (contexts, 128), generator=torch.Generator().manual_seed(1)).to(device)
+    model, device = random_model(), choose_device(args.device)
     hooked, model = model.hooked.to(device, print_details=False), model.on(device)
+    contexts = args.contexts or model.contexts_at_a_time
+    tokens = torch.randint(0, D_VOCAB, (contexts, 128), generator=torch.Generator().manual_seed(1)).to(device)
     ours, half = model.plain(torch.float32), model.plain(torch.bfloat16)
 
     def theirs() -> torch.Tensor:
@@ -91,7 +75,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for round_ in range(rounds):
         for name in list(contestants) if round_ % 2 else reversed(list(contestants)):
-            times[name].append(timed(contestants[name], device))
+            times[name].append(seconds(contestants[name], device))
     speedup = spread([a / b for a, b in zip(times["transformer_lens"], times["saelib"], strict=True)])
     if args.json:
         print(json.dumps({"speedup_vs_transformer_lens": speedup, "max_rel_error": errors["saelib"]}))

@@ -23,19 +23,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from made_up_split import documents, hyphen_sae
+from timing import D_VOCAB, random_model
 
 from saelib.acts.activations import harvest_documents
 from saelib.acts.batches import ShuffledBatches, View
-from saelib.acts.store import POSITIONS, ActivationStore, harvest
+from saelib.acts.store import POSITIONS, harvest
 from saelib.base import provenance
 from saelib.base.device import DEVICES, choose_device, finish
-from saelib.lm.mini_lm import MiniLM, MiniLMConfig
-from saelib.lm.model import OneLayerModel, load_embedded
+from saelib.lm.model import load_embedded
 from saelib.sae.initial import init_random
 from saelib.sae.sae import SAEConfig
 from saelib.sae.train import Hooks, train
@@ -53,7 +52,7 @@ class RandomText:
     key = "random"
 
     def __init__(self, n_contexts: int) -> None:
-        self.all = np.random.default_rng(0).integers(3, 48_262, (n_contexts, 128)).astype(np.uint16)
+        self.all = np.random.default_rng(0).integers(3, D_VOCAB, (n_contexts, 128)).astype(np.uint16)
 
     def contexts(self, split: str) -> np.ndarray:
         """All of them."""
@@ -62,12 +61,11 @@ class RandomText:
 
 def read_and_train(device: torch.device, n_contexts: int, steps: int, tf32: bool) -> tuple[float, float]:
     """Tokens a second of harvesting and of training."""
-    weights = MiniLM(MiniLMConfig(512, 8, 128, 48_262), torch.Generator().manual_seed(0)).tensors()
-    model = OneLayerModel("random", weights, tokenizers.Tokenizer(tokenizers.models.BPE()), "none").on(device)
+    model = random_model().on(device)
     text = RandomText(n_contexts)
     harvest(model, text, "train", 256)  # type: ignore[arg-type]  # loads, compares with transformer_lens
     began = time.perf_counter()
-    store: ActivationStore = harvest(model, text, "train", n_contexts)  # type: ignore[arg-type]
+    store = harvest(model, text, "train", n_contexts)  # type: ignore[arg-type]
     reading = n_contexts * POSITIONS / (time.perf_counter() - began)
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     cfg = TrainConfig(l1_coeff=3e-4, n_steps=WARM_UP + steps, lr=1e-4, checkpoint_every=10**9, log_every=100)
@@ -117,7 +115,7 @@ def main() -> None:
             "training_tokens_per_second": round(training),
             "twelve_runs_hours": round(RUNS_TOKENS * (1 / reading + 1 / training) / 3600, 2),
         }
-        for where in {"cpu", device.type}:
+        for where in dict.fromkeys(("cpu", device.type)):
             seconds, s_2 = split_seconds(choose_device(where))
             found |= {f"split_seconds_{where}": round(seconds, 2), f"split_S_2_{where}": round(s_2, 3)}
     if args.json:

@@ -27,7 +27,6 @@ import importlib.util
 import json
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -35,10 +34,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from timing import spread
+from timing import CPU, seconds, spread
 
 from saelib.base import provenance
-from saelib.base.device import DEVICES, choose_device, finish
+from saelib.base.device import DEVICES, choose_device
 from saelib.sae import low_precision
 from saelib.sae.definition import PlainTrainer
 from saelib.sae.initial import init_random
@@ -69,7 +68,7 @@ class Ours:
     def __init__(self, sae: SAE, x: torch.Tensor, objective: Objective) -> None:
         l1_coeff = L1_STUDY if objective == "study" else L1_TOKEN
         self.cfg = TrainConfig(l1_coeff=l1_coeff, n_steps=1, lr=0.0, batch_size=len(x), objective=objective)
-        self.x, self.state, self.totals = x, TrainState(sae_copy(sae), self.cfg), torch.zeros(4)
+        self.x, self.state, self.totals = x, TrainState(copy.deepcopy(sae), self.cfg), torch.zeros(4)
 
     def step(self) -> None:
         """One step, as `train` takes it."""
@@ -81,10 +80,6 @@ class Ours:
             normalise_decoder(state.params.W_dec, result.grads.W_dec)
         state.update(result.grads)
         self.totals = result.totals
-
-
-def sae_copy(sae: SAE) -> SAE:
-    return copy.deepcopy(sae)
 
 
 def saelens_step(sae: SAE, x: torch.Tensor, autocast: bool) -> Callable[[], object]:
@@ -106,15 +101,9 @@ def saelens_step(sae: SAE, x: torch.Tensor, autocast: bool) -> Callable[[], obje
     return lambda: trainer.step(x)
 
 
-def timed(run: Callable[[], object], device: torch.device | None = None, calls: int = 1) -> float:
-    """Milliseconds a call; on a GPU of many calls in a row, until it has done them all."""
-    here = device or torch.device("cpu")
-    finish(here)
-    started = time.perf_counter()
-    for _ in range(calls):
-        run()
-    finish(here)
-    return 1e3 * (time.perf_counter() - started) / calls
+def milliseconds(run: Callable[[], object], device: torch.device = CPU, calls: int = 1) -> float:
+    """As `seconds`."""
+    return 1e3 * seconds(run, device, calls)
 
 
 def roofline_ms(x: torch.Tensor, d_sae: int, l0: float) -> tuple[float, dict[str, float]]:
@@ -122,19 +111,19 @@ def roofline_ms(x: torch.Tensor, d_sae: int, l0: float) -> tuple[float, dict[str
     batch, d_in = x.shape
     if x.device.type != "cpu":
         a, b = (torch.randn(8192, 8192, device=x.device) for _ in range(2))
-        rate = 2 * 8192**3 / min(timed(lambda: a @ b, x.device, 3) for _ in range(5))
+        rate = 2 * 8192**3 / min(milliseconds(lambda: a @ b, x.device, 3) for _ in range(5))
         products = 10 * batch * d_in * d_sae / rate
         return products, {"products": products}
     w = torch.randn(d_sae, d_in)
     out = torch.empty(batch, d_sae)  # not part of the work: the step keeps its memory
     formats = [(low_precision.rounded(x, kind), low_precision.rounded(w, kind)) for kind in low_precision.FORMATS]
     product = min(
-        min(timed(lambda c=c, v=v: low_precision.rough_product(c.values, v.values, out)) for _ in range(5))
+        min(milliseconds(lambda c=c, v=v: low_precision.rough_product(c.values, v.values, out)) for _ in range(5))
         for c, v in formats
     )
-    reading = min(timed(w.sum) for _ in range(20)) / w.numel()
+    reading = min(milliseconds(w.sum) for _ in range(20)) / w.numel()
     large, target = torch.ones(32 * 2**20), torch.ones(32 * 2**20)
-    moving = min(timed(lambda: target.copy_(large)) for _ in range(5)) / (2 * large.numel())
+    moving = min(milliseconds(lambda: target.copy_(large)) for _ in range(5)) / (2 * large.numel())
     parts = {
         "product": product,
         "active entries": 4 * batch * l0 * d_in * reading,
@@ -145,7 +134,8 @@ def roofline_ms(x: torch.Tensor, d_sae: int, l0: float) -> tuple[float, dict[str
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, float] | None], dict[str, list[float]]]:
     torch.manual_seed(0)
-    device, calls = choose_device(args.device), 1 if args.device == "cpu" else 50
+    device = choose_device(args.device)
+    calls = 1 if device.type == "cpu" else 50
     x = torch.randn(args.batch, args.d_in)
     trained, fresh = (sae_with_activity(x, args.d_sae, n).on(device) for n in (args.active, None))
     x = x.to(device)
@@ -172,7 +162,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, float] | None
     order = list(contestants)
     for round_ in range(args.rounds):
         for name in order if round_ % 2 else reversed(order):
-            times[name].append(timed(contestants[name], device, calls))
+            times[name].append(milliseconds(contestants[name], device, calls))
 
     def ratio(slow: str, fast: str) -> dict[str, float] | None:
         if slow not in times:

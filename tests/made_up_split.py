@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
-from saelib.acts.activations import Activations
+from saelib.acts.activations import Activations, harvest_documents
+from saelib.lm.model import load_embedded
 from saelib.sae.sae import SAE, SAEConfig
 from saelib.split import contexts
 from saelib.split.children import ChildrenConfig
 from saelib.split.engine import SplitConfig, split_feature
+from saelib.split.judged import Judge
+from saelib.split.parent import gather
 from saelib.split.result import Split
 from saelib.split.separation import ContextSeparation, Interval, Separation
 from saelib.split.verdict import ContextVerdict, Judgement, Verdict
+from saelib.split.work import Work
 from saelib.split.yardstick import Reason
 
 
@@ -115,6 +121,19 @@ def documents(n: int = 70, odd: str = "</script><b>bold</b> &") -> list[str]:
         return f"{plan} {odd}" if i % 9 == 0 else plan
 
     return [" ".join(line(i) for i in range(40)) for _ in range(n)]
+
+
+def harvested(cache: Path) -> Activations:
+    """The embedded model's activations on `documents`, in a cache of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAELIB_CACHE", str(cache))
+        return harvest_documents(load_embedded(), documents())
+
+
+def judge_on(device: torch.device, acts: Activations, sae: SAE, feature: int) -> tuple[Activations, Judge]:
+    """The activations with their model on a device, and the yardstick of a feature there."""
+    there, moved = replace(acts, model=acts.model.on(device)), sae.on(device)
+    return there, Judge(Work.of(there, gather(there, moved, feature), moved, "hyphen", least=20))
 
 
 @torch.no_grad()

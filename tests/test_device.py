@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from elsewhere import ELSEWHERE, Elsewhere, Misplaced, OnElsewhere
-from made_up_split import documents, hyphen_sae
+from made_up_split import documents, harvested, hyphen_sae, judge_on
 
 from saelib.acts.activations import SPLITS, Activations, harvest_documents
 from saelib.acts.batches import ShuffledBatches, View
@@ -31,11 +31,8 @@ from saelib.sae.train_config import TrainConfig
 from saelib.split.children import ChildrenConfig, Pools, train_children
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.exported import as_jumprelu
-from saelib.split.judged import Judge
 from saelib.split.methods import Task, get_method, method_names
-from saelib.split.parent import gather
 from saelib.split.wide import WideConfig
-from saelib.split.work import Work
 from saelib.study.profiles import DEVICE_VARIABLE, get_profile
 
 FOLDER = Path(__file__).parent / "data" / "saelens"
@@ -59,9 +56,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 
 @pytest.fixture(scope="module")
 def acts(tmp_path_factory: pytest.TempPathFactory) -> Activations:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAELIB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return harvest_documents(load_embedded(), documents())
+    return harvested(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +168,7 @@ def test_tools_beside_a_split(acts: Activations, sae: SAE, elsewhere: torch.devi
 
 
 def test_every_method_works_elsewhere(acts: Activations, sae: SAE, elsewhere: torch.device, empty_cache: Path) -> None:
-    there, moved = replace(acts, model=acts.model.on(elsewhere)), sae.on(elsewhere)
-    judge = Judge(Work.of(there, gather(there, moved, FEATURE), moved, "hyphen", least=20))
+    there, judge = judge_on(elsewhere, acts, sae, FEATURE)
     children = ChildrenConfig(n_steps=20, batch_on=64, batch_weak=16, batch_off=64)
     budget = WideConfig(d_sae=32, n_tokens=2048, batch_size=256, reinit_every=5)
     refused = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_up_split import documents, hyphen_sae
+from made_up_split import documents, harvested, hyphen_sae, judge_on
 
 from saelib.acts.activations import SPLITS, Activations, harvest_documents
 from saelib.acts.batches import ShuffledBatches, View
@@ -18,16 +18,13 @@ from saelib.sae.initial import init_random
 from saelib.sae.kept import train_once
 from saelib.sae.sae import SAE, SAEConfig
 from saelib.sae.step import loss_and_grads, normalise_decoder
-from saelib.sae.train import train
+from saelib.sae.train import Hooks, train
 from saelib.sae.train_config import TrainConfig
 from saelib.sae.train_state import TrainState
 from saelib.split.children import ChildrenConfig
 from saelib.split.engine import SplitConfig, split_feature
-from saelib.split.judged import Judge
 from saelib.split.methods import Task, get_method, method_names
-from saelib.split.parent import gather
 from saelib.split.wide import WideConfig
-from saelib.split.work import Work
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 FEATURE = 3
@@ -41,9 +38,7 @@ def gpu() -> torch.device:
 
 @pytest.fixture(scope="module")
 def acts(tmp_path_factory: pytest.TempPathFactory) -> Activations:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAELIB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return harvest_documents(load_embedded(), documents())
+    return harvested(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +89,6 @@ def test_a_training_and_its_checkpoint(acts: Activations, gpu: torch.device, tmp
         if done == 25:
             raise Stopped
 
-    from saelib.sae.train import Hooks
-
     start, batches = begin()
     with pytest.raises(Stopped):
         train(start.on(gpu), batches, cfg, workdir=tmp_path / "a", hooks=Hooks(on_step=stop))
@@ -137,8 +130,7 @@ def test_a_split(acts: Activations, sae: SAE, gpu: torch.device, monkeypatch: py
 def test_every_method(name: str, acts: Activations, sae: SAE, gpu: torch.device, empty_cache: Path) -> None:
     rows = []
     for device in (CPU, gpu):
-        on, moved = replace(acts, model=acts.model.on(device)), sae.on(device)
-        judge = Judge(Work.of(on, gather(on, moved, FEATURE), moved, "hyphen", least=20))
+        on, judge = judge_on(device, acts, sae, FEATURE)
         children = ChildrenConfig(n_steps=100, batch_on=256, batch_weak=64, batch_off=256)
         budget = WideConfig(d_sae=64, n_tokens=8192, batch_size=256, reinit_every=10)
         rows.append(judge.run(get_method(name), Task(on, judge.work, 8, 0, children, budget)).row)

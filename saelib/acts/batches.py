@@ -86,13 +86,10 @@ class ShuffledBatches:
 
     def _load(self, group: tuple[int, int], device: torch.device) -> None:
         """Hold a group, given by its epoch and its number there."""
-        if self._upcoming is not None:
-            foreseen, reading = self._upcoming
-            found, self._upcoming = reading.result(), None  # one reads at a time
-            self._rows, self._order = found if foreseen == group else self._read(*group)
-        else:
-            self._rows, self._order = self._read(*group)
-        self._group = group
+        foreseen, reading = self._upcoming or (None, None)
+        found = reading.result() if reading else None  # one reads at a time
+        self._rows, self._order = found if found and foreseen == group else self._read(*group)
+        self._group, self._upcoming = group, None
         if device.type != "cpu":
             self._rows, self._order_there = self._rows.to(device), torch.from_numpy(self._order).to(device)
             epoch, number = group

@@ -199,7 +199,7 @@ def _write_chunks(
     label: str,
 ) -> list[str]:
     """Append the chunks that `path` does not hold yet; the checksum of every chunk."""
-    bulk, step = model.bulk(dtype), 32 if model.device.type == "cpu" else _CHUNK_CONTEXTS
+    bulk, step = model.bulk(dtype), model.contexts_at_a_time
     context_bytes = POSITIONS * model.d_in * _BYTES
     with disk_errors(path), open(path, "a+b") as file, open(_digest_file(path), "a+", errors="replace") as digest_file:
         digests = _whole_chunks(file.fileno(), digest_file, len(contexts), context_bytes)

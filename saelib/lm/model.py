@@ -76,6 +76,11 @@ class LanguageModel(ABC):
         """Where the weights are, and what is computed; tokens may come from anywhere."""
         return self.W_U.device
 
+    @property
+    def contexts_at_a_time(self) -> int:
+        """Contexts that bulk work reads in one call: few keep a processor's caches, many keep a GPU busy."""
+        return 32 if self.device.type == "cpu" else 256
+
     def on(self, device: torch.device) -> LanguageModel:
         """The model on a device: itself when it is there, else a copy.
 

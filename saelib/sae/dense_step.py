@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelib.base import kernels
-from saelib.sae.gradients import Gradients, Params, block_rows
+from saelib.sae.gradients import Gradients, Params, step_rows
 
 
 def dense(
@@ -23,7 +23,7 @@ def dense(
     db_enc, g_sum, sums = torch.zeros_like(b_enc), torch.zeros_like(b_dec), torch.zeros_like(b_enc)
     fired = torch.zeros(d_sae, dtype=torch.int64, device=x.device)
     squares = x.new_zeros(())
-    rows = block_rows(batch, d_sae, x.device)
+    rows = step_rows(batch, d_sae, x.device)
     acts_buffer, dpre_buffer = x.new_empty(rows, d_sae), x.new_empty(rows, d_sae)
     rectify, mask_gradient = _dense_loops(x)
     for keep, block in enumerate(x.split(rows)):

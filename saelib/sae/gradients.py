@@ -16,7 +16,7 @@ BLOCK_BYTES_ELSEWHERE = 2**29
 """Most bytes of such a block's activations on a GPU, which wants few large products."""
 
 
-def block_rows(batch: int, d_sae: int, device: torch.device) -> int:
+def step_rows(batch: int, d_sae: int, device: torch.device) -> int:
     """Rows of the batch that are encoded at a time."""
     if device.type == "cpu":
         return min(BLOCK_ROWS, batch)

@@ -66,8 +66,7 @@ def train_once(
             snapshots = {n: functools.partial(SAE.save, folder=folder / f"sae-{n}") for n in keep if n < cfg.n_steps}
             sae, batches = begin()
             result = train(
-                sae, batches, cfg, workdir=folder / "checkpoints",
-                hooks=Hooks(probe, on_step, snapshots), name=name,
+                sae, batches, cfg, workdir=folder / "checkpoints", hooks=Hooks(probe, on_step, snapshots), name=name,
             )  # fmt: skip
             result.sae.save(folder / "sae")
             history = folder / "history.csv"

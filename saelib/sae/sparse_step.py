@@ -19,7 +19,7 @@ from torch import Tensor
 from saelib.base import kernels
 from saelib.base.errors import UserError
 from saelib.sae import low_precision
-from saelib.sae.gradients import Gradients, Params, block_rows
+from saelib.sae.gradients import Gradients, Params, step_rows
 
 RETRIAL = 1000
 """Steps of one shape between trials of the formats of the rough product."""
@@ -158,7 +158,7 @@ def _forward(of: _Batch, kind: low_precision.Format) -> _Forward:
     c, w = low_precision.rounded(of.centred, kind), low_precision.rounded(of.W_enc_t, kind)
     per_feature = torch.stack([of.b_enc, w.norm, w.rest]).div_(w.scale)
     g, squares = _scratch.get("g", *of.x.shape), of.x.new_empty(batch)
-    rows = block_rows(batch, d_sae, of.x.device)
+    rows = step_rows(batch, d_sae, of.x.device)
     room = _scratch.get("product", rows, d_sae)
     n_threads = torch.get_num_threads()
     owned = [_Entries(64 * batch // n_threads + d_sae + 4) for _ in range(n_threads)]

@@ -84,7 +84,7 @@ def reading_second(model: LanguageModel, contexts: np.ndarray, least: int = 2) -
     bulk, tokens, best = model.bulk(), torch.from_numpy(contexts.astype(np.int64)), math.inf
     for _ in range(least):
         began = time.perf_counter()
-        for part in tokens.split(32 if model.device.type == "cpu" else len(tokens)):
+        for part in tokens.split(model.contexts_at_a_time):
             bulk(part)
         finish(model.device)
         best = min(best, time.perf_counter() - began)
