@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import os
+import re
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,18 @@ from safetensors.torch import save_file
 import saelib.bench.run as run_module
 from saelib import cli
 from saelib.base.errors import UserError
-from saelib.bench.aggregate import best_wide, break_even, by_parent, drawn, false_splits, leaderboard, means, values_of
+from saelib.base.stats import wilson_interval
+from saelib.bench.aggregate import (
+    best_wide,
+    break_even,
+    by_model,
+    by_parent,
+    drawn,
+    false_splits,
+    leaderboard,
+    means,
+    values_of,
+)
 from saelib.bench.backend import side_by_side
 from saelib.bench.known import KnownModel, World, saelens_world
 from saelib.bench.parents import Parent, choose_parents, eligible, examine, p_rows, read_parents, survey, write_parents
@@ -26,8 +39,9 @@ from saelib.bench.run import TIMES, methods_of, run_bench, subset
 from saelib.bench.sides import OVERLAP, assign_sides, overlapping
 from saelib.bench.suite import WORLD_SEED, BenchConfig, Origin, read_suite, world_origins
 from saelib.bench.table import ROW, as_table, read_table, write_table
-from saelib.report.bench_page import cost_svg, write_bench
-from saelib.report.bench_report import only
+from saelib.report.bench_charts import cost_svg, l0_figure
+from saelib.report.bench_page import write_bench
+from saelib.report.bench_report import BenchRequest, bench, only
 from saelib.split.children import ChildrenConfig
 from saelib.split.wide import WideConfig
 
@@ -256,12 +270,44 @@ def test_only_named_parents(parents: list[Parent]) -> None:
         only(parents, ("made-9",))
 
 
+def test_a_run_joins_the_table_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another method, another parent: what was not asked for stays; what was made again is as it is now."""
+    facts = {"contexts": 3, "separable": 3, "chosen": "rule", "how": "automatic", "group": 0, "scorer": "1"}
+    named = [
+        Parent(f"a:{i}", "a", "dev", "separable", i, 1.0, 0.01, 99, sae_sha256="s", p_sha256=f"p{i}", **facts)
+        for i in (1, 2, 3)
+    ]
+    write_parents(named, tmp_path / "parents.csv")
+    old = [row(p, m, 0.1, seed) for p in ("a:1", "a:2", "a:3") for m in ("rest", "k-means") for seed in (0, 1)]
+    write_table(as_table(old), tmp_path / "splitbench.csv")
+    (tmp_path / "suite.json").write_text(
+        json.dumps({"saes": [{"name": "a", "side": "test", "folder": "x"}], "worlds": False})
+    )
+    made = as_table([row("a:1", "rest", 0.7), row("a:1", "ica", 0.8)])
+    monkeypatch.setattr("saelib.report.bench_report.run_bench", lambda *a: made)
+
+    def there() -> dict[tuple[str, str, int], float]:
+        found = read_table(tmp_path / "splitbench.csv")
+        return dict(zip(zip(found["parent"], found["method"], found["seed"], strict=True), found["S_2"], strict=True))
+
+    bench(BenchRequest(tmp_path, methods=("rest", "ica"), parents=("a:1",)))
+    assert len(there()) == len(old) + 1
+    assert [there()["a:1", "rest", seed] for seed in (0, 1)] == [0.7, 0.1] and there()["a:1", "ica", 0] == 0.8
+    assert set(read_table(tmp_path / "splitbench.csv").loc[lambda t: t["parent"] == "a:2", "side"]) == {"dev"}
+    # A parent that is another one now (a:2), or none (a:3), takes its rows with it.
+    changed = [dataclasses.replace(named[0], side="test"), dataclasses.replace(named[1], p_sha256="other")]
+    monkeypatch.setattr("saelib.report.bench_report.chosen", lambda *a: changed)
+    bench(BenchRequest(tmp_path, methods=("rest",), parents=("a:1",), choose=1))
+    assert {parent for parent, _, _ in there()} == {"a:1"} and len(there()) == 5
+
+
 # --- means --------------------------------------------------------------------------------------------------------------------
 
 
 def row(parent: str, method: str, S_2: float, seed: int = 0, **more: Any) -> dict[str, Any]:
     kind = {"all-data": "wide", "warm": "wide"}.get(method, "local")
-    given = {"parent": parent, "origin": parent[0], "side": "test", "stratum": "separable", "feature": int(parent[1:])}
+    feature = int(parent[1:].removeprefix(":"))
+    given = {"parent": parent, "origin": parent[0], "side": "test", "stratum": "separable", "feature": feature}
     return dict.fromkeys(ROW) | given | {"method": method, "kind": kind, "seed": seed, "S_2": S_2} | more
 
 
@@ -314,22 +360,46 @@ def test_break_even_and_false_splits_by_hand() -> None:
         [
             row("a1", "all-data", 0.5, seconds=0.0, seconds_shared=84.0, tokens_sae=4e6, arithmetic=4e9),
             row("a1", "children-64", 0.5, seconds=4.0, tokens_sae=1e6, arithmetic=1e8),
-            row("a2", "children-64", 0.5, seconds=5.0, tokens_sae=1e6, arithmetic=1e8),
+            row("a2", "children-64", 0.5, seconds=9.0, tokens_sae=9e6, arithmetic=9e8),  # where the wide SAE is not
+            row("b1", "all-data", 0.5, side="known", seconds=0.0, seconds_shared=2.0, tokens_sae=4e5, arithmetic=4e7),
+            row("b1", "children-64", 0.5, side="known", seconds=0.5, tokens_sae=1e6, arithmetic=1e6),
         ]
     )
-    assert break_even(rows) == pytest.approx({"seconds": 84 / 4.5, "tokens": 4.0, "arithmetic": 40.0})
+    assert break_even(rows) == pytest.approx({"seconds": 21.0, "tokens": 4.0, "arithmetic": 40.0})
     judged = as_table(
         [
-            row("a1", "children-64", 0.5, verdict="split", passed=3, true_children=3),
-            row("a2", "children-64", 0.5, verdict="not split", passed=0, true_children=3),
-            row("b1", "children-64", math.nan, verdict="not split", passed=0, true_children=0, stratum="none"),
-            row("b2", "children-64", math.nan, verdict="partial", passed=1, true_children=0, stratum="none"),
-            row("b3", "children-64", math.nan, verdict="partial", passed=1, stratum="none"),
+            row("a1", "children-64", 0.5, verdict="split", passed=3, judged=3, true_children=3),
+            row("a1", "children-64", 0.5, seed=1, verdict="split", passed=3, judged=3, true_children=3),
+            row("a2", "children-64", 0.5, verdict="not split", passed=0, judged=3, true_children=3),
+            row("b1", "children-64", math.nan, verdict="not split", passed=0, judged=0, features=0, true_children=0),
+            row("b2", "children-64", math.nan, verdict="partial", passed=1, judged=0, features=5, true_children=0),
+            row("b3", "children-64", math.nan, verdict="not split", passed=0, judged=0, features=9, stratum="none"),
+            row("b4", "children-64", math.nan, verdict="partial", passed=1, judged=2, features=9, stratum="none"),
         ]
     )
     wrong = false_splits(judged).iloc[0]
-    assert (wrong["missed"], wrong["missed_n"]) == (0.5, 2)
-    assert wrong["false"] == pytest.approx(2 / 3) and wrong["false_n"] == 3
+    assert (wrong["missed"], wrong["missed_n"]) == (0.5, 2)  # worlds, not seeds
+    assert (wrong["missed_low"], wrong["missed_high"]) == pytest.approx(wilson_interval(1, 2))
+    assert (wrong["given"], wrong["given_n"]) == (0.5, 2)
+    # b4 has two contexts to tell apart: what passes there is no false split.
+    assert wrong["false"] == pytest.approx(1 / 3) and wrong["false_n"] == 3
+
+
+def test_each_model_has_a_column_of_its_own(tmp_path: Path) -> None:
+    values = {"a1": 0.2, "a2": 0.4, "b1": 0.6, "c1": 0.9}
+    rows = [row(p, "children-64", S_2) for p, S_2 in values.items()] + [
+        row("a1", "all-data", 0.1),
+        row("b1", "all-data", 0.3),
+    ]
+    found = by_model(as_table(rows), {"a": "mini", "b": "mini", "c": "other"}).set_index("method")
+    ours, wide = found.loc["children-64"], found.loc["all-data"]
+    assert ours["S_2_mini"] == pytest.approx(0.4) and ours["parents_mini"] == 3 and ours["S_2_mini_low"] < 0.4
+    assert (ours["S_2_other"], ours["S_2_other_low"], ours["S_2_other_high"]) == (0.9, 0.9, 0.9)  # one SAE, one parent
+    assert wide["S_2_mini"] == pytest.approx(0.2) and math.isnan(wide["S_2_other"])
+    page = write_bench(as_table(rows), tmp_path, {"a": "mini", "b": "mini", "c": "other"}).read_text()
+    assert "No wide SAE exists for other yet." in page and "other, 1 parents" in page
+    record = json.loads((tmp_path / "index.json").read_text())["leaderboard"]["test"]
+    assert {r["method"]: r["S_2_other"] for r in record} == {"children-64": 0.9, "all-data": None}
 
 
 def test_by_parent_orders_by_gain() -> None:
@@ -347,7 +417,15 @@ def test_a_ceiling_is_no_competitor(tmp_path: Path) -> None:
     table_ = as_table([*rows, row("b2", "children-64", 0.9)])
     assert by_parent(table_)["best"].tolist() == ["named", "named", "children-64"]
     page = write_bench(table_, tmp_path).read_text()
-    assert "named comes first, 0.10 (0.10 to 0.10) above ours on the 2 that both have." in page
+    board = leaderboard(table_)
+    assert board["method"].iloc[-1] == "supervised" and math.isnan(board["rank"].iloc[-1])
+    assert board.set_index("method").loc["named", "rank"] == 1
+    assert (
+        page.count('<span class="ends">sees the words</span>')
+        == page.count('<span class="ends">sees the contexts</span>')
+        == 1
+    )
+    assert "named, which sees the words, comes first, 0.10 (0.10 to 0.10) above ours on the 2 that both have." in page
     assert "Encoders that are given the contexts (supervised) reach 0.90" in page
 
 
@@ -383,6 +461,34 @@ def test_the_picture_has_a_point_a_method() -> None:
     picture = str(cost_svg(board))
     assert picture.count("<title>") == 2 and "10 s" in picture and "children-64: S_2 0.80" in picture
     assert str(cost_svg(board.iloc[:0])) == ""
+
+
+def test_names_in_the_picture_do_not_lie_on_each_other() -> None:
+    rows = [
+        row("a1", name, 0.5, seconds=5.0, seconds_shared=0.0) for name in ("k-means", "small-sae", "ica", "subspace")
+    ]
+    picture = str(cost_svg(leaderboard(as_table(rows), ours="ica")))
+    places = {re.search(rf"<text x=\"([\d.]+)\" y=\"([\d.]+)\"[^>]*>{r['method']}<", picture).groups() for r in rows}  # type: ignore[union-attr]
+    assert len(places) == 4
+
+
+def test_reconstruction_is_drawn_where_all_methods_have_it() -> None:
+    there = {"l0_on_P": 20.0, "fvu_on_P": 0.2, "loss_recovered_on_P": 0.9}
+    rows = [row(p, m, 0.5, **there) for p in ("a1", "a2") for m in ("children-64", "all-data")]
+    rows += [row("a3", "children-64", 0.5, **there), row("a1", "rest", 0.1), row("a2", "rest", 0.1)]
+    image, n = l0_figure(as_table(rows))
+    assert n == 2 and b64decode(image).startswith(b"\x89PNG")
+    assert l0_figure(as_table(rows[-2:])) == ("", 0)
+
+
+def test_best_and_worst_are_not_the_same_parents_and_what_has_no_seconds_is_named(tmp_path: Path) -> None:
+    rows = [row(f"a{i}", m, 0.1 * i) for i in range(1, 6) for m in ("children-64", "no-target")]
+    rows += [row(f"a{i}", "rest", 0.0, seconds=0.0, seconds_shared=0.0) for i in range(1, 6)]
+    page = write_bench(as_table(rows), tmp_path).read_text()
+    best, worst = page.split("gains most over the rest")[1].split("gains least")
+    shown = [re.findall(r"<td>(a\d)</td>", part.split("<details>")[0]) for part in (best, worst)]
+    assert shown == [["a5", "a4"], ["a1", "a2"]]
+    assert "as their rows have no seconds: children-64, no-target." in page
 
 
 def test_bad_input_of_the_command_is_one_line(
@@ -435,11 +541,12 @@ def test_the_committed_leaderboard_is_that_of_the_committed_rows(root: Path, tmp
     rows, parents = read_table(folder / "splitbench.csv"), read_parents(folder / "parents.csv")
     sides = {p.parent: p.side for p in parents}
     assert rows["side"].tolist() == [sides[name] for name in rows["parent"]]
-    write_bench(rows, tmp_path)
+    write_bench(rows, tmp_path, {origin.name: origin.model for origin in read_suite(folder / "suite.json")})
     index = ["side", "method"]
     made, there = (pd.read_csv(at / "leaderboard.csv").set_index(index).sort_index() for at in (tmp_path, folder))
     assert list(made.index) == list(there.index)
-    numbers = ["parents", "S_2", "S_2_low", "S_2_high", "over_ours", "over_plain", "leak", "fvu_on_P", "seconds"]
+    numbers = ["parents", "S_2", "S_2_low", "S_2_high", "over_ours", "over_plain", "leak", "fvu_on_P", "seconds",
+               "S_2_mini", "S_2_smollm2", "S_2_smollm2_low", "S_2_smollm2_high"]  # fmt: skip
     np.testing.assert_allclose(made[numbers], there[numbers], rtol=1e-4, atol=1e-4)
     record = json.loads((folder / "index.json").read_text())
     assert record["parents"] == rows.groupby("side")["parent"].nunique().to_dict()

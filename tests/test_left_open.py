@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+from saelib.bench.table import as_table, write_table
 from saelib.report.film import KINDS, Film
 from saelib.report.index_page import build_index
 from saelib.report.left_open import NOT_RUN, OUTDATED, left_open, left_open_html
@@ -130,17 +132,24 @@ def test_answers_are_read_back_from_the_tables(tmp_path: Path) -> None:
     write_replacing(folder)
     (folder / "14_replacing.html").write_text("page")
     (tmp_path / "splitbench").mkdir()
+    facts = [("a1", "test"), ("a2", "test"), ("b1", "test"), ("d1", "dev")]
+    S_2 = {"children-64": (0.2, 0.4, 0.9, 0.5), "rest": (0.1, 0.1, 0.1, 0.1), "all-data": (0.1, 0.2, math.nan, 0.4)}
     rows = [
-        {"parent": parent, "method": method, "side": side, "seed": seed, "added_2": added}
-        for parent, side, added in (("a", "test", 0.2), ("b", "test", 0.4), ("c", "test", 0.9), ("d", "dev", 9.0))
-        for method in ("children-64", "rest")
+        {"parent": parent, "origin": parent[0], "method": method, "kind": "wide" if method == "all-data" else "local"}
+        | {"side": side, "stratum": "separable", "seed": seed, "S_2": value}
+        for method, values in S_2.items()
+        for (parent, side), value in zip(facts, values, strict=True)
         for seed in (0, 1)
     ]
-    pd.DataFrame(rows).to_csv(tmp_path / "splitbench" / "splitbench.csv", index=False)
+    rows.append(rows[0] | {"parent": "a3", "stratum": "none", "S_2": math.nan})
+    write_table(as_table(rows), tmp_path / "splitbench" / "splitbench.csv")
     other, data, replacing, circuits = left_open(folder)
     assert data.answer == circuits.answer == NOT_RUN and data.page == ""
     assert "after 7 steps" in replacing.answer and replacing.page == "14_replacing.html"
-    assert other.answer.startswith("Over 3 parents children add 0.40 ") and "between 0.30 and 0.65" in other.answer
+    assert other.answer == (
+        "On 3 parents on which nothing was tuned mean S_2 is 0.50 (95% 0.25 to 0.90) with children, 0.10 without; "
+        "over the best wide SAE they gain 0.15 (95% 0.10 to 0.20) on the 2 that both have."
+    )
     html = left_open_html(folder)
     assert "What the post left open" in html and '<a href="14_replacing.html">' in html and html.count("<dt>") == 4
 

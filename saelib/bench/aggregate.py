@@ -7,7 +7,7 @@ ours on those.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from saelib.base.stats import wilson_interval
+from saelib.split.leak import wilson
 
 OURS = "children-64"
 """The row that stands for our method: fixed, so that the best K is not picked on test."""
@@ -24,9 +24,9 @@ CEILING = "supervised"
 """A row that is given the contexts: what encoders reach in the children's place, no competitor."""
 DRAWS = 2000
 MEANS = (
-    "S_1", "S_4", "added_2", "S_2_current", "mcc_2", "S_2_alone", "fvu_on_P", "l0_on_P", "loss_recovered_on_P", "leak", "missed",
-    "sibling_iou", "stability", "split_count", "matched_f1", "found", "false", "tokens_sae", "tokens_lm", "arithmetic", "seconds",
-    "seconds_shared", "peak_memory",
+    "S_1", "S_4", "added_2", "S_2_current", "mcc_2", "ceiling", "S_2_alone", "fvu_on_P", "l0_on_P", "loss_recovered_on_P",
+    "leak", "missed", "sibling_iou", "stability", "split_count", "matched_f1", "found", "false", "tokens_sae", "tokens_lm",
+    "arithmetic", "seconds", "seconds_shared", "peak_memory",
 )  # fmt: skip
 """Columns of which the leaderboard shows the mean."""
 
@@ -79,7 +79,7 @@ def leaderboard(rows: pd.DataFrame, ours: str = OURS, plain: str = PLAIN, measur
 
     Columns: method, kind, parents, `measure` with `_low` and `_high`, rank with `rank_low` and `rank_high`, `over_plain` and
     `over_ours` (paired, with ends), then the means of `MEANS`. A rank is that of the difference to ours on the parents that both
-    have, so that a method run on few parents is not ranked by which these are.
+    have, so that a method run on few parents is not ranked by which these are; the ceiling has none and stands last.
     """
     table = values_of(rows, measure)
     weights = drawn(table.origins)
@@ -95,6 +95,7 @@ def leaderboard(rows: pd.DataFrame, ours: str = OURS, plain: str = PLAIN, measur
             gap = means(table.value - table.value[table.methods.index(other)], weights)
             out[name], out[f"{name}_low"], out[f"{name}_high"] = _ends(gap)
             relative = gap if name == "over_ours" else relative
+    relative = np.where(out["method"] == CEILING, np.nan, relative)
     comparable = np.where(np.isfinite(relative), relative, -np.inf)
     order = (-comparable).argsort(1, kind="stable").argsort(1, kind="stable") + 1.0
     order[~np.isfinite(relative)] = np.nan
@@ -116,6 +117,21 @@ def _ends(draws: Float[np.ndarray, "draws m"]) -> tuple[np.ndarray, np.ndarray, 
     return draws[0], low, high
 
 
+def by_model(rows: pd.DataFrame, models: Mapping[str, str], measure: str = "S_2") -> pd.DataFrame:
+    """A method a row: for each model of `models` (SAE -> model), `parents_<model>` and `<measure>_<model>` with `_low`, `_high`.
+
+    Where a model has one SAE the ends draw parents alone.
+    """
+    out = pd.DataFrame(index=pd.Index([], name="method"))
+    for model, part in rows.groupby(rows["origin"].map(models)):
+        table = values_of(part, measure)
+        name, own = f"{measure}_{model}", pd.DataFrame(index=pd.Index(table.methods, name="method"))
+        own[f"parents_{model}"] = np.isfinite(table.value).sum(1)
+        own[name], own[f"{name}_low"], own[f"{name}_high"] = _ends(means(table.value, drawn(table.origins)))
+        out = out.join(own, how="outer")
+    return out.reset_index()
+
+
 def best_wide(rows: pd.DataFrame) -> str | None:
     """The wide method with the highest mean S_2 on the development side: chosen there and nowhere else; None without one."""
     dev = rows[(rows["side"] == "dev") & (rows["stratum"] == "separable") & (rows["kind"] == "wide")]
@@ -127,9 +143,14 @@ def best_wide(rows: pd.DataFrame) -> str | None:
 def break_even(rows: pd.DataFrame, wide: str = PLAIN, ours: str = OURS) -> dict[str, float]:
     """How many parents a wide SAE must serve before it is cheaper than one training of ours each.
 
-    n = seconds of the wide SAE, once / seconds of ours for a parent                       (and the same in tokens, arithmetic)
+    n = seconds of the wide SAE, once / mean seconds of ours on the parents it has         (and the same in tokens, arithmetic)
+
+    Made-up parents do not count: their text and their SAE are a fraction of real ones.
     """
     out = {}
+    rows = rows[rows["side"] != "known"]
+    served = rows.loc[(rows["method"] == wide) & rows["S_2"].notna(), "parent"]
+    rows = rows[rows["parent"].isin(served)]
     for name, shared, own in (
         ("seconds", "seconds_shared", "seconds"), ("tokens", "tokens_sae", "tokens_sae"), ("arithmetic",) * 3,
     ):  # fmt: skip
@@ -140,29 +161,35 @@ def break_even(rows: pd.DataFrame, wide: str = PLAIN, ours: str = OURS) -> dict[
 
 
 def false_splits(rows: pd.DataFrame) -> pd.DataFrame:
-    """How often the strict verdict is wrong where the truth is known, a local method a row, with Wilson intervals.
+    """How often a split is wrong where the truth is known, a local method a row, with Wilson intervals over parents.
 
-    method, missed (share of worlds with children judged neither `split` nor `partial`), false (share of impostors and of parents
-    without separable contexts where a context passes), each with _low, _high and _n.
+    method, missed (share of worlds with children judged neither `split` nor `partial`), given (share of impostors for which it
+    gives children at all), false (share of impostors and of parents without any judged context where a context passes: none can,
+    as only judged contexts pass), each with _low, _high and _n. Seeds of a parent are averaged: they are not independent.
     """
     out: list[dict[str, Any]] = []
     for name, part in rows[rows["verdict"].notna()].groupby("method"):
-        true = part[part["true_children"] > 0]
-        none = part[(part["true_children"] == 0) | (part["true_children"].isna() & (part["stratum"] == "none"))]
+        impostor, nothing = part["true_children"] == 0, part["true_children"].isna() & (part["judged"] == 0)
         row: dict[str, Any] = {"method": name}
-        for key, wrong in (("missed", ~true["verdict"].isin(["split", "partial"])), ("false", none["passed"] > 0)):
-            low, high = wilson_interval(int(wrong.sum()), len(wrong))
-            row |= {key: float(wrong.mean()) if len(wrong) else np.nan, f"{key}_low": low, f"{key}_high": high}
-            row[f"{key}_n"] = len(wrong)
+        for key, where, wrong in (
+            ("missed", part["true_children"] > 0, ~part["verdict"].isin(["split", "partial"])),
+            ("given", impostor, part["features"] > 0),
+            ("false", impostor | nothing, part["passed"] > 0),
+        ):
+            each = wrong[where].groupby(part.loc[where, "parent"]).mean()
+            share = float(each.mean()) if len(each) else np.nan
+            low, high = wilson(share, float(len(each))) if len(each) else (np.nan, np.nan)
+            row |= {key: share, f"{key}_low": low, f"{key}_high": high, f"{key}_n": len(each)}
         out.append(row)
     return pd.DataFrame(out)
 
 
 def by_parent(rows: pd.DataFrame, ours: str = OURS, plain: str = PLAIN) -> pd.DataFrame:
-    """One row a parent, by what ours gains over the rest, the largest first: parent, side, stratum, S_2 of ours, rest, plain,
-    best (method), gain."""
+    """One row a parent, by what ours gains over the rest, the largest first: parent, side, stratum, judged (contexts), S_2 of
+    ours, rest, plain, best (method), gain."""
     each = rows.groupby(["parent", "method"])["S_2"].mean().unstack()
     facts = rows.drop_duplicates("parent").set_index("parent")[["origin", "side", "stratum"]]
+    facts["judged"] = rows.groupby("parent")["judged"].max()
     out = facts.join(each.reindex(columns=list(dict.fromkeys([ours, "rest", plain]))))
     best = each.drop(columns=[c for c in ("permuted", CEILING) if c in each], errors="ignore")
     some = best.notna().any(axis=1)

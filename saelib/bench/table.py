@@ -14,7 +14,6 @@ from saelib.base.errors import UserError
 from saelib.bench.matching import FALSE, FOUND
 from saelib.split.judged import COLUMNS
 
-KEYS = ("parent", "origin", "side", "stratum", "feature", "method", "kind", "seed")
 KNOWN: dict[str, str] = {
     "true_children": "true children, where they are known",
     "matched_f1": "mean F1 of true children and the children matched with them",
@@ -32,7 +31,7 @@ ROW: dict[str, str] = {
     "parent": "the SAE's name and the feature",
     "origin": "the SAE",
     "side": "dev, test or known",
-    "stratum": "separable, or none: no contexts to tell apart",
+    "stratum": "separable, or none: fewer than three contexts that a probe tells apart",
     "feature": "the parent's number",
     "method": "see docs/splitbench.md",
     "kind": "local, readout or wide",
@@ -74,6 +73,8 @@ def read_table(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(path)
     if list(frame.columns) != [*ROW]:
         raise UserError(
-            "splitbench.csv must have its columns", ", ".join(map(str, frame.columns)), "run saelib bench anew"
+            "splitbench.csv must have its columns",
+            ", ".join(map(str, frame.columns)),
+            "move the file away and run saelib bench anew",
         )
     return frame

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import markupsafe
 import numpy as np
 import pandas as pd
 
 from saelib.base.cache import atomic_path
-from saelib.bench.aggregate import CEILING, OURS, PLAIN, best_wide, break_even, by_parent, false_splits, leaderboard
+from saelib.bench.aggregate import (
+    CEILING,
+    OURS,
+    PLAIN,
+    best_wide,
+    break_even,
+    by_model,
+    by_parent,
+    false_splits,
+    leaderboard,
+)  # fmt: skip
 from saelib.bench.table import ROW
-from saelib.report.charts import _GREY, _svg, _text
+from saelib.report.bench_charts import cost_svg, l0_figure, short
 from saelib.report.children_charts import strip
 from saelib.report.html_view import HtmlView, table
 from saelib.report.page import show, show_seconds
-from saelib.report.views import NEGATIVE, PALETTE, POSITIVE
 from saelib.split.methods import get_method
 
 SIDE_WORDS = {
@@ -29,35 +36,44 @@ SIDE_WORDS = {
 }
 MOST_PARENTS = 10
 """Best and worst parents that are shown."""
-KINDS = {"local": POSITIVE, "wide": NEGATIVE, "readout": _GREY}
+SEES = {"named": "sees the words", "named-128": "sees the words", CEILING: "sees the contexts"}
+"""Methods that are given more than activations."""
+MORE = {
+    "S_1": ("S_1", 1.0), "S_4": ("S_4", 1.0), "added_2": ("added_2", 1.0), "S_2_current": ("S_2 current", 1.0),
+    "mcc_2": ("raw MCC_2", 1.0), "ceiling": ("probe's MCC", 1.0), "fvu_on_P": ("FVU on P", 1.0),
+    "l0_on_P": ("L0 on P", 1.0), "loss_recovered_on_P": ("loss recov. on P", 1.0), "missed": ("missed", 1.0),
+    "sibling_iou": ("sibling IoU", 1.0), "stability": ("stability", 1.0), "split_count": ("split count", 1.0),
+    "matched_f1": ("F1 of true children", 1.0), "found": ("found", 1.0), "false": ("false", 1.0),
+    "tokens_sae": ("SAE tokens, M", 1e6), "tokens_lm": ("model tokens, M", 1e6), "arithmetic": ("10^12 FLOP", 1e12),
+    "peak_memory": ("peak GB", 1e9),
+}  # fmt: skip
+"""Measures of the second table: their headings, and what they are divided by."""
 UNBROKEN = "\u2011"
 """A hyphen at which no line ends."""
-LABELLED = 16
-"""Methods whose names are written into the picture."""
 
 
-def bench_page(rows: pd.DataFrame) -> HtmlView:
-    """The page of a finished table (columns of `saelib.bench.table.ROW`)."""
+def bench_page(rows: pd.DataFrame, models: Mapping[str, str] | None = None) -> HtmlView:
+    """The page of a finished table (columns of `saelib.bench.table.ROW`); `models` is the model of each SAE."""
     ours, plain = present(rows)
     chosen = best_wide(rows) or plain
     real = rows[rows["stratum"] == "separable"]
     sides = [
-        _side(real[real["side"] == side], side, ours, chosen) for side in SIDE_WORDS if (real["side"] == side).any()
+        _side(real[real["side"] == side], ours, chosen, models or {})
+        for side in SIDE_WORDS
+        if (real["side"] == side).any()
     ]
+    even = {name: value for name, value in break_even(real, chosen, ours).items() if math.isfinite(value)}
     counted = {side: int(rows.loc[rows["side"] == side, "parent"].nunique()) for side in SIDE_WORDS}
+    contexts = real[real["side"] != "known"].groupby("parent")["judged"].max()
     refused = rows[rows["reason"].notna()]
     context = {
         "sides": sides,
-        "wrong": table(false_splits(rows), WRONG, percent=("missed", "false"))
+        "wrong": table(false_splits(rows), WRONG, percent=("missed", "given", "false"))
         if rows["verdict"].notna().any()
         else None,
-        "even": [
-            (name, show(round(value, 1)))
-            for name, value in break_even(real, plain, ours).items()
-            if math.isfinite(value)
-        ],
+        "even": [(name, show(round(value, 1))) for name, value in even.items()],
         "ours": ours,
-        "plain": plain,
+        "plain": short(chosen),
         "refused": [
             (short(str(method)), reason, len(part)) for (method, reason), part in refused.groupby(["method", "reason"])
         ][:30],
@@ -74,6 +90,8 @@ def bench_page(rows: pd.DataFrame) -> HtmlView:
             "ours": ours, "plain": plain, "best_wide_on_dev": best_wide(rows), "parents": counted,
             "methods": sorted(rows["method"].unique()), "scorer": sorted(map(str, rows["scorer"].dropna().unique())),
             "leaderboard": {side["side"]: side["record"] for side in sides},
+            "parents_with_three_contexts": int((contexts >= 3).sum()), "with_fewer": int((contexts < 3).sum()),
+            "break_even": even,
             "best_wide": {s["side"]: row for s in sides for row in s["record"] if row["method"] == chosen},
         },
         kicker="SplitBench",
@@ -84,10 +102,12 @@ def bench_page(rows: pd.DataFrame) -> HtmlView:
 WRONG = {
     "method": "method",
     "missed": "true splits missed",
-    "missed_n": "of",
-    "false": "false splits",
-    "false_high": "95% upper end",
-    "false_n": "of",
+    "missed_high": "95% upper end",
+    "missed_n": "of worlds",
+    "given": "impostors given children",
+    "given_n": "of impostors",
+    "false": "a context passes",
+    "false_n": "of parents",
 }
 
 
@@ -98,17 +118,13 @@ def present(rows: pd.DataFrame) -> tuple[str, str]:
     return ours, PLAIN if PLAIN in there else next(iter(rows.loc[rows["kind"] == "wide", "method"].unique()), "rest")
 
 
-def write_bench(rows: pd.DataFrame, folder: Path) -> Path:
+def write_bench(rows: pd.DataFrame, folder: Path, models: Mapping[str, str] | None = None) -> Path:
     """Write `index.html` with its `.json`, and `leaderboard.csv` (one row a side and method). Returns the page."""
-    ours, plain = present(rows)
-    real = rows[rows["stratum"] == "separable"]
-    boards = [
-        leaderboard(part, ours, best_wide(rows) or plain).assign(side=side)
-        for side, part in real.groupby("side", sort=True)
-    ]
+    page = bench_page(rows, models)
+    boards = [pd.DataFrame(board).assign(side=side) for side, board in sorted(page.record["leaderboard"].items())]
     with atomic_path(folder / "leaderboard.csv") as temporary:
         pd.concat(boards or [pd.DataFrame()]).to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
-    return bench_page(rows).save(folder / "index.html")
+    return page.save(folder / "index.html")
 
 
 def _answer(sides: Sequence[dict[str, Any]], ours: str, wide: str) -> str:
@@ -130,7 +146,10 @@ def _answer(sides: Sequence[dict[str, Any]], ours: str, wide: str) -> str:
     first = next(row for row in shown["record"] if row["method"] != CEILING)
     if first["method"] not in (ours, wide):
         more = _between(first, "over_ours")
-        said += f" {short(first['method'])} comes first, {more} above ours on the {first['parents']} that both have."
+        given = f", which {SEES[first['method']]}," if first["method"] in SEES else ""
+        said += (
+            f" {short(first['method'])}{given} comes first, {more} above ours on the {first['parents']} that both have."
+        )
     if CEILING in board:
         reached = _between(board[CEILING], "S_2")
         said += f" Encoders that are given the contexts ({CEILING}) reach {reached} in the children's place."
@@ -141,20 +160,22 @@ def _between(row: Mapping[str, Any], name: str) -> str:
     return f"{_number(row[name])} ({_number(row[f'{name}_low'])} to {_number(row[f'{name}_high'])})"
 
 
-def short(method: str) -> str:
-    """A method's name; of an SAE in a folder the last part of its path."""
-    return f"sae:{Path(method).name}" if method.startswith("sae:") else method
-
-
 def _number(value: Any) -> str:
     return "?" if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 
-def _side(rows: pd.DataFrame, side: str, ours: str, plain: str) -> dict[str, Any]:
-    board = leaderboard(rows, ours, plain)
+def _side(rows: pd.DataFrame, ours: str, plain: str, models: Mapping[str, str]) -> dict[str, Any]:
+    side, board = str(rows["side"].iloc[0]), leaderboard(rows, ours, plain)
+    there = sorted(set(rows["origin"].map(models).dropna()))
+    if len(there) > 1:
+        board = board.merge(by_model(rows, models), on="method", how="left")
+    else:
+        there = []
+    no_wide = [m for m in there if not board.loc[board["kind"] == "wide", f"parents_{m}"].fillna(0).any()]
     order = by_parent(rows, ours, plain)
     shown = {
         "parent": "parent",
+        "judged": "contexts",
         ours: "ours",
         "rest": "rest alone",
         plain: "wide",
@@ -163,17 +184,23 @@ def _side(rows: pd.DataFrame, side: str, ours: str, plain: str) -> dict[str, Any
     }
     order = order.loc[:, [*dict.fromkeys(shown)]]
     order["best"] = order["best"].map(short, na_action="ignore")
+    few = min(MOST_PARENTS, len(order) // 2)
+    figure = l0_figure(rows)
     return {
         "side": side,
         "words": SIDE_WORDS[side],
         "n": int(rows["parent"].nunique()),
         "n_saes": int(rows["origin"].nunique()),
-        "rows": [_board_row({str(k): v for k, v in row.items()}, ours) for row in board.to_dict("records")],
+        "rows": [_board_row({str(k): v for k, v in row.items()}, ours, there) for row in board.to_dict("records")],
+        "models": [(model, int(board[f"parents_{model}"].max())) for model in there],
+        "no_wide": no_wide,
+        "more": _more(board),
         "plain": short(plain),
         "picture": cost_svg(board),
-        "known": bool(board["matched_f1"].notna().any()),
-        "best": table(order.head(MOST_PARENTS).reset_index(drop=True), shown),
-        "worst": table(order.tail(MOST_PARENTS).iloc[::-1].reset_index(drop=True), shown),
+        "untimed": [short(m) for m in board.loc[board["S_2"].notna() & board["seconds"].isna(), "method"]],
+        "l0": figure,
+        "best": table(order.head(few).reset_index(drop=True), shown),
+        "worst": table(order.tail(few).iloc[::-1].reset_index(drop=True), shown),
         "all": table(order.reset_index(drop=True), shown),
         "parents": [_brief(rows[rows["parent"] == name], str(name)) for name in order["parent"]],
         "record": board.replace({np.nan: None}).to_dict("records"),
@@ -207,81 +234,41 @@ def _brief(rows: pd.DataFrame, name: str) -> dict[str, Any]:
     return {"name": name, "table": table(each, BRIEF), "judged": show(rows["judged"].max())}
 
 
-def _board_row(row: dict[str, Any], ours: str) -> dict[str, Any]:
-    def gap(name: str) -> str:
+def _board_row(row: dict[str, Any], ours: str, models: Sequence[str]) -> dict[str, Any]:
+    def ends(name: str, how: str = "z.2f") -> tuple[str, str]:
         value, low, high = (row.get(f"{name}{end}", math.nan) for end in ("", "_low", "_high"))
-        return f"{value:+.2f} ({low:+.2f} to {high:+.2f})" if math.isfinite(value) and math.isfinite(low) else ""
+        if not math.isfinite(value):
+            return "", ""
+        return f"{value:{how}}", f"{low:{how}} to {high:{how}}" if math.isfinite(low) else ""
 
-    rank = f"{row['rank']:.0f}" if math.isfinite(row["rank"]) else ""
-    if rank and math.isfinite(row["rank_low"]):
-        rank += f" ({row['rank_low']:.0f}–{row['rank_high']:.0f})"
-    cost = row["seconds"] + row["seconds_shared"]
+    cost, itself = row["seconds"] + row["seconds_shared"], row["method"] == ours
     return {
-        "rank": rank,
+        "rank": ends("rank", ".0f"),
         "method": short(row["method"]),
-        "ours": row["method"] == ours,
+        "sees": SEES.get(row["method"], ""),
+        "ours": itself,
         "parents": row["parents"],
-        "S_2": strip(row["S_2"], row["S_2_low"], row["S_2_high"], ours=row["kind"] == "local"),
-        "value": _cell(row["S_2"]),
-        "over_plain": gap("over_plain"),
-        "over_ours": gap("over_ours"),
-        "numbers": [_cell(row[name]) for name in ("leak", "fvu_on_P", "added_2", "S_1", "S_4", "S_2_current")]
-        + [_cell(row[name]) for name in ("l0_on_P", "loss_recovered_on_P", "stability", "split_count")],
-        "known": [_cell(row[name]) for name in ("matched_f1", "found", "false")],
+        "S_2": strip(row["S_2"], row["S_2_low"], row["S_2_high"], ours=row["kind"] == "local", width=110),
+        "values": [ends("S_2"), *(ends(f"S_2_{model}") for model in models)],
+        "gaps": [("", "") if row.get(name) == 0 else ends(name, "+z.2f") for name in ("over_plain", "over_ours")],
+        "leak": _cell(row["leak"]),
         "seconds": show_seconds(cost) if math.isfinite(cost) else "",
         "shared": row["seconds_shared"] > 0,
     }
 
 
+def _more(board: pd.DataFrame) -> dict[str, Any]:
+    """The second table: what of `MORE` was measured, a method a row."""
+    there = [name for name in MORE if board[name].notna().any()]
+    rows = [
+        (short(row["method"]), row["method"], [_cell(row[name] / MORE[name][1]) for name in there])
+        for row in board.to_dict("records")
+    ]
+    return {"head": [MORE[name][0] for name in there], "rows": rows}
+
+
 def _cell(value: float) -> str:
     return "" if not math.isfinite(value) else f"{value:z.2f}"
-
-
-def cost_svg(board: pd.DataFrame, width: int = 900, height: int = 420) -> markupsafe.Markup:
-    """Mean S_2 over the seconds that the first parent costs (log axis): a wide SAE's training counts in full."""
-    frame = board.assign(cost=(board["seconds"] + board["seconds_shared"]).clip(lower=0.01))
-    frame = frame[frame["S_2"].notna() & frame["cost"].notna()]
-    if frame.empty:
-        return markupsafe.Markup("")
-    low, high = math.floor(math.log10(frame["cost"].min())), math.ceil(math.log10(frame["cost"].max()) + 1e-9)
-    high = max(high, low + 1)
-    bottom, top = min(0.0, float(frame["S_2"].min())), max(1.0, float(frame["S_2"].max()))
-    left, right, upper, lower = 46, 150, 26, 34
-
-    def x(seconds: float) -> float:
-        return left + (width - left - right) * (math.log10(seconds) - low) / (high - low)
-
-    def y(value: float) -> float:
-        return upper + (height - upper - lower) * (top - value) / (top - bottom)
-
-    marks = []
-    for power in range(low, high + 1):
-        at = x(10.0**power)
-        marks.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{upper}" y2="{height - lower}" stroke="#dfe2e5"/>')
-        marks.append(_text(at, height - lower + 14, f"{10.0**power:g} s"))
-    for tick in np.arange(math.ceil(bottom * 5) / 5, top + 1e-9, 0.2):
-        marks.append(f'<line x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#eef0f2"/>')
-        marks.append(_text(left - 6, y(tick) + 4, f"{tick:.1f}", "end"))
-    marks.append(_text(left, 14, "mean S_2 (0 is free, 1 is a linear probe)", "start"))
-    marks.append(_text(width - right, height - 4, "seconds for the first parent", "end"))
-    for i, (kind, colour) in enumerate(KINDS.items()):
-        marks.append(f'<circle cx="{width - right + 18}" cy="{upper + 10 + 18 * i}" r="5" fill="{colour}"/>')
-        marks.append(_text(width - right + 28, upper + 14 + 18 * i, kind, "start"))
-    written: list[tuple[float, float]] = []
-    for i, row in enumerate(frame.to_dict("records")):
-        at, up = x(row["cost"]), y(row["S_2"])
-        words = f"{short(row['method'])}: S_2 {row['S_2']:.2f}, {show_seconds(row['cost'])}"
-        marks.append(
-            f'<circle cx="{at:.1f}" cy="{up:.1f}" r="5" fill="{KINDS.get(row["kind"], PALETTE[3])}" stroke="#fff">'
-            f"<title>{html.escape(words)}</title></circle>"
-        )
-        if i < LABELLED:
-            beside = up + 4
-            while any(abs(at - a) < 110 and abs(beside - b) < 11 for a, b in written):
-                beside += 11
-            written.append((at, beside))
-            marks.append(_text(at + 8, beside, short(str(row["method"])), "start", "#1c1e21"))
-    return markupsafe.Markup(_svg(width, height, "separation against seconds", marks))
 
 
 def _methods(rows: pd.DataFrame) -> list[tuple[str, str]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import pandas as pd
 
 from saelib.base.cache import ensure_dir
 from saelib.base.errors import UserError
@@ -13,7 +15,7 @@ from saelib.bench.parents import Parent, choose_parents, p_rows, read_parents, w
 from saelib.bench.run import DEFAULT_METHODS, QUICK_METHODS, run_bench
 from saelib.bench.sides import assign_sides
 from saelib.bench.suite import BenchConfig, Origin, read_suite, world_origins
-from saelib.bench.table import write_table
+from saelib.bench.table import as_table, read_table, write_table
 from saelib.report.bench_page import write_bench
 from saelib.split.children import ChildrenConfig
 from saelib.split.methods import get_method
@@ -44,10 +46,11 @@ class BenchRequest:
 
 
 def bench(request: BenchRequest) -> Path:
-    """Run what is asked for; what is kept is not done again. Returns the page.
+    """Run what is asked for; what is kept is not done again. Its rows join those of the table that is there. Returns the page.
 
     Raises:
-        UserError: an unknown method, parent or SAE; parents that are not as parents.csv says; no cluster.
+        UserError: an unknown method, parent or SAE; parents that are not as parents.csv says; no cluster; a table of other
+            columns.
     """
     out = ensure_dir(Path(request.out).expanduser())
     methods = request.methods or (QUICK_METHODS if request.quick else DEFAULT_METHODS)
@@ -55,17 +58,39 @@ def bench(request: BenchRequest) -> Path:
         get_method(name)
     cfg = QUICK if request.quick else BenchConfig()
     origins = world_origins() if request.quick else read_suite(request.suite or out / "suite.json")
-    path = out / "parents.csv"
+    path, results = out / "parents.csv", out / "splitbench.csv"
+    there = read_table(results) if results.is_file() else as_table([])
+    before = read_parents(path) if path.is_file() else []
     if request.quick or request.choose is not None:
         parents = chosen(origins, cfg, request.choose or 1, request.jobs)
         write_parents(parents, path)
     else:
         parents = read_parents(path)
-    parents = only(parents, request.parents)
-    rows = run_bench(origins, parents, methods, cfg, request.jobs, request.scheduler)
-    write_table(rows, out / "splitbench.csv")
+    asked = only(parents, request.parents)
+    made = run_bench(origins, asked, methods, cfg, request.jobs, request.scheduler)
+    rows = merged(there, made, before, parents)
+    write_table(rows, results)
     report_progress("page", 0, 1)
-    return write_bench(rows, out)
+    return write_bench(rows, out, {origin.name: origin.model for origin in origins})
+
+
+def merged(
+    there: pd.DataFrame, made: pd.DataFrame, before: Sequence[Parent], parents: Sequence[Parent]
+) -> pd.DataFrame:
+    """The rows of two tables, one a parent, method and seed: where both have it, that which is made now.
+
+    A row of the old table stays where its parent is still the same one (`before`, `parents`), on the side it has now.
+    """
+
+    def same(p: Parent) -> Parent:
+        return replace(p, side="", group=0, scorer="")
+
+    was = {p.parent: same(p) for p in before}
+    sides = {p.parent: p.side for p in parents if was.get(p.parent) == same(p)}
+    kept = there[there["parent"].isin(list(sides))]
+    kept = kept.assign(side=kept["parent"].map(sides))
+    rows = [{str(k): v for k, v in row.items()} for part in (kept, made) for row in part.to_dict("records")]
+    return as_table(list({(row["parent"], row["method"], row["seed"]): row for row in rows}.values()))
 
 
 def chosen(origins: Sequence[Origin], cfg: BenchConfig, n: int, jobs: int | None) -> list[Parent]:

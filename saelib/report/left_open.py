@@ -6,16 +6,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import markupsafe
 import pandas as pd
 
+from saelib.bench.aggregate import OURS, best_wide, leaderboard
 from saelib.report.page import environment
 
 NOT_RUN = "Not run here."
 OUTDATED = "Its table is of an older version: run it again."
-OURS = "children-64"
-"""The method of splitbench.csv that stands for ours."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,25 @@ def _answered(folder: Path, question: str, stem: Path, answer: Callable[[pd.Data
 
 
 def _other_features(table: pd.DataFrame) -> str:
-    """From splitbench.csv, a row a parent, method and seed: our method on the parents that nothing was chosen on."""
-    ours = table[(table["method"] == OURS) & (table["side"] == "test")]
-    values = ours.groupby("parent")["added_2"].mean().dropna()
-    if not len(values):
+    """From splitbench.csv, a row a parent, method and seed: the leaderboard of the parents that nothing was chosen on."""
+    test = table[(table["side"] == "test") & (table["stratum"] == "separable")]
+    wide = best_wide(table) or ""
+    board = leaderboard(test, plain=wide).to_dict("records")
+    found: dict[str, dict[str, Any]] = {row["method"]: {str(k): v for k, v in row.items()} for row in board}
+    if OURS not in found:
         return "No parent was measured."
-    low, middle, high = values.quantile([0.25, 0.5, 0.75])
-    return (
-        f"Over {len(values)} parents children add {middle:.2f} of what the rest of the SAE leaves to a linear probe "
-        f"(median; half of the parents between {low:.2f} and {high:.2f})."
-    )
+    ours = found[OURS]
+
+    def between(name: str) -> str:
+        return f"{ours[name]:.2f} (95% {ours[f'{name}_low']:.2f} to {ours[f'{name}_high']:.2f})"
+
+    said = f"On {ours['parents']} parents on which nothing was tuned mean S_2 is {between('S_2')} with children"
+    said += f", {found['rest']['S_2']:.2f} without" if "rest" in found else ""
+    if wide in found:
+        said += (
+            f"; over the best wide SAE they gain {between('over_plain')} on the {found[wide]['parents']} that both have"
+        )
+    return f"{said}."
 
 
 def left_open_html(folder: Path) -> markupsafe.Markup:
