@@ -12,10 +12,9 @@
 # %% [markdown]
 # # Does a more specific feature help to find a circuit?
 #
-# The 2024 post's next step 4, asked in three parts that are well posed in a one-layer model: where a feature's contrast
-# between a class and its siblings comes from, what the feature does to the next token, and whether it is cleaner to act on.
-# For the hyphen's parent, its children, features of a plain wide SAE, single neurons and random directions in the children's
-# span. Choices are made on select, numbers are of test, intervals draw documents.
+# The 2024 post's next step 4, in three parts that are well posed in a one-layer model: where a feature's contrast between a class
+# and its siblings comes from, what it does to the next token, whether it is cleaner to act on. For the hyphen's parent, children,
+# wide features, neurons and random directions. Choices are made on select, numbers are of test, intervals draw documents.
 
 # %% tags=["parameters"]
 profile = "mini"
@@ -38,14 +37,15 @@ many = keep_table(circuits.parents_table(settings), "parents")
 # %% [markdown]
 # ## Where does it come from?
 #
-# Of the contrast in a feature's pre-activation, the share that each head carries from each source offset; attention is
-# frozen, the MLP is linear for each token, and what that leaves is the linearisation error. Shares of the whole
-# pre-activation would say nothing: the "-" itself is most of it everywhere.
+# Of the contrast in a feature's pre-activation, the share that each head carries from each source offset (attention frozen,
+# the MLP linear for each token, which leaves an error), and the amount: a contrast near 0 has no shares. (Of the whole
+# pre-activation the "-" itself is most.) Here for what is acted on; the CSV has every child.
 
 # %%
 sources = pd.concat([case.sources() for case in cases.values()])
-whole = sources[sources["component"].isin(["direct", "previous token", "linearisation error"])]
-whole.pivot_table(index=["context", "object"], columns="component", values="share", sort=False)
+acted_on = sources["object"].isin({way.name for case in cases.values() for way in case.ways})
+whole = sources[acted_on & sources["component"].isin(["direct", "previous token", "linearisation error"])]
+whole.pivot_table(index=["context", "object"], columns="component", values=["share", "amount"], sort=False)
 
 # %%
 previous_token_figure(sources)
@@ -60,9 +60,9 @@ circuit_tables.largest_heads(sources, cases)
 # %% [markdown]
 # ## What does it do?
 #
-# `tokens_90`: how many tokens make up 90% of the direct effect on the logits (final LayerNorm frozen); `changed_90`: the same
-# of the mean change of probabilities. Then the mean change of the actual next token's log-probability when the feature is
-# taken away, predicted from frozen logits and measured; the SAE's error stays in place. `correlation` is over tokens.
+# `tokens_90`: tokens that make up 90% of the direct effect on the logits (final LayerNorm frozen); `changed_90`: of the mean
+# change of probabilities. Then the mean change of the actual next token's log-probability under ablation (the SAE's
+# error stays), predicted from frozen logits and measured; `correlation` is over tokens.
 
 # %%
 effects = pd.concat([case.effects() for case in cases.values()])
@@ -83,18 +83,18 @@ acting_figure(cases)
 plt.show()
 
 # %% [markdown]
-# At the dashed level, over strengths: damage to the siblings, and its ratio to the parent's. Empty: the effect is never that
-# large.
+# At the dashed level: damage to the siblings, its ratio to the parent's, and the strength (1 is ablation). Empty: never reached.
 
 # %%
-damage = pd.concat([case.damage() for case in cases.values()])
+damage = pd.concat([circuit_answer.damage_table(case) for case in cases.values()])
 damage
 
 # %% [markdown]
 # ## Over many parents
 #
-# Does what a split adds (`added_2`) predict how much less damage the best child does at the same effect? One context a
-# parent: of the eight most frequent judged ones the first that, on select, has the behaviour.
+# Does what a split adds (`added_2`) predict how much less damage the best child does at the same effect? The parents are not
+# SplitBench's: features of the study's narrow SAE above tau on 0.05% to 2% of select tokens, drawn by the profile's seed. One
+# context each: of the eight most frequent judged ones the first that, on select, has the behaviour.
 
 # %%
 found = circuit_tables.rank_correlation(many["added_2"].to_numpy(dtype=float), many["saving"].to_numpy(dtype=float))

@@ -168,14 +168,17 @@ def test_damage_is_compared_at_one_level_with_the_parent_as_one(case: Case, monk
     way = next(way for way in case.ways if way.family == "parent")
     reach = float(case.curves(way).fall[case.test.in_class].mean(0).max())
     monkeypatch.setitem(case.__dict__, "level", max(reach, 0.02) / 2)
-    table = case.damage()
+    table = circuit_answer.damage_table(case)
     assert set(table["family"]) == {"parent", "child", "wide", "neuron", "rotation"} and len(table) == len(case.ways)
     parent = table[table["family"] == "parent"].iloc[0]
     if math.isfinite(parent["damage"]):
         assert parent["ratio"] == 1 and parent["damage"] > 0
     assert set(case.damage(("parent", "child"))["family"]) == {"parent", "child"}
+    effect = case.curves(way)
+    at = np.interp(parent["strength"], (0, *effect.strengths), (0, *effect.fall[case.test.in_class].mean(0)))
+    assert at == pytest.approx(case.level)  # at that multiple of its ablation the parent has the effect
     monkeypatch.setitem(case.__dict__, "level", NAN)
-    assert case.damage().empty
+    assert case.damage().empty and "strength" in circuit_answer.damage_table(case)
 
 
 # --- the answer ---------------------------------------------------------------------------------------------------------------
@@ -185,19 +188,28 @@ def summary(saving: list[float]) -> pd.DataFrame:
     sources = pd.DataFrame(
         [
             {"context": "number", "object": f"{family} 1", "family": family, "component": component, "share": share,
-             "low": share - 0.1, "high": share + 0.1}
-            for family, share in (("parent", 0.4), ("child", 0.8))
-            for component in ("direct", "previous token", "linearisation error")
+             "low": share - spread, "high": share + spread, "amount": amount}
+            for family, share, spread in (("parent", -0.4, 0.6), ("child", 0.8, 0.1))
+            for component, amount in (
+                ("direct", -0.03), (PREVIOUS, 0.008), ("head 0, offset 1", 0.008), ("linearisation error", 0.002),
+            )
         ]
     )  # fmt: skip
     effects = pd.DataFrame(
-        [{"context": "number", "object": "child 1", "family": "child", "side": "class", "measured": -0.5, "predicted": -0.4,
-          "low": -0.6, "high": -0.4}]
+        [
+            {"context": "number", "object": "child 1", "family": "child", "side": side, "measured": measured, "predicted": -0.4,
+             "low": measured - spread, "high": measured + spread}
+            for side, measured, spread in (("class", -0.5, 0.1), ("siblings", 0.0, 0.0))
+        ]
     )  # fmt: skip
     damage = pd.DataFrame(
         [
-            {"context": "number", "object": f"{family} 1", "family": family, "ratio": ratio, "ratio_low": 0.2, "ratio_high": 0.5}
-            for family, ratio in (("parent", 1.0), ("child", 0.25), ("neuron", 0.4))
+            {"context": "number", "object": f"{family} {i}", "family": family, "ratio": ratio, "ratio_low": low,
+             "ratio_high": high, "strength": strength}
+            for i, (family, ratio, low, high, strength) in enumerate(
+                (("parent", 1.0, 1.0, 1.0, 3.21), ("child", 0.25, 0.2, 0.5, 0.9), ("wide", 4e-5, 0.0, 1e-4, 1.0),
+                 ("neuron", 0.04, 0.02, 0.061, 1.5), ("rotation", 0.3, 0.2, 0.4, 2.0), ("rotation", NAN, NAN, NAN, NAN))
+            )
         ]
     )  # fmt: skip
     many = pd.DataFrame({"added_2": np.arange(len(saving), dtype=float), "saving": saving})
@@ -228,19 +240,27 @@ def test_the_first_context_that_can_be_asked_is_taken_and_one_without_tokens_is_
 
 def test_the_summary_holds_a_row_a_number() -> None:
     table = summary([0.1, 0.2, 0.3, 0.4, 0.5])
-    assert table["question"].value_counts().to_dict() == {"source": 4, "effect": 2, "action": 3, "prediction": 3}
-    assert list(table.columns) == ["question", "context", "object", "family", "what", "value", "low", "high", "n"]
+    assert table["question"].value_counts().to_dict() == {"action": 6, "source": 4, "effect": 4, "prediction": 3}
+    assert list(table.columns[:9]) == ["question", "context", "object", "family", "what", "value", "low", "high", "n"]
+    source = table[(table["family"] == "parent") & (table["what"] == PREVIOUS)].iloc[0]
+    assert source["amount"] == 0.008 and source["contrast"] == pytest.approx(-0.02)
+    assert table.loc[table["question"] == "action", "strength"].tolist()[:2] == [3.21, 0.9]
 
 
 def test_the_answer_is_made_of_the_summary_s_numbers() -> None:
     text = circuit_answer.answer(summary([0.1, 0.2, 0.3, 0.4, 0.5]))
     assert text.startswith(
-        "Damage to sibling classes at equal effect, as a share of the parent's: the best child: number 0.25"
+        "Damage to sibling classes at equal effect, as a share of the parent's: number: the best child 0.25 (95% 0.20 to 0.50), "
+        "the best wide feature below 0.005, the best neuron 0.04 (95% 0.02 to 0.061), 1 of 2 random directions get there (0.30); "
+        "the parent gets there at 3.2 times its ablation. Over 5 parents the best child does 0.70 (95% 0.50 to 0.90) of the "
+        "parent's damage (median)"
     )
-    assert "the best neuron: number 0.40 (95% 0.20 to 0.50)" in text and "wide" not in text
-    assert "Over 5 parents the best child does 0.70 (95% 0.50 to 0.90) of the parent's damage (median)" in text
     assert "rank correlation 1.00 (95%" in text
-    assert "parent number 0.40 (95% 0.30 to 0.50), child number 0.80" in text
+    assert (
+        "carries: number, parent 0.008 of -0.02 (too uncertain for a share); number, child 0.80 (95% 0.70 to 0.90). "
+        in text
+    )
+    assert text.endswith("by: number, child -0.50 (95% -0.60 to -0.40) and 0.")
     few = circuit_answer.answer(summary([0.1, NAN]))
     assert "Only 1 parents could be compared" in few
 

@@ -7,12 +7,24 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 
 from saelib.base.errors import UserError
 from saelib.lm.model import load_embedded
+from saelib.report.study_figures import data_figure
 from saelib.study import data_needed, price
 from saelib.study.data_needed import ARMS, snapshot_steps
-from saelib.study.data_tables import answer, first_at_least, levels_table, priced, priced_at
+from saelib.study.data_tables import (
+    answer,
+    at_one_rate,
+    at_rate,
+    differences,
+    drawn_medians,
+    levels_table,
+    priced,
+    reached_at,
+    tokens_ratio,
+)  # fmt: skip
 from saelib.study.price import Source, break_even, lm_tokens, seconds
 from saelib.study.profiles import MINI, SMOKE
 
@@ -61,18 +73,27 @@ def table() -> pd.DataFrame:
     )  # fmt: skip
 
 
-def test_a_level_is_reached_at_the_first_point_that_is_as_high(table: pd.DataFrame) -> None:
-    run = table[(table["arm"] == "random, all") & (table["seed"] == 1)]
-    assert first_at_least(run, 0.5) == 200
-    assert math.isnan(first_at_least(run, 0.51))
+def test_a_level_is_reached_from_where_the_curve_stays_as_high() -> None:
+    """An SAE that is hardly trained may be above the level, and fall back."""
+    dip = curve("random, all", 0, [0.6, 0.2, 0.5, 0.7])
+    assert reached_at(dip, 0.5) == 400 and reached_at(dip, 0.2) == 100
+    assert math.isnan(reached_at(dip, 0.71)) and math.isnan(reached_at(curve("a", 0, [0.9, 0.4]), 0.5))
+    assert math.isnan(reached_at(curve("a", 0, [0.9, math.nan]), 0.5))
 
 
 def test_levels_with_censoring(table: pd.DataFrame) -> None:
     found = levels_table(table, {"half": 0.5, "nine tenths": 0.9}).set_index(["arm", "level"])
     plain, token = found.loc[("random, all", "half")], found.loc[("random, tokens", "half")]
-    assert (plain["tokens"], plain["reached"], plain["seeds"]) == (400, 2, 3) and math.isnan(plain["high"])
-    assert (token["tokens"], token["reached"]) == (100, 3)
+    assert math.isnan(plain["tokens"]) and (plain["reached"], plain["seeds"], plain["first"]) == (1, 3, 100)
+    assert (token["tokens"], token["reached"]) == (200, 2)
     assert math.isnan(found.loc[("random, all", "nine tenths"), "tokens"])
+
+
+def test_the_smallest_difference_is_of_pairs_of_seeds(table: pd.DataFrame) -> None:
+    row = differences(table[table["seed"] != 1]).iloc[0]  # 0.8 less 0.6, 0.8 less 0.3
+    assert (row["arm"], row["against"], row["seeds"]) == ("random, tokens", "random, all", 2)
+    assert row["difference"] == pytest.approx(0.35)
+    assert row["smallest"] == pytest.approx((12.7062 + 1.3764) * 0.15, abs=1e-3)
 
 
 # --- the price ---------------------------------------------------------------------------------------------------------------
@@ -107,38 +128,92 @@ def test_the_formula_agrees_with_the_costs_it_stands_for(seed: int) -> None:
     assert found.pays == (costs[0] < costs[1]) == (q > found.share)
 
 
+SOURCES = {"random, all": Source(1.0, 10_000.0, 1.0), "random, tokens": Source(0.01, 80.0, 1.0)}
+
+
 def test_priced_levels(table: pd.DataFrame) -> None:
-    sources = {"random, all": Source(1.0, 10_000.0, 1.0), "random, tokens": Source(0.01, 80.0, 1.0)}
-    levels = levels_table(table, {"half": 0.5, "three quarters": 0.75})
-    found = priced(levels, sources, lm_second=0.5).set_index(["arm", "level"])
-    token = found.loc[("random, tokens", "half")]
-    assert token["lm_tokens"] == 8000 and token["seconds_in_all"] == 100 + 4000
-    assert token["break_even"] == pytest.approx(100 * 0.5 / (400 * 1.5 - 100)) and not token["at_least"]
-    assert math.isnan(found.loc[("random, all", "half"), "break_even"])
-    later = found.loc[("random, tokens", "three quarters")]  # all data never got there in 400 tokens
-    assert later["tokens"] == 400 and later["at_least"]
-    assert token["ratio_seen_again"] == pytest.approx((100 + 4000) / (400 + 200))
+    levels = {"run 9": 0.3, "half": 0.5, "three quarters": 0.75, "nine tenths": 0.9}
+    found = priced(table, levels, SOURCES, lm_second=0.5).set_index(["arm", "level"])
+    token = found.loc[("random, tokens", "run 9")]  # at 100, 200 and (seed 1) not, against 400, 200 and 400
+    assert token["tokens"] == 200 and token["lm_tokens"] == 8000 and token["seconds_in_all"] == 200 + 4000
+    assert token["break_even"] == pytest.approx(200 * 0.5 / (400 * 1.5 - 200))
+    assert token["ratio"] == pytest.approx(200 * (1 + 0.5 / 0.01) / (400 * 1.5)) and token["bound"] == ""
+    assert token["ratio_low"] == 0 and token["ratio_high"] == math.inf and token["verdict"] == "undecided"
+    assert token["ratio_seen_again"] == pytest.approx((200 + 4000) / (400 + 200))
+    assert math.isnan(found.loc[("random, all", "run 9"), "break_even"])
+    later = found.loc[("random, tokens", "half")]  # all data never got there in 400 tokens: its cost is a lower end
+    assert (later["tokens"], later["bound"], later["verdict"]) == (200, "at most", "undecided")
+    assert pd.isna(found.loc[("random, tokens", "nine tenths"), "verdict"])
     text = answer(found.reset_index())
-    assert "To get to S_2 = 0.75 (three quarters)" in text and "random, all: not within what was given (0 of 3)" in text
-    assert "random, tokens: 400 tokens" in text and "at this machine's rates and S_2 = 0.50 (half)" in text
-    assert "random, tokens does not pay: 8.5 times the cost (6.8 times where tokens are seen again" in text
-    assert "it breaks even where 10.0% of tokens pass, and 1.0% do" in text
+    assert text.startswith(
+        "S_2 = 0.75 (three quarters of the way to the probe) is reached, within up to 400 SAE tokens, by "
+        "random, tokens after 400 tokens (95% 200 to not within), no other arm."
+    )
+    assert text.endswith("open where the curves do not say): by token, 17.0 (open to open): undecided.")
+    assert text.count(". ") == 1
 
 
-def test_prices_at_the_rates_of_another_machine(table: pd.DataFrame) -> None:
-    sources = {"random, all": Source(1.0, 10_000.0, 1.0), "random, tokens": Source(0.01, 80.0, 1.0)}
-    levels = levels_table(table, {"half": 0.5})
-    found = priced_at(levels, sources, 4.0, 2.0)  # reading takes a quarter of a second, training half of one
-    assert found is not None and found.set_index("arm").loc["random, tokens", "seconds_in_all"] == 100 / 2 + 8000 / 4
-    assert priced_at(levels, sources, None, 2.0) is None and priced_at(levels, sources, 4.0, None) is None
+def test_where_both_arms_are_there_at_their_first_point_nothing_is_decided() -> None:
+    table = pd.concat([curve(arm, seed, [0.8, 0.8]) for arm in SOURCES for seed in (0, 1)])
+    row = (
+        priced(table, {"run 9": 0.5, "three quarters": 0.75}, SOURCES, 0.5)
+        .set_index("arm")
+        .loc["random, tokens"]
+        .iloc[0]
+    )
+    assert row["ratio"] == pytest.approx(34) and (row["ratio_low"], row["ratio_high"]) == (0, math.inf)
+    assert row["bound"] == "either way"
+    assert row["verdict"] == "undecided"
+    text = answer(priced(table, {"run 9": 0.5, "three quarters": 0.75}, SOURCES, 0.5))
+    assert "random, tokens after at most 100 tokens (95% at most 100 to at most 100)" in text
+    assert text.endswith("by token, 34.0 (open to open): undecided.")
+
+
+@pytest.mark.parametrize(
+    ("S_2", "verdict"), [([0.2, 0.2, 0.6, 0.6], "does not pay"), ([0.6, 0.6, 0.6, 0.6], "undecided")]
+)
+def test_the_verdict_is_the_interval_s(S_2: list[float], verdict: str) -> None:
+    """All data are there after 200 tokens; the filtered ones, whose token costs 51 / 1.5 as much, after 400 or at most 100."""
+    filtered = [curve("random, tokens", seed, S_2) for seed in range(6)]
+    everything = [curve("random, all", seed, [0.2, 0.6, 0.6, 0.6]) for seed in range(6)]
+    found = priced(pd.concat([*filtered, *everything]), {"run 9": 0.5}, SOURCES, 0.5).set_index("arm")
+    assert found.loc["random, tokens", "verdict"] == verdict
+
+
+def test_the_interval_of_a_ratio_is_open_where_an_end_is_not_known() -> None:
+    def interval(filtered: list[float], everything: list[float]) -> tuple[float, float]:
+        watched, rng = {"first": 100.0, "given": 1000.0}, np.random.default_rng(0)
+        return tokens_ratio(*(drawn_medians(np.array(times), watched, rng) for times in (filtered, everything)))
+
+    assert interval([600.0] * 6, [200.0] * 6) == (3, 3)
+    assert interval([200.0, 400, 800], [200.0] * 3) == (1, 4)
+    assert interval([100.0] * 6, [200.0] * 6) == (0, 0.5)  # there since when?
+    assert interval([200.0] * 6, [100.0] * 6) == (2, math.inf)
+    assert interval([math.nan] * 6, [200.0] * 6) == (5, math.inf)  # 1,000 or more
+    assert interval([200.0] * 6, [math.nan] * 6) == (0, 0.2)
+    assert interval([100.0] * 6, [100.0] * 6) == (0, math.inf)
+
+
+def test_wide_arms_share_a_rate_and_the_children_keep_theirs_as_a_part_of_it_elsewhere() -> None:
+    arms = {"random, all": 3.0, "warm, all": 2.0, "random, tokens": 1.0, "children": 0.2}
+    here = at_one_rate({arm: Source(1.0, 1.0, second) for arm, second in arms.items()})
+    assert [source.sae_second for source in here.values()] == [2, 2, 2, 0.2]
+    there = at_rate(here, 4.0)
+    assert [source.sae_second for source in there.values()] == pytest.approx([0.25, 0.25, 0.25, 0.025])
 
 
 def test_an_answer_without_a_level_or_without_a_price(table: pd.DataFrame) -> None:
-    sources = {"random, all": Source(1.0, 10_000.0, 1.0), "random, tokens": Source(0.01, 80.0, 1.0)}
-    none = priced(levels_table(table, {"nine tenths": 0.9}), sources, lm_second=0.5)
-    assert answer(none).startswith("No arm reached any of the levels")
-    alone = priced(levels_table(table, {"three quarters": 0.75}), sources, lm_second=0.5)
-    assert answer(alone).endswith("so there is no price to compare.")
+    text = answer(priced(table, {"run 9": 0.9, "three quarters": 0.9}, SOURCES, lm_second=0.5))
+    assert "by no arm." in text and "by token, unknown, for the level is not reached (0 of 3 seeds)" in text
+
+
+def test_the_picture_has_both_scores_and_the_study_s_own_runs_as_points(table: pd.DataFrame) -> None:
+    runs = pd.DataFrame({"arm": ["random, all"], "seed": [10], "tokens": [800], "S_1": [0.5], "S_2": [0.7]})
+    figure = data_figure(table, {"SAE tokens": lambda n, arm: n, "twice": lambda n, arm: 2 * n}, runs)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["S_2", "", "S_1", ""]
+    points = [line.get_xydata().tolist() for axis in figure.axes[:2] for line in axis.lines if line.get_marker() == "o"]
+    assert points == [[[800, 0.7]], [], [[1600, 0.7]], []]
+    plt.close(figure)
 
 
 def test_reading_takes_time() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from saelib.sae.initial import init_from_narrow
 from saelib.split.classes import CLASSES
-from saelib.study import data_needed, graded, hyphen_scale, replacing, selection, study, trainings
+from saelib.study import data_needed, data_tables, graded, hyphen_scale, replacing, selection, study, trainings
 from saelib.study.hyphen_scale import separation_of
 from saelib.study.profiles import Profile
 from saelib.study.replacing import ARMS, Watch, end_measures, watch_arm, watched_tokens
@@ -58,6 +58,14 @@ def test_snapshots_of_one_training_are_the_points_of_a_curve(made_up: Profile) -
     spec = data_needed.ARMS[1].spec(0)
     early = trainings.kept_after(made_up, spec, chosen, "context", 4, 1)
     assert separation_of(made_up, chosen, early)["S_2"] == rows[0]["S_2"]
+
+
+def test_the_study_s_own_runs_are_measured_as_the_curves_are(made_up: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_tables, "STUDY_RUNS", {"random, all": (14,)})
+    row = data_tables.study_points(made_up).iloc[0]
+    trained = trainings.trained_run(made_up, 14)
+    assert (row["arm"], row["run"], row["seed"], row["tokens"]) == ("random, all", 14, 42, trained.n_tokens)
+    assert row["S_2"] == separation_of(made_up, selection.parent(made_up), trained.sae)["S_2"]
 
 
 def test_the_first_steps_of_a_warm_start_are_all_recorded(made_up: Profile) -> None:

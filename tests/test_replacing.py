@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
 from saelib.base.errors import UserError
+from saelib.report.study_figures import watched_figure
 from saelib.sae.initial import init_random
 from saelib.sae.sae import PARAMETERS, SAE, SAEConfig
 from saelib.split.classes import CLASSES
@@ -179,7 +181,10 @@ def test_the_summary_s_medians_shares_and_intervals(runs: pd.DataFrame) -> None:
     table = replacing_tables.summary_table(runs, n_steps=3).set_index(["arm", "class"])
     count = table.loc[("warm", "count")]
     assert (count["steps"], count["reached"], count["seeds"]) == (1, 2, 2)
-    assert count["by_copy"] == 0.5 and count["first"] == 0.5 and count["cosine"] == 0.25
+    assert count["by_copy"] == 0.5 and count["first"] == 0.5 and count["cosine"] == 0.25 and count["watched"] == 3
+    assert math.isnan(table.loc[("warm", "compound"), "by_copy"])  # replaced in no seed: nobody took over
+    # against warm's 0.5 and 0.7, decoder's S_2 is 0 and 0.2 less: (t.975 + t.80) s / sqrt(2)
+    assert table.loc[("decoder", "count"), "smallest"] == pytest.approx((12.7062 + 1.3764) * 0.1, abs=1e-3)
     assert count["S_2"] == pytest.approx(0.6) and count["S_2_high"] == pytest.approx(0.6 + 12.7062 * 0.1, abs=1e-3)
     assert math.isnan(table.loc[("warm", "compound"), "steps"]) and table.loc[("warm", "compound"), "reached"] == 0
 
@@ -188,13 +193,39 @@ def test_the_answer_is_made_of_the_table_s_numbers(runs: pd.DataFrame) -> None:
     table = replacing_tables.summary_table(runs, n_steps=3)
     text = replacing_tables.answer(table)
     assert (
-        "warm: after 1 to 2 steps on 2 of 3 classes (medians of the classes; 95% 1 to " in text
-        and "2 seeds an arm" in text
+        "2 seeds an arm, 3 steps watched: warm: after 1 to 2 steps on 2 of 3 classes (medians of the classes; 95% 1 to "
+        in text
     )
-    assert "highest with" in text and "0.600 (95% " in text
-    never = table.assign(steps=np.nan)
-    assert "warm, decoder: not within the steps watched" in replacing_tables.answer(never)
-    assert "warm, decoder: at once" in replacing_tables.answer(table.assign(steps=0.0))
+    assert "highest with" in text and "0.600 (95% " in text and "a difference of 1.408 would have been seen" in text
+    never = table.assign(steps=np.nan, reached=0, by_copy=np.nan)
+    text = replacing_tables.answer(never)
+    assert (
+        "warm, decoder: not within these (0 of 2 seeds)" in text
+        and "Who takes over: unknown: no arm is replaced." in text
+    )
+    assert "warm, decoder: at once. Who" in replacing_tables.answer(table.assign(steps=0.0, reached=2))
+
+
+def test_the_answer_says_in_how_many_seeds_and_who_takes_over_in_each_arm(runs: pd.DataFrame) -> None:
+    back = runs.assign(**{f"steps_{name}": [math.nan, math.nan, 0.0, math.nan] for name in CLASSES})
+    by = {
+        "by_count": ["fresh", "fresh", "copy", "fresh"],
+        "by_number": ["copy", "copy", "fresh", "copy"],
+        "by_compound": "copy",
+    }
+    text = replacing_tables.answer(replacing_tables.summary_table(back.assign(**by), n_steps=3))
+    assert "warm: not within these (0 of 2 seeds); decoder: at once in 1 of 2 seeds. " in text
+    assert "decoder: a copy of another narrow feature on count, compound and a fresh feature on number." in text
+
+
+def test_lines_that_lie_over_each_other_can_be_told_apart() -> None:
+    rows = pd.DataFrame({"step": [0, 1] * 3, "arm": ["a", "a", "b", "b", "c", "c"]})
+    curves = rows.assign(
+        **{f"loss_P{end}": 0.5 for end in ("", "_low", "_high")}, fvu_P=1.0, fvu_P_low=1.0, fvu_P_high=2.0
+    )
+    lines = watched_figure(curves).axes[0].lines
+    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 3
+    plt.close("all")
 
 
 def test_every_arm_is_an_intervention_and_has_a_name_of_its_own() -> None:

@@ -51,7 +51,7 @@ def parent_on_top_figure(logs: Mapping[int, pd.DataFrame]) -> Any:
 
 
 def replaced_figure(curves: pd.DataFrame, classes: Sequence[str]) -> Any:
-    """Share of each class's hyphens on which the parent is still the largest, against steps; a line an arm."""
+    """Share of each class's hyphens on which the parent is still the largest, against steps; an arm as in `_lines`."""
     figure, axes = plt.subplots(1, len(classes), figsize=(11, 3.4), sharey=True)
     for axis, name in zip(axes, classes, strict=True):
         _lines(axis, curves, f"parent_{name}")
@@ -72,30 +72,42 @@ def watched_figure(curves: pd.DataFrame) -> Any:
 
 
 def _lines(axis: Any, curves: pd.DataFrame, column: str) -> None:
+    """A line an arm, and between its seeds' least and largest; lines that lie over each other differ in dashes and markers."""
     for i, (arm, part) in enumerate(curves.groupby("arm", sort=False)):
-        axis.plot(part["step"], part[column], color=f"C{i}", label=arm)
+        style = {"linestyle": ("-", "--", "-.", ":")[i % 4], "marker": "osv^Dx"[i % 6], "markevery": (5 * i + 3, 35)}
+        axis.plot(part["step"], part[column], color=f"C{i}", label=arm, markersize=4, **style)
+        axis.fill_between(
+            part["step"], part[f"{column}_low"], part[f"{column}_high"], color=f"C{i}", alpha=0.15, linewidth=0
+        )
 
 
-def data_figure(table: pd.DataFrame, scales: Mapping[str, Callable[[float, str], float]]) -> Any:
-    """S_2 against training tokens on several scales: the median of the seeds, and between their least and largest.
+def data_figure(
+    table: pd.DataFrame, scales: Mapping[str, Callable[[float, str], float]], study_runs: pd.DataFrame
+) -> Any:
+    """S_2 and S_1 against training tokens on several scales: the median of the seeds, and between their least and largest.
 
     Args:
-        table: columns arm, seed, tokens, S_2; points that were not measured are left out.
+        table: columns arm, seed, tokens, S_1, S_2; points that were not measured are left out.
         scales: a name and what (tokens, arm) are on it.
+        study_runs: the study's own runs with the same columns, each a hollow point.
     """
-    figure, axes = plt.subplots(1, len(scales), figsize=(3.7 * len(scales), 3.8), sharey=True, squeeze=False)
-    for axis, (name, scale) in zip(axes[0], scales.items(), strict=True):
-        for i, arm in enumerate(table["arm"].unique()):
-            curve = table[table["arm"] == arm].groupby("tokens")["S_2"].agg(["median", "min", "max"]).dropna()
-            if curve.empty:
-                continue
-            x = [scale(float(n), arm) for n in curve.index]
-            axis.semilogx(x, curve["median"], marker=".", color=f"C{i}", label=arm)
-            axis.fill_between(x, curve["min"], curve["max"], color=f"C{i}", alpha=0.12, linewidth=0)
+    figure, axes = plt.subplots(
+        2, len(scales), figsize=(3.4 * len(scales), 6.4), sharey="row", sharex="col", squeeze=False
+    )
+    for row, S in zip(axes, ("S_2", "S_1"), strict=True):
+        row[0].set(ylabel=S)
+        for axis, scale in zip(row, scales.values(), strict=True):
+            for i, arm in enumerate(table["arm"].unique()):
+                curve = table[table["arm"] == arm].groupby("tokens")[S].agg(["median", "min", "max"]).dropna()
+                x = [scale(float(n), arm) for n in curve.index]
+                axis.semilogx(x, curve["median"], marker=".", color=f"C{i}", label=arm)
+                axis.fill_between(x, curve["min"], curve["max"], color=f"C{i}", alpha=0.12, linewidth=0)
+                runs = study_runs[study_runs["arm"] == arm]
+                ends = [scale(float(n), arm) for n in runs["tokens"]]
+                axis.plot(ends, runs[S], "o", color=f"C{i}", markerfacecolor="none")
+    for axis, name in zip(axes[1], scales, strict=True):
         axis.set(xlabel=name)
-    axes[0, 0].set(ylabel="S_2")
-    if axes[0, 0].lines:
-        axes[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7)
     return figure
 
 
