@@ -49,7 +49,7 @@ from saelib.text.tokens import CONTEXT_LENGTH
 
 WORLDS = {
     False: World("growth", n_background=1024, d_in=512, contexts=(1000, 500, 500)),
-    True: World("growth-quick", n_background=256, d_in=64, contexts=(300, 150, 150)),
+    True: World("growth-quick", n_background=256, d_in=64, contexts=(150, 80, 80)),
 }
 """Of a whole measurement, and of `--quick`."""
 READ = {False: 511, True: 127}
@@ -57,9 +57,9 @@ ACTIVE = 16
 """Random features that are active a token."""
 WIDE_STEPS = {False: 10, True: 3}
 CHILDREN_STEPS = {False: 1000, True: 100}
-SMALL_STORE = {False: 500_000, True: 80_000}
+SMALL_STORE = {False: 500_000, True: 40_000}
 """Tokens on which many parents are split."""
-LEAST = {False: 20, True: 3}
+LEAST = {False: 20, True: 5}
 """Tokens that a context must have: the words of a world are drawn alike, so that each stands beside few of a parent's."""
 
 
@@ -210,7 +210,7 @@ def main() -> None:
         found = POINTS[args.point](Path(args.folder), args.size, args.d_sae[0], args.quick)
         print(json.dumps({name: round(value, 3) for name, value in found.items()} | {"peak_mb": round(peak_mb())}))
         return
-    tokens = args.tokens or ([80_000, 160_000] if args.quick else [1_000_000, 4_000_000, 16_000_000])
+    tokens = args.tokens or ([40_000, 80_000] if args.quick else [1_000_000, 4_000_000, 16_000_000])
     widths = args.d_sae or ([256, 512] if args.quick else [2048, 16_384, 65_536])
     parents = args.parents or ([1, 2] if args.quick else [1, 10, 100])
     with tempfile.TemporaryDirectory() as folder:

@@ -45,7 +45,7 @@ from saelib.base.provenance import provenance
 from saelib.report.page import show_seconds, write_page, write_text
 from saelib.study.profiles import Profile
 
-KILLED_STAGES = ("text", "harvest", "filter", "training", "scoring", "report")
+KILLED_STAGES = ("text", "harvest", "filter", "training", "scoring", "report", "split", "bench")
 EVERYTHING = tuple(STAGES)
 GIVE_UP = 300  # seconds
 FILE_OPERATIONS = {
@@ -493,6 +493,8 @@ TARGETS = {
     "executed notebook": ("report", "notebooks/*/executed.ipynb"),
     "notebook's result": ("report", "notebooks/*/result.json"),
     "page": ("report", "reports/pages/*.html"),
+    "a split's SAE": ("split", "reports/split/sae/sae_weights.safetensors"),
+    "piece of the benchmark": ("bench", "splitbench/*.json"),
 }
 """What is damaged: a stage that reads it (the long version runs all), and where it is."""
 HOW = ("truncated", "bit flipped")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -29,18 +30,31 @@ def model() -> OneLayerModel:
     return load_embedded()
 
 
-@pytest.fixture
-def tokens(tmp_path: Path) -> TokenStore:
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     """600 contexts of random tokens, a hyphen in every third."""
+    folder = tmp_path_factory.mktemp("tokens")
     contexts = np.random.default_rng(0).integers(3, 8192, (600, CONTEXT_LENGTH)).astype(np.uint16)
     contexts[:, 0] = 0
-    contexts.tofile(tmp_path / "train.bin")
+    contexts.tofile(folder / "train.bin")
     splits = {"train": {"contexts": 600}}
-    return TokenStore(tmp_path, {"key": "made", "splits": splits})
+    return TokenStore(folder, {"key": "made", "splits": splits})
+
+
+@pytest.fixture(scope="module")
+def harvested(model: OneLayerModel, tokens: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds their activations."""
+    cache = tmp_path_factory.mktemp("harvested")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAELIB_CACHE", str(cache))
+        harvest(model, tokens, "train", 600)
+    return cache
 
 
 @pytest.fixture
-def store(model: OneLayerModel, tokens: TokenStore, empty_cache: Path) -> ActivationStore:
+def store(model: OneLayerModel, tokens: TokenStore, harvested: Path, empty_cache: Path) -> ActivationStore:
+    """A copy of them for one test alone."""
+    shutil.copytree(harvested, empty_cache, dirs_exist_ok=True)
     return harvest(model, tokens, "train", 600)
 
 
@@ -62,10 +76,8 @@ def test_rows_are_transformer_lens_mlp_out_in_bf16(store: ActivationStore, model
 
 
 def test_interrupted_harvest_resumes_to_the_same_bytes(
-    model: OneLayerModel, tokens: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: ActivationStore, model: OneLayerModel, tokens: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SAELIB_CACHE", str(tmp_path / "a"))
-    whole = harvest(model, tokens, "train", 600)
     monkeypatch.setenv("SAELIB_CACHE", str(tmp_path / "b"))
     calls: list[int] = []
 
@@ -79,7 +91,7 @@ def test_interrupted_harvest_resumes_to_the_same_bytes(
     calls.clear()
     resumed = harvest(model, tokens, "train", 600, progress=lambda label, done, total: calls.append(done))
     assert calls == [600], "chunks that were on disk are not computed again"
-    assert (resumed.folder / "acts.bin").read_bytes() == (whole.folder / "acts.bin").read_bytes()
+    assert (resumed.folder / "acts.bin").read_bytes() == (store.folder / "acts.bin").read_bytes()
     calls.clear()
     harvest(model, tokens, "train", 600, progress=lambda label, done, total: calls.append(done))
     assert calls == []

@@ -48,7 +48,7 @@ def test_growth_prints_curves_with_exponents(root, monkeypatch, tmp_path):
     found = json.loads(run(root, "growth.py", "--json", "--quick").stdout)
     curves = found["curves"]
     assert curves.keys() == found["exponents"].keys()
-    assert [p["size"] for p in curves["split over tokens"]] == [80_000, 160_000]
+    assert [p["size"] for p in curves["split over tokens"]] == [40_000, 80_000]
     assert [p["d_sae"] for p in curves["wide over d_sae"]] == [256, 512]
     assert [p["split"] for p in curves["parents"]] == [1, 2]
     for points in curves.values():

@@ -1,4 +1,5 @@
-"""Every tool and page over every kind of SAE, against a dense computation from `SAE.encode` and `SAE.decode` on all rows.
+"""Every tool, page and split over every kind of SAE, against a dense computation from `SAE.encode` and `SAE.decode` on all
+rows.
 
 The kinds are the folders that sae-lens wrote (`tests/data/saelens`): standard, layer norm without b_dec in the input,
 JumpReLU, JumpReLU at constant norm, TopK, TopK by the decoder norm.
@@ -15,11 +16,13 @@ import torch
 import torch.nn.functional as F
 
 import saelib.report.tools as tools
+from saelib.acts.activations import Activations
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.errors import UserError
 from saelib.interpret.feature_f1 import feature_f1
 from saelib.lm.mini_lm import MiniLMConfig
 from saelib.lm.model import HOOK_NAME, OneLayerModel, load_embedded
+from saelib.report.children_page import children_page
 from saelib.report.feature_page import summarise
 from saelib.sae.evaluate import sae_quality
 from saelib.sae.initial import init_random
@@ -27,6 +30,9 @@ from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE
 from saelib.sae.scaled import scaled_acts
 from saelib.sae.stream import Counts, Encoder, feature_activations, stream
+from saelib.split.children import ChildrenConfig
+from saelib.split.engine import SplitConfig, split_feature
+from saelib.split.parent import TAU_SHARE
 from saelib.text.tokens import CONTEXT_LENGTH
 
 FOLDER = Path(__file__).parent / "data" / "saelens"
@@ -56,15 +62,18 @@ def model() -> OneLayerModel:
 @pytest.fixture(scope="module")
 def store(model: OneLayerModel, tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
     """The made model's own activations on made-up tokens, stretched so that every kind has features that fire."""
-    folder = tmp_path_factory.mktemp("store")
     rng = np.random.default_rng(0)
     contexts = rng.integers(3, model.d_vocab, (N_CONTEXTS, CONTEXT_LENGTH)).astype(np.uint16)
+    return made_store(model, contexts, tmp_path_factory.mktemp("store"))
+
+
+def made_store(model: OneLayerModel, contexts: np.ndarray, folder: Path) -> ActivationStore:
     contexts[:, 0] = model.bos
     with torch.no_grad():
         x = model.activations(torch.from_numpy(contexts.astype(np.int64)))[:, 1:].reshape(-1, D_IN).bfloat16()
     (folder / "acts.bin").write_bytes(x.view(torch.int16).numpy().tobytes())
     facts = {
-        "key": "made", "d_in": D_IN, "n_contexts": N_CONTEXTS, "hook_name": HOOK_NAME, "center_writing_weights": True,
+        "key": "made", "d_in": D_IN, "n_contexts": len(contexts), "hook_name": HOOK_NAME, "center_writing_weights": True,
     }  # fmt: skip
     return ActivationStore(folder, facts, contexts)
 
@@ -262,6 +271,52 @@ def test_a_feature_page(
         assert view.save(tmp_path / f"{feature}.html").exists()
     (one,) = summarise(sae, model, store, wanted[-1])
     assert one.density["max"] == pytest.approx(dense[:, wanted[-1]].max(), rel=1e-4)
+
+
+class MadeActivations(Activations):
+    """A context a document."""
+
+    def documents(self, split: str, rows: np.ndarray) -> np.ndarray:
+        return rows // POSITIONS
+
+
+@pytest.fixture(scope="module")
+def acts(model: OneLayerModel, tmp_path_factory: pytest.TempPathFactory) -> Activations:
+    """Three splits of a text of four words, so that each often follows each."""
+    rng = np.random.default_rng(1)
+    texts = {
+        split: rng.integers(100, 104, (n, CONTEXT_LENGTH)).astype(np.uint16)
+        for split, n in (("train", 5), ("select", 3), ("test", 3))
+    }
+    stores = {split: made_store(model, text, tmp_path_factory.mktemp(split)) for split, text in texts.items()}
+    return MadeActivations(model, stores, {})
+
+
+@torch.no_grad()
+def test_a_split_and_its_page(sae: SAE, acts: Activations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent fires on about half of the tokens; the features beside it do what they did, and the page has every child."""
+    monkeypatch.setattr("saelib.split.effects.MOST_CHILDREN", 2)
+    x, width = acts.stores["test"].rows(slice(None)), sae.cfg.d_sae
+    before = sae.encode(x)
+    parent = int(((before > TAU_SHARE * before.amax(0)).float().mean(0) - 0.5).abs().argmin())
+    children = ChildrenConfig(n_steps=20, batch_on=64, batch_weak=16, batch_off=64)
+    cfg = SplitConfig("automatic", least=20, most=2, K=8, seeds=1, controls=False, children=children)
+    split = split_feature(sae, parent, acts, cfg)
+    after, rest = split.sae.encode(x), np.delete(np.arange(width), parent)
+    old, new = before[:, rest], after[:, rest]
+    both = (old > 0) & (new > 0)
+    if sae.cfg.architecture == "topk":  # a threshold each takes the competition's place
+        assert both.sum() > 0.75 * max((old > 0).sum(), (new > 0).sum())
+    else:
+        assert torch.equal(old > 0, new > 0)
+    torch.testing.assert_close(new[both], old[both], **CLOSE)
+    on = before[:, parent] > split.parent.tau
+    share = (after[on][:, split.numbers] > 0).float().mean(0)
+    np.testing.assert_allclose(split.children["share"], share, **CLOSE)
+    assert sorted(split.numbers) == list(range(width, after.shape[1])) and share.max() > 0
+    html = children_page(split).save(tmp_path / "index.html").read_text(encoding="utf-8")
+    assert html.count('<section class="card"') == len(split.numbers)
+    assert all(f'id="child-{number}"' in html for number in split.numbers)
 
 
 def test_quality_is_that_of_the_saes_own_reconstruction(sae: SAE, model: OneLayerModel, store: ActivationStore) -> None:

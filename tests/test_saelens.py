@@ -21,6 +21,8 @@ from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE, SAEConfig
 from saelib.sae.train import train
 from saelib.sae.train_config import TrainConfig
+from saelib.split.children import Dictionary
+from saelib.split.exported import as_jumprelu, replace_parent
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what it and its dependencies warn about among themselves
@@ -84,6 +86,29 @@ def test_every_switch_in_both_directions(
     back = sae_lens.SAE.load_from_disk(ours.save(tmp_path / "ours"))
     assert back.cfg.architecture() == architecture and back.cfg.metadata.hook_name == HOOK
     assert_same(ours, back)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+@pytest.mark.parametrize(
+    ("architecture", "extra"),
+    [("standard", {}), ("jumprelu", {}), ("topk", {"k": 6}), ("topk", {"k": 6, "rescale_acts_by_decoder_norm": True})],
+)
+def test_a_parent_replaced_by_children(
+    tmp_path: Path, architecture: str, extra: dict[str, Any], normalise: str
+) -> None:
+    """What a split exports is JumpReLU to sae-lens too, whatever the parent's SAE was."""
+    made(architecture, **extra, normalize_activations=normalise).save_model(tmp_path / "parent")
+    x, generator = activations(7), torch.Generator().manual_seed(2)
+    parent_sae = load_sae(tmp_path / "parent")
+    feature = int((parent_sae.encode(x) > 0).sum(0).argmax())
+    W, E = (torch.randn(shape, generator=generator) for shape in ((D_IN, 5), (5, D_IN)))
+    theta, core = torch.rand(5, generator=generator), torch.randn(D_IN, generator=generator)
+    ours = replace_parent(as_jumprelu(parent_sae, x), feature, Dictionary(W, torch.zeros(5), E), theta, core)
+    theirs = sae_lens.SAE.load_from_disk(ours.save(tmp_path / "ours"))
+    assert theirs.cfg.architecture() == "jumprelu" and theirs.cfg.d_sae == D_SAE + 5
+    assert (theirs.encode(x)[:, D_SAE:] > 0).any(0).all() and (theirs.encode(x)[:, feature] > 0).any()
+    assert_same(ours, theirs)
 
 
 @pytest.fixture

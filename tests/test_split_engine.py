@@ -25,11 +25,14 @@ import saelib
 import saelib.split.engine as engine
 import saelib.split.parent as parent_module
 from saelib.acts.activations import Activations
+from saelib.acts.filter import filter_view
 from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.errors import UserError
 from saelib.lm.model import LanguageModel
+from saelib.report.split_report import write_split
 from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE, SAEConfig
+from saelib.sae.stream import feature_activations
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
 from saelib.split.detectors import mcc
@@ -177,6 +180,34 @@ def test_each_planted_child_is_found(split: Split) -> None:
         assert abs(best["cosine_parent"]) < 0.4 and best["copy_of"] == -1
     assert split.verdict is Verdict.SPLIT and "3 of 3" in split.verdict_text
     assert split.stability is not None and split.stability > 0.5
+
+
+def test_from_the_filter_to_what_is_written_the_planted_tree_stands(
+    split: Split, acts: Activations, sae: SAE, tmp_path: Path
+) -> None:
+    """The parent's tokens are those planted, its children are in the written tables, and each is on in one branch alone."""
+    for s in SPLITS:
+        store = acts.stores[s]
+        kept = filter_view(store, feature_activations(store, sae, PARENT), split.parent.tau, "token")
+        np.testing.assert_array_equal(kept.index, np.flatnonzero(store.token_ids == TERM))
+        np.testing.assert_array_equal(kept.index, split.tokens.on[s].rows)
+    page = write_split(split, tmp_path / "out")
+    html, folder = page.read_text(encoding="utf-8"), page.parent
+    record = json.loads((folder / "split.json").read_text())
+    assert (record["verdict"], record["parent"]["feature"]) == ("split", PARENT)
+    children, verdict = (pd.read_csv(folder / f"{name}.csv") for name in ("children", "verdict"))
+    assert verdict.set_index("context")["passed"].loc[[f'after "{colour}"' for colour in COLOURS]].all()
+    on, written = acts.stores["test"], load_sae(folder / "sae").requires_grad_(False)
+    rows = np.flatnonzero(on.token_ids == TERM)
+    before = acts.beside("test", rows, -1)
+    for c, colour in enumerate(COLOURS):
+        best = max((r for r in record["children"] if r["context"] == f'after "{colour}"'), key=lambda r: r["mcc"])
+        assert best["mcc"] > 0.8 and best["name"] == f"after “{colour}”"
+        row = children.set_index("feature").loc[best["feature"]]
+        assert row["mcc"] == pytest.approx(best["mcc"]) and f'id="child-{best["feature"]}"' in html
+        fires = written.encode_feature(on.rows(rows), best["feature"]).numpy() > 0
+        shares = [fires[before == RED + other].mean() for other in range(3)]
+        assert shares.pop(c) > 0.8 and max(shares) < 0.2
 
 
 def test_children_are_sorted_and_numbered_after_the_old_features(split: Split) -> None:

@@ -27,6 +27,7 @@ from saelib.split.split_by import split_by
 from saelib.split.split_count import f1, split_count
 from saelib.split.stability import iou
 from saelib.split.tokens import TokenSet
+from saelib.split.verdict import Verdict
 from saelib.split.wide import WideConfig
 from saelib.split.work import Work
 
@@ -69,14 +70,32 @@ def test_every_method_is_finite_and_the_same_twice(name: str, judge_: Judge) -> 
         assert 0 <= float(one.row["leak"]) <= 1
 
 
-def test_the_planted_children_are_told_apart_by_ours_and_not_by_nulls(judge_: Judge) -> None:
-    S = {
-        name: float(run(judge_, name).row["S_2"])
-        for name in ("children", "rest", "quantiles", "permuted", "wrong-parent")
-    }
+@pytest.fixture(scope="module")
+def ours_and_nulls(judge_: Judge) -> dict[str, Judged]:
+    return {name: run(judge_, name) for name in ("children", "rest", "quantiles", "permuted", "wrong-parent")}
+
+
+def test_the_planted_children_are_told_apart_by_ours_and_not_by_nulls(ours_and_nulls: dict[str, Judged]) -> None:
+    S = {name: float(found.row["S_2"]) for name, found in ours_and_nulls.items()}
     assert S["children"] > 0.6
     assert S["wrong-parent"] < S["children"] - 0.3, S
     assert all(abs(S[name]) < 0.2 for name in ("rest", "quantiles", "permuted")), S
+
+
+def test_bands_of_the_parent_and_permuted_labels_are_not_split(
+    judge_: Judge, ours_and_nulls: dict[str, Judged]
+) -> None:
+    """By the strict verdict, which the planted children pass. The bands are silent off P: they leak nowhere."""
+    children, permuted = ours_and_nulls["children"], ours_and_nulls["permuted"]
+    assert children.row["verdict"] == "split" and children.made is not None
+    assert (permuted.row["verdict"], permuted.row["passed"]) == ("not split", 0)
+    bands = local.quantiles(task(judge_, K=len(children.made.theta)))
+    assert isinstance(bands, dict) and all((band.sum(1) == 1).all() for band in bands.values())
+    silent = {name: {s: 0 * a for s, a in children.made.acts[name].items()} for name in ("weak", "off")}
+    made = children.made._replace(acts={"on": bands, **silent})
+    found = judge_.work.judge(made, {"rest": judge_.rest_separation, "children": judge_.work.alone(bands)}, None)
+    assert (found.verdict, found.passed) == (Verdict.NOT_SPLIT, 0)
+    assert all("added" in c.failed for c in found.contexts if c.passed is not None)
 
 
 def test_negatives_keep_children_silent_elsewhere(judge_: Judge) -> None:

@@ -1,6 +1,6 @@
 """A whole study of a few seconds, from made-up text to report pages, through the library's own functions: what faults strike.
 
-Seven stages, each of which finds what the ones before it left in the cache. A stage returns hashes of what it made, without
+Nine stages, each of which finds what the ones before it left in the cache. A stage returns hashes of what it made, without
 the times that are part of it, so that two runs can be compared.
 """
 
@@ -22,10 +22,19 @@ import pandas as pd
 from saelib.acts import store as activations
 from saelib.base.cache import atomic_dir, cache_dir, content_key, file_sha256, locked, write_json
 from saelib.base.table import as_row
+from saelib.bench.known import World
+from saelib.bench.parents import choose_parents
+from saelib.bench.run import TIMES, run_bench
+from saelib.bench.suite import BenchConfig, Origin
+from saelib.bench.table import write_table
 from saelib.report import index_page, report
 from saelib.report.notebook_runner import cached_notebook
+from saelib.report.split_report import write_split
 from saelib.sae.kept import weights_hash
-from saelib.study import results, selection, study, trainings
+from saelib.sae.load import load_sae
+from saelib.split.children import ChildrenConfig
+from saelib.split.engine import SplitConfig, split_feature
+from saelib.study import results, selection, study, texts, trainings
 from saelib.study.profiles import SMOKE, Profile
 from saelib.study.runs import get_run
 from saelib.text import sources
@@ -50,6 +59,8 @@ PROFILE = dataclasses.replace(
 )
 RUN = 7  # warm start, filtered, with a probe
 CHUNK_CONTEXTS = 12  # so that a harvest has several chunks
+CHILDREN = ChildrenConfig(n_steps=60)
+WORLD = World("faults", d_in=16, n_background=30, contexts=(100, 60, 60))
 _WORDS = (
     "people work country year nation government public power law peace report service system state measure trade "
     "treaty army land river bank interest revenue question principle citizen labor union congress duty spirit".split()
@@ -131,6 +142,25 @@ def scoring(profile: Profile) -> dict[str, str]:
     return {"scores": file_sha256(path)}
 
 
+def splitting(profile: Profile) -> dict[str, str]:
+    """A split of the parent with its page, tables and SAE."""
+    out = reports_dir() / "split"
+    cfg = SplitConfig("hyphen", tau=0.0, K=8, seeds=1, controls=False, children=CHILDREN)
+    narrow_sae, parent = study.narrow_sae(profile).sae, selection.parent(profile)
+    write_split(split_feature(narrow_sae, parent.feature, texts.of_profile(profile), cfg), out)
+    tables = {path.name: file_sha256(path) for path in sorted(out.glob("*.csv"))}
+    return tables | {"sae": weights_hash(load_sae(out / "sae"))}
+
+
+def bench(profile: Profile) -> dict[str, str]:
+    """Some pieces of the benchmark on a made-up parent, and their table without times."""
+    cfg = BenchConfig(K=4, seeds=1, least=10, swap=False, children=CHILDREN)
+    origin = Origin(WORLD.name, "known", world=WORLD)
+    rows = run_bench([origin], choose_parents(origin, cfg, 1, 0), ("children-8", "rest", "k-means"), cfg, jobs=1)
+    path = write_table(rows.assign(**dict.fromkeys(TIMES, 0.0)), reports_dir() / "splitbench.csv")
+    return {"rows": file_sha256(path)}
+
+
 def reporting(profile: Profile) -> dict[str, str]:
     """An executed notebook in the cache, its page and record, results.csv, the index."""
     numbers = json.loads((reports_dir() / "scores.json").read_text())
@@ -160,6 +190,8 @@ STAGES: dict[str, Callable[[Profile], dict[str, str]]] = {
     "training": training,
     "scoring": scoring,
     "report": reporting,
+    "split": splitting,
+    "bench": bench,
 }
 
 

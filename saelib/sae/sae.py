@@ -236,7 +236,7 @@ class SAE(nn.Module):
         if self.cfg.normalize_activations == "constant_norm_rescale":
             coefficient = self.cfg.d_in**0.5 / x.norm(dim=-1, keepdim=True)  # in SAELens's order, to its rounding
             return Normalised(x * coefficient, 1 / coefficient, 0.0)
-        if self.cfg.normalize_activations == "layer_norm":
+        if self.cfg.normalize_activations == "layer_norm" and x.numel():  # torch warns of the deviation of nothing
             mean, std = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
             return Normalised((x - mean) / (std + 1e-5), std, mean)
         return Normalised(x, 1.0, 0.0)
