@@ -9,6 +9,8 @@ import pytest
 
 from saelib.base.errors import UserError
 from saelib.base.stats import TTest
+from saelib.base.table import as_row, frame_of
+from saelib.report.claim_views import claims_headline, early_and_late, long_enough
 from saelib.split.verdict import Verdict
 from saelib.study import arms, claims
 from saelib.study.arms import EARLY, END, ArmRun
@@ -50,11 +52,14 @@ def test_a_blocks_effect_is_the_difference_of_its_means_and_narrow_saes_are_the_
 
 
 def test_the_verdict_is_read_off_the_interval() -> None:
-    def verdict(low: float, high: float, within: bool = False) -> str:
-        return claim_verdict(TTest((low + high) / 2, low, high, 0.5), within).value
+    def verdict(low: float, high: float, within: bool = False, p_holm: float = math.nan) -> str:
+        return claim_verdict(TTest((low + high) / 2, low, high, 0.5), p_holm, within).value
 
     assert verdict(0.01, 0.3) == "supported"
     assert verdict(0.01, 0.05) == "supported"  # the effect is there, if small: the table says how large
+    assert verdict(0.01, 0.05, p_holm=0.04) == "supported"
+    assert verdict(0.01, 0.05, p_holm=0.16) == "not supported"  # and no effect that matters
+    assert verdict(0.01, 0.3, p_holm=0.16) == verdict(-0.05, 0.09, within=True, p_holm=0.16) == "undecided"
     assert verdict(-0.05, 0.09) == "not supported"
     assert verdict(-0.3, -0.2) == "not supported"
     assert verdict(-0.05, 0.11) == "undecided"
@@ -96,6 +101,22 @@ def test_the_strict_verdict_stands_beside() -> None:
     ]
     (row,) = judge_claims(runs + arm("b", [(0.3, 0.3)] * 2), [FIRST])
     assert (row.first_strict, row.second_strict, row.first_passed, row.second_passed) == (0.5, 0.0, 1.0, 0.0)
+
+
+def test_the_page_says_which_parents_are_hyphens_and_whether_runs_are_long_enough() -> None:
+    runs = arm("a", [(0.5, 0.52), (0.6, 0.62)]) + arm("a", [(0.45, 0.45), (0.55, 0.55)], EARLY)
+    runs += arm("b", [(0.5, 0.6), (0.6, 0.5)]) + arm("b", [(0.53, 0.53), (0.53, 0.53)], EARLY)
+    frame = frame_of(ArmRun, map(as_row, runs))
+    frame.loc[frame["block"] == 1, "recall"] = 0.7
+    # a: 0.56 - 0.50 = 0.06, two seeds differ by 0.02; b: 0.55 - 0.53 = 0.02 and 0.1
+    frame.loc[frame["at"] == EARLY, "tokens"] = 25
+    told = (
+        "From 25% of a run to its end S_2 changes by +0.02 to +0.06, in 1 of 2 arms by more than two seeds differ (a)."
+    )
+    assert long_enough(early_and_late(frame)) == told
+    found = claims_headline(MINI, judge_claims(runs, [FIRST]), frame)
+    assert (found["parents_of_hyphens"], found["purity_lowest"], found["recall_lowest"]) == (1, 0.9, 0.7)
+    assert found["long_enough"] == told and found["claims"] == {"undecided": 1}
 
 
 def test_arms_are_the_rows_of_the_run_table_they_stand_for() -> None:

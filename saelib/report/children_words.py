@@ -187,6 +187,11 @@ def why_not(split: Split) -> list[str]:
             said.append(f"{words}: {_listed(names)}.")
     if not len(split.children):
         said.append("No child was kept: none carries anything that the rest leaves unexplained.")
+    if split.verdict.name == "NOT_SPLIT":
+        said.append(
+            "The verdict is strict: of splits put into the hyphen's own activations it saw only the strongest (notebook 08, "
+            "docs/results.md), so a weak one may be there."
+        )
     said.append(
         {
             "UNDECIDED": "More text would help: every context needs more tokens on select and on test.",

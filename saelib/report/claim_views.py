@@ -15,6 +15,7 @@ from saelib.study.arms import EARLY, END
 from saelib.study.claims import MATTERS, ClaimResult, ClaimVerdict, Kind
 from saelib.study.profiles import Profile
 from saelib.study.runs import ARMS
+from saelib.study.selection import LEAST_FIT
 
 _COLOURS = {ClaimVerdict.SUPPORTED: "C2", ClaimVerdict.NOT_SUPPORTED: "C3", ClaimVerdict.UNDECIDED: "#777777"}
 
@@ -91,8 +92,23 @@ def early_and_late(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def claims_headline(profile: Profile, judged: Sequence[ClaimResult]) -> dict[str, Any]:
-    """The numbers that answer which claims hold."""
+def long_enough(gains: pd.DataFrame) -> str:
+    """Whether more steps still change S_2 by more than seeds do, from the rows of `early_and_late`."""
+    if gains.empty:
+        return "No arm was measured early."
+    rising = [str(arm) for arm, row in gains.iterrows() if row["gain"] > row["spread of seeds"]]
+    share = (gains["tokens early"] / gains["tokens"]).mean()
+    told = (
+        f"From {share:.0%} of a run to its end S_2 changes by {gains['gain'].min():+.2f} to {gains['gain'].max():+.2f}"
+    )
+    if not rising:
+        return f"{told}, in no arm by more than two seeds differ."
+    return f"{told}, in {len(rising)} of {len(gains)} arms by more than two seeds differ ({', '.join(rising)})."
+
+
+def claims_headline(profile: Profile, judged: Sequence[ClaimResult], runs: pd.DataFrame) -> dict[str, Any]:
+    """The numbers that answer which claims hold; `runs` has the columns of `ArmRun`."""
+    parents = runs.groupby("block")[["purity", "recall"]].first().astype(float)
     own = [row for row in judged if row.kind is not Kind.CONTROL]
     told = [
         f"{verdict.value.capitalize()}: {', '.join(_claim_text(row) for row in own if row.verdict is verdict)}"
@@ -105,6 +121,11 @@ def claims_headline(profile: Profile, judged: Sequence[ClaimResult]) -> dict[str
         "tokens_per_run": profile.claim_steps * profile.batch_size,
         "narrow_saes": profile.claim_blocks,
         "runs_on_each": profile.claim_wide_seeds,
+        "parents_of_hyphens": int((parents.min(axis=1) >= LEAST_FIT).sum()),
+        "purity_lowest": parents["purity"].min(),
+        "recall_lowest": parents["recall"].min(),
+        "long_enough": long_enough(early_and_late(runs)),
+        "seconds": runs[runs["at"] == END].groupby("arm")["seconds"].mean().to_dict(),
     }
 
 

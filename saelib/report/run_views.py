@@ -175,15 +175,16 @@ def arms_table(table: pd.DataFrame) -> pd.DataFrame:
 def results_headline(rows: Sequence[RunResult], children: Sequence[ChildrenResult]) -> dict[str, Any]:
     """The numbers that answer which runs split the hyphen."""
     table = frame_of(RunResult, map(as_row, rows))
-    S_2 = table["S_2"].astype(float)
+    wide = table[table["size"] == "wide"]
+    S_2 = wide["S_2"].astype(float)
     own = [row for row in children if row.dictionary == CHILDREN]
     children_S_2 = float(pd.Series([row.outcome.graded.S_2 for row in own]).mean())
-    seconds = float(pd.Series([row.seconds for row in own]).mean()), float(table["seconds"].median())
+    seconds = float(pd.Series([row.seconds for row in own]).mean()), float(wide["seconds"].median())
     told = "Too few hyphens for a separation. "
     if S_2.notna().any():
         told = (
             f"Two features a class tell hyphens apart {S_2.min():.0%} to {S_2.max():.0%} of the way to a linear probe in "
-            f"the {len(rows)} runs (mean {S_2.mean():.0%}). "
+            f"the {len(wide)} wide runs (mean {S_2.mean():.0%}). "
         )
     if children_S_2 == children_S_2:
         told += (
@@ -198,7 +199,8 @@ def results_headline(rows: Sequence[RunResult], children: Sequence[ChildrenResul
         f"the strict verdict is split in {split} of {len(rows)}."
     )
     return {
-        "answer": answer, "runs": len(rows), "split": split, "prompts_as_published": same, "best_run": best_run(rows).run,
+        "answer": answer, "runs": len(rows), "wide_runs": len(wide), "split": split, "prompts_as_published": same,
+        "best_run": best_run(rows).run,
         "S_2_lowest": S_2.min(), "S_2_highest": S_2.max(), "S_2_mean": S_2.mean(), "S_2_children": children_S_2,
         "seconds_children": seconds[0], "seconds_run": seconds[1],
     }  # fmt: skip

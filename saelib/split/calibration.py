@@ -132,15 +132,17 @@ def conclusion(synthetic: pd.DataFrame, implants: pd.DataFrame) -> dict[str, int
     """The counts that decide about the bounds.
 
     Args:
-        synthetic: what `synthetic_summary` returns; true cases count at the stated point, impostors everywhere.
+        synthetic: what `synthetic_summary` returns; true cases count at the stated point, trees apart from clusters, whose
+            children do not start as the product's do; impostors count everywhere.
         implants: rows of `implant_row`.
     """
     stated = (synthetic["effect"] == STATED_EFFECT) & (synthetic["parent_tokens"] == STATED_TOKENS)
-    true = synthetic[synthetic["case"].isin(TRUE) & stated]
+    tree, clusters = (synthetic[(synthetic["case"] == name) & stated] for name in TRUE)
     impostors = synthetic[~synthetic["case"].isin(TRUE)]
     seen, absent = implants_seen(implants), implants[implants["delta"] == 0]
     return {
-        "detected": int(true["split"].sum()), "true_cases": int(true["cases"].sum()),
+        "detected": int(tree["split"].sum()), "true_cases": int(tree["cases"].sum()),
+        "clusters_detected": int(clusters["split"].sum()), "clusters": int(clusters["cases"].sum()),
         "false": int(impostors["false"].sum()), "impostors": int(impostors["cases"].sum()),
         "implants_found": int(seen["split"].sum()), "implants_seen": int(seen["cases"].sum()),
         "absent_split": int((absent["verdict"] == Verdict.SPLIT).sum()), "absent": len(absent),

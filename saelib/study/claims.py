@@ -6,20 +6,20 @@
 
 Narrow SAEs are the unit: two wide runs on one narrow SAE are not independent, and each arm is run on all of them.
 
-supported       the interval excludes 0, in the direction claimed
+supported       the interval excludes 0, in the direction claimed, and p by Holm is below `LEVEL`
 not supported   the interval excludes an effect of `MATTERS` in that direction
 undecided       neither
 
-A claim that two things are as good as each other is supported when the interval lies within +-`MATTERS`, and not supported
-when it lies outside. p is Student's, or for such a claim the larger of two one-sided ones against +-`MATTERS`; Holm's
-correction is over all claims but the controls.
+A claim that two things are as good as each other is supported when the interval lies within +-`MATTERS` and p by Holm is below
+`LEVEL`, and not supported when it lies outside. p is Student's, or for such a claim the larger of two one-sided ones against
++-`MATTERS`; Holm's correction is over all claims but the controls, which are judged by their intervals alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -32,6 +32,8 @@ from saelib.study.children_rows import CHILDREN, RANDOM_DECODER
 
 MATTERS = 0.10
 """An effect on S_2 that matters."""
+LEVEL = 0.05
+"""What p by Holm must be below for a claim to be supported."""
 
 
 class ClaimVerdict(StrEnum):
@@ -140,7 +142,8 @@ class ClaimResult:
     p_holm: float = column("p by Holm over the claims; controls stand outside")
     smallest_effect: float = column("the effect that would have been seen with 80% power")
     verdict: ClaimVerdict = column(
-        "supported: the interval excludes 0; not supported: it excludes 0.10; else undecided", enum=ClaimVerdict
+        "supported: the interval excludes 0 and p by Holm is below 0.05; not supported: it excludes 0.10; else undecided",
+        enum=ClaimVerdict,
     )
     first_strict: float = column("share of the first arm's runs whose strict verdict is split")
     second_strict: float = column("share of the second's")
@@ -152,22 +155,20 @@ class ClaimResult:
 
 def judge_claims(runs: Sequence[ArmRun], claims: Sequence[Claim] = CLAIMS) -> tuple[ClaimResult, ...]:
     """Every claim from the runs of all arms, in order."""
-    rows = [_judge(claim, runs) for claim in claims]
-    adjusted = holm([math.nan if row.kind is Kind.CONTROL else row.p for row in rows])
-    return tuple(replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True))
+    values = [block_effects(claim, runs) for claim in claims]
+    p = [_p(claim, v) for claim, v in zip(claims, values, strict=True)]
+    adjusted = holm([math.nan if claim.kind is Kind.CONTROL else one for claim, one in zip(claims, p, strict=True)])
+    return tuple(_judge(*row, runs) for row in zip(claims, values, p, adjusted, strict=True))
 
 
-def claim_verdict(found: TTest, within: bool = False) -> ClaimVerdict:
-    """The verdict from an interval; the module's docstring has the rule."""
+def claim_verdict(found: TTest, p_holm: float, within: bool = False) -> ClaimVerdict:
+    """The verdict from an interval and p by Holm (NaN for a control); the module's docstring has the rule."""
     if not math.isfinite(found.low):
         return ClaimVerdict.UNDECIDED
-    if within:
-        if found.low > -MATTERS and found.high < MATTERS:
-            return ClaimVerdict.SUPPORTED
-        return ClaimVerdict.NOT_SUPPORTED if found.low > MATTERS or found.high < -MATTERS else ClaimVerdict.UNDECIDED
-    if found.low > 0:
+    if (found.low > -MATTERS and found.high < MATTERS if within else found.low > 0) and not p_holm >= LEVEL:
         return ClaimVerdict.SUPPORTED
-    return ClaimVerdict.NOT_SUPPORTED if found.high < MATTERS else ClaimVerdict.UNDECIDED
+    outside = found.low > MATTERS or found.high < -MATTERS if within else found.high < MATTERS
+    return ClaimVerdict.NOT_SUPPORTED if outside else ClaimVerdict.UNDECIDED
 
 
 def block_effects(claim: Claim, runs: Sequence[ArmRun]) -> np.ndarray:
@@ -180,8 +181,11 @@ def block_effects(claim: Claim, runs: Sequence[ArmRun]) -> np.ndarray:
     return np.array([_mean_S_2(part) - _mean_S_2(second[block]) for block, part in first.items() if block in second])
 
 
-def _judge(claim: Claim, runs: Sequence[ArmRun]) -> ClaimResult:
-    values = block_effects(claim, runs)
+def _p(claim: Claim, values: np.ndarray) -> float:
+    return equivalence_p(values, MATTERS) if claim.within else t_test(values).p
+
+
+def _judge(claim: Claim, values: np.ndarray, p: float, p_holm: float, runs: Sequence[ArmRun]) -> ClaimResult:
     found = t_test(values)
     arms = [[run for part in _by_block(which, runs).values() for run in part] for which in (claim.first, claim.second)]
     strict = [_mean([float(run.outcome.strict.verdict is Verdict.SPLIT) for run in arm]) for arm in arms]
@@ -201,10 +205,10 @@ def _judge(claim: Claim, runs: Sequence[ArmRun]) -> ClaimResult:
         low=found.low,
         high=found.high,
         test=f"{how} over {len(values)} block means",
-        p=equivalence_p(values, MATTERS) if claim.within else found.p,
-        p_holm=math.nan,
+        p=p,
+        p_holm=p_holm,
         smallest_effect=smallest_effect(values),
-        verdict=claim_verdict(found, claim.within),
+        verdict=claim_verdict(found, p_holm, claim.within),
         first_strict=strict[0],
         second_strict=strict[1],
         first_passed=passed[0],
