@@ -13,11 +13,12 @@
 # # Which finer features is a feature made of?
 #
 # Choose an SAE and one of its features, split it, look at the children. Reading the text takes minutes the first time and
-# nothing afterwards; the split itself takes seconds.
+# nothing afterwards; the split itself takes seconds. The SAE given here is the study's, and the feature the one that the study
+# splits; any folder in the SAELens format will do, its path seen from this notebook.
 
 # %% tags=["parameters"]
-sae = "my-sae"
-feature = 7
+sae = "../reports/mini/narrow_sae"
+feature = 83
 model = "mini"
 text = "study"
 prompt = ""
@@ -26,7 +27,7 @@ prompt = ""
 import saelib
 
 parent_sae = saelib.load_sae(sae)
-acts = saelib.activations(model, text, hook=parent_sae.cfg.hook_name)
+acts = saelib.activations(model, text, sae=parent_sae)
 
 # %% [markdown]
 # A feature and its children: how much of the feature each covers, what it is for, what it adds to what the rest of the SAE
@@ -37,12 +38,16 @@ split = saelib.split(parent_sae, feature, acts)
 split
 
 # %% [markdown]
-# Where each child fires, with the parent beside it, on text of your choice.
+# Which child fires on which token of a text of your choice, the parent first.
 
 # %%
+from saelib.report import views
 from saelib.report.split_report import example_text
 
-split.on(prompt or example_text(split))
+fires = split.on(prompt or example_text(split))
+names = [*fires.columns[2:]]
+display(views.top_contexts([fires["token"]] * len(names), [fires[n] for n in names], columns={"feature": names}))
+fires
 
 # %% [markdown]
 # The whole page: examples, contexts, controls, cost.

@@ -12,9 +12,9 @@
 # %% [markdown]
 # # What is this feature of my SAE made of?
 #
-# The notebook form of `saelib split`: an SAE folder, a feature and a text, to its children, a verdict with its controls, and
-# the same SAE with the children in the feature's place. Activations are kept in the cache, so that the notebook and the
-# command share them.
+# The notebook form of `saelib split`, with its options: an SAE folder, a feature and a text, to its children, a verdict with its
+# controls, and the same SAE with the children in the feature's place. Activations are kept in the cache, so that the notebook
+# and the command share them.
 
 # %% tags=["parameters"]
 sae = ""
@@ -22,26 +22,35 @@ feature = 0
 model = "mini"
 text = "study"
 contexts = "auto"
+method = "children"
+tokens: int | None = None
+d_sae: int | None = None
 K: int | None = None
 tau: float | None = None
 seed = 0
+device = "auto"
+prompt = ""
 out = ""
 
 # %%
-import saelib
-from saelib.report import report
-from saelib.report.children_page import children_page, verdict_sentence
-from saelib.report.split_report import write_split
+from pathlib import Path
 
-parent_sae = saelib.load_sae(sae)
-acts = saelib.activations(model, text, hook=parent_sae.cfg.hook_name)
+from saelib.report import report, split_command, views
+from saelib.report.children_page import children_page
+from saelib.report.split_report import example_text
+
+request = split_command.SplitRequest(
+    sae=sae, feature=feature, model=model, text=text, contexts=contexts, method=method, tokens=tokens,
+    d_sae=d_sae, K=K, tau=tau, seed=seed, device=device, prompts=(prompt,) if prompt else (), out=Path(out) if out else None,
+)  # fmt: skip
 
 # %% [markdown]
 # ## The split
 
 # %%
-split = saelib.split(parent_sae, feature, acts, contexts=contexts, K=K, tau=tau, seed=seed)
-children_page(split)
+split = split_command.split_of(request)
+ours = method == "children"
+children_page(split, request.prompts) if ours else split.rows
 
 # %% [markdown]
 # ## Every child
@@ -50,30 +59,30 @@ children_page(split)
 split.children
 
 # %% [markdown]
+# ## Which child fires on which token, the parent first
+
+# %%
+if ours:
+    fires = split.on(prompt or example_text(split))
+    names = [*fires.columns[2:]]
+    display(views.top_contexts([fires["token"]] * len(names), [fires[n] for n in names], columns={"feature": names}))
+    display(fires)
+
+# %% [markdown]
 # ## Every context
 
 # %%
-split.separation["rest + children"].frame()
+split.separation["rest + children"].frame() if ours else split.contexts
 
 # %%
 if out:
-    print("written:", write_split(split, out))
+    print("written:", split_command.write(split, request))
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
-S, added = split.separation["rest + children"].S, split.added
-report.headline(
-    answer=f"Feature {feature}: {verdict_sentence(split)}",
-    verdict=str(split.verdict.value),
-    children=len(split.children),
-    S_2=S[2].value,
-    added_2=added[2].value,
-    tau=split.parent.tau,
-    tokens_of_P=split.parent.n_on["test"],
-    seconds_training=split.cost["seconds_training"],
-)
+report.headline(**split_command.numbers(split))
 
 # %%
 report.watermark(seeds={"children": seed})

@@ -56,13 +56,18 @@ children_page(split)
 # ## Conclusion
 
 # %%
-marks = f"The parent for {chosen['token']!r} (feature {split.parent.feature}, F1 {chosen['f1']:.2f})"
+marks = (
+    f"The parent for {chosen['token']!r} (feature {split.parent.feature}; where it fires at all, on select: purity "
+    f"{chosen['precision']:.2f}, recall {chosen['recall']:.2f})"
+)
 report.headline(
     answer=f"{marks}: {verdict_sentence(split)}",
     kind=kind,
     token=chosen["token"],
     parent=split.parent.feature,
     parent_f1=chosen["f1"],
+    purity=chosen["precision"],
+    recall=chosen["recall"],
     tau=split.parent.tau,
     verdict=str(split.verdict.value),
     children=len(split.children),

@@ -34,6 +34,7 @@ views.figure_style()
 settings = get_profile(profile)
 published = study.published_sae(settings)
 model = study.language_model(settings)
+children = {"count": 826, "number": 2821, "compound": 3833}
 if published is None:
     print(
         "The study's wide SAE is not at hand. Set SAELIB_RUN_25 to run-25's .pt, with its _cfg.json beside it, and run this "
@@ -45,11 +46,8 @@ if published is None:
 
 # %%
 if published is not None:
-    children = {"count": 826, "number": 2821, "compound": 3833}
     table = run_views.beside_published(published, model)
-    display(table)
-    for view in run_views.prompt_views(published, model, children):
-        display(view)
+    display(table, *run_views.prompt_views(published, model, children))
 
 # %% [markdown]
 # ## The children (Figure 3)
@@ -61,8 +59,7 @@ if published is not None:
     texts = hub_data.interpretation_texts(2_000)
     store = text_store(model, texts, max_contexts=4_000) if texts else study.activations(settings, "test")
     print(hub_data.INTERPRETATION if texts else "test split", f"{store.n_tokens:,} tokens")
-    for shown in run_views.feature_views(published, model, store, children):
-        display(shown)
+    display(*run_views.feature_views(published, model, store, children))
 
 # %% [markdown]
 # ## What it comes to

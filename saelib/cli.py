@@ -71,6 +71,19 @@ _reports = click.option(
     help="Folder for the pages; they go to a subfolder named after the profile.  [default: reports of the checkout]",
 )
 _force = click.option("--force", is_flag=True, help="Run again what is finished.")
+_device = click.option(
+    "--device", help="Where text is read and SAEs are trained: cpu, cuda, or auto.  [default: the profile's]"
+)
+
+
+def _use_device(name: str | None) -> None:
+    """Make a device that of every profile, in this process and in those it starts; one that is not there is refused."""
+    if name is not None:
+        from saelib.base.device import choose_device
+        from saelib.study.profiles import DEVICE_VARIABLE
+
+        choose_device(name)
+        os.environ[DEVICE_VARIABLE] = name
 
 
 @cli.command()
@@ -81,7 +94,7 @@ _force = click.option("--force", is_flag=True, help="Run again what is finished.
 )
 @click.option("--claims", is_flag=True, help="Also the claims, each with many seeds an arm, and the calibration.")
 @click.option("--notebook", "notebooks", multiple=True, help="Only this notebook, such as 13_data_needed (repeatable).")
-@click.option("--device", help="Where text is read and SAEs are trained: cpu, cuda, or auto.  [default: the profile's]")
+@_device
 @_reports
 @_force
 def reproduce(
@@ -90,13 +103,8 @@ def reproduce(
     """Run the whole study and write its report. Started again after an interruption, it resumes."""
     from saelib.report.reproduce import reproduce as run_study
     from saelib.report.reproduce import run_one_notebook
-    from saelib.study.profiles import DEVICE_VARIABLE
 
-    if (device := options["device"]) is not None:
-        from saelib.base.device import choose_device
-
-        choose_device(device)  # refused before anything is done
-        os.environ[DEVICE_VARIABLE] = device
+    _use_device(options["device"])
     if notebooks:
         if runs or options["claims"]:
             raise UserError("--notebook stands alone", "--run or --claims beside it", "give one of them")
@@ -111,14 +119,21 @@ def reproduce(
 @click.argument("name")
 @click.option("-p", "parameters", nargs=2, multiple=True, metavar="KEY VALUE", help="Set a parameter (repeatable).")
 @_profile
+@_device
 @_reports
 @_force
 def notebook(
-    name: str, parameters: tuple[tuple[str, str], ...], profile: str, reports: Path | None, force: bool
+    name: str,
+    parameters: tuple[tuple[str, str], ...],
+    profile: str,
+    device: str | None,
+    reports: Path | None,
+    force: bool,
 ) -> None:
     """Run one notebook, such as 04_training_run, and render its page."""
     from saelib.report.reproduce import run_one_notebook
 
+    _use_device(device)
     given = dict(parameters)
     if len(given) < len(parameters):
         raise UserError("parameter must be given once", " ".join(key for key, _ in parameters))

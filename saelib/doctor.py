@@ -173,21 +173,21 @@ def verify() -> tuple[int, list[str]]:
 
 
 def _verified(cache: Path) -> Iterator[str | None]:
-    """For each archive, folder, store, training and kept number: None, or what is damaged."""
-    from saelib.text.sources import STUDY_SOURCES, archive_path
+    """For each archive, folder, store, training, checkpoint and kept number: None, or what is damaged."""
+    from saelib.text.sources import SMOLLM2, STUDY_SOURCES, archive_path
 
-    for source in STUDY_SOURCES:
+    for source in (*STUDY_SOURCES, SMOLLM2):
         if archive_path(source).exists():
             yield _unless(file_sha256(archive_path(source)) == source.sha256, archive_path(source))
     for sums in sorted(cache.rglob("SHA256SUMS")):
         yield damage_in(sums.parent)
-    for path in sorted([*cache.glob("quality/*.json"), *cache.glob("parents/*.json")]):
+    for path in sorted(cache.glob("*/*.json")):  # numbers, of whatever kind
         yield _unless(_sealed(path) is not None, path)
     for path in sorted(cache.glob("runs/*/summary.json")):
         summary, history = _sealed(path), path.with_name("history.csv")
         known = summary is None or file_sha256(history) == summary["history_sha256"]
         yield _unless(summary is not None, path) or _unless(known, history)
-    for path in sorted(cache.glob("runs/*/checkpoints/*.json")):
+    for path in sorted(cache.rglob("step-*.json")):
         content, tensors = _sealed(path), path.with_suffix(".safetensors")
         known = content is None or (tensors.exists() and file_sha256(tensors) == content["tensors"])
         yield _unless(content is not None, path) or _unless(known, tensors)

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tokenizers
+from write_model_card import losses, mean_mlp_out
 
 from saelib.base.cache import atomic_path, read_json
 from saelib.lm.model import EMBEDDED_FOLDER, OneLayerModel, load_embedded
 from saelib.study import graded, selection, study
-from saelib.study.model_card import losses, mean_mlp_out
 from saelib.study.profiles import get_profile
 
 WIDTHS, COEFFICIENTS = (256, 1024), (1e-3, 2e-3, 2.8e-3)

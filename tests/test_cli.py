@@ -194,6 +194,42 @@ def test_help_and_version_import_nothing_heavy() -> None:
     assert f"saelib, version {__version__}" in done.stdout
 
 
+def test_notebook_10_has_the_options_of_the_command() -> None:
+    from saelib.report.notebook_source import load_notebook
+
+    options = {parameter.name for parameter in cli.split.params} - {"everything", "jobs", "scheduler"}
+    declared = load_notebook("10_split_any_feature").parameters
+    assert {*declared} == options - {"prompts"} | {"prompt"}
+    defaults = {p.name: p.default for p in cli.split.params if isinstance(p.default, str | int)}
+    assert {name: declared[name].default for name in defaults} == defaults
+
+
+def test_notebook_00_opens_the_studys_sae_at_its_parent(root: Path) -> None:
+    from saelib.report.notebook_source import load_notebook
+
+    notebook = load_notebook("00_start_here")
+    assert "saelib.activations(model, text, sae=parent_sae)" in notebook.text  # the weights as the SAE needs them
+    declared = notebook.parameters
+    assert declared["sae"].default == "../reports/mini/narrow_sae"
+    page = json.loads((root / "reports" / "mini" / "02_choose_parent.json").read_text())
+    assert declared["feature"].default == page["headline"]["parent"]
+
+
+def test_one_notebook_on_a_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from saelib.study.profiles import DEVICE_VARIABLE, get_profile
+
+    monkeypatch.setenv(DEVICE_VARIABLE, "")
+    seen: list[str] = []
+    monkeypatch.setattr(
+        "saelib.report.reproduce.run_one_notebook", lambda *args: seen.append(get_profile("gelu-1l").device)
+    )
+    assert cli.main(["notebook", "01_narrow_sae", "--profile", "gelu-1l"]) == 0
+    assert cli.main(["notebook", "01_narrow_sae", "--profile", "gelu-1l", "--device", "cpu"]) == 0
+    assert seen == ["auto", "cpu"]
+    assert cli.main(["notebook", "01_narrow_sae", "--device", "tpu"]) == 2
+    assert "device must be one of auto, cpu, cuda; got 'tpu'" in capsys.readouterr().err
+
+
 def test_doctor_says_what_is_there(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,11 +341,13 @@ def test_doctor_verifies_the_whole_cache(
     from saelib.base.seals import sealed
 
     monkeypatch.setattr("saelib.doctor.hub_reachable", lambda: False)
-    kept_json("quality", "k", lambda: {"l0": 14.0})
+    for kind in ("quality", "splitbench"):
+        kept_json(kind, "k", lambda: {"l0": 14.0})
     with atomic_dir(empty_cache / "tokens" / "made") as folder:
         (folder / "train.bin").write_bytes(b"tokens")
     run = empty_cache / "runs" / "run-01"
-    checkpoints.Checkpoints(run / "checkpoints", "key", "run 1").write(5, {"W": torch.ones(3)}, {"step": 5})
+    for folder in (run / "checkpoints", empty_cache / "mini_lm" / "k"):
+        checkpoints.Checkpoints(folder, "key", "run 1").write(5, {"W": torch.ones(3)}, {"step": 5})
     (run / "history.csv").write_text("step\n0\n")
     digest = hashlib.sha256((run / "history.csv").read_bytes()).hexdigest()
     write_json(run / "summary.json", sealed({"seconds": 1.0, "history_sha256": digest}))
@@ -322,9 +360,9 @@ def test_doctor_verifies_the_whole_cache(
     write_json(store / "manifest.json", sealed(manifest))
 
     assert cli.main(["doctor", "--verify"]) == 0
-    assert "verified   5 things in the cache, 0 of them damaged" in capsys.readouterr().out
+    assert "verified   7 things in the cache, 0 of them damaged" in capsys.readouterr().out
     files = [path for path in empty_cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    assert len(files) == 9
+    assert len(files) == 12
     for path in files:
         whole = path.read_bytes()
         path.write_bytes(whole[:-3])

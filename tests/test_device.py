@@ -16,6 +16,7 @@ from made_up_split import documents, harvested, hyphen_sae, judge_on
 
 from saelib.acts.activations import SPLITS, Activations, harvest_documents
 from saelib.acts.batches import ShuffledBatches, View
+from saelib.acts.store import harvest_key
 from saelib.base.device import choose_device
 from saelib.base.errors import UserError
 from saelib.interpret.features import prompt_activations, top_features
@@ -34,6 +35,7 @@ from saelib.split.exported import as_jumprelu
 from saelib.split.methods import Task, get_method, method_names
 from saelib.split.wide import WideConfig
 from saelib.study.profiles import DEVICE_VARIABLE, get_profile
+from saelib.text.tokens import TokenStore
 
 FOLDER = Path(__file__).parent / "data" / "saelens"
 FEATURE = 3
@@ -62,6 +64,13 @@ def acts(tmp_path_factory: pytest.TempPathFactory) -> Activations:
 @pytest.fixture(scope="module")
 def sae(acts: Activations) -> SAE:
     return hyphen_sae(acts).requires_grad_(False)
+
+
+def test_a_store_names_the_device_it_was_harvested_on_and_the_processor_is_not_named(tmp_path: Path) -> None:
+    model, tokens = replace(load_embedded(), key="m"), TokenStore(tmp_path, {"key": "t"})
+    before = "77ffd924fb33e17d"  # before devices were in keys
+    assert harvest_key(model, tokens, "train", 600, "float32") == before
+    assert harvest_key(model.on(torch.device("meta")), tokens, "train", 600, "float32") != before
 
 
 def test_the_pretended_device_refuses_what_a_gpu_refuses(elsewhere: torch.device) -> None:

@@ -70,6 +70,7 @@ def test_every_table_is_a_csv_with_every_documented_column(reports: Path) -> Non
     children = tables["children"]
     assert children["seed"].tolist() == [0, 0, 1, 1, 2, 2] and children["dictionary"].nunique() == 2
     assert tables["claims"]["claim"].tolist() == [claim.text for claim in CLAIMS]
+    assert load_sae(reports / "narrow_sae").cfg.d_sae == 32
     assert set(tables["arms"]["block"]) == {0, 1} and set(tables["arms"]["arm"]) >= {arm.name for arm in ARMS}
 
 
@@ -133,7 +134,8 @@ def test_the_notebooks_that_are_not_in_the_plan(session_cache: Path, tmp_path: P
     fires = (load_sae(narrow).encode(store.rows(slice(0, 2000))) > 0).float().sum(0)
     parameters = {"sae": narrow, "feature": int(fires.argmax()), "text": tmp_path / "text"}
     options = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
-    for name, more in (("10_split_any_feature", ("-p", "K", "8")), ("00_start_here", ())):
+    ours, other = ("-p", "K", "8", "-p", "device", "cpu"), ("-p", "K", "8", "-p", "method", "k-means")
+    for name, more in (("10_split_any_feature", ours), ("10_split_any_feature", other), ("00_start_here", ())):
         done = saelib("notebook", name, *options, *more, "--reports", tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert list(tmp_path.rglob(f"{name}*.html"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,7 +19,15 @@ from saelib.lm.mini_lm import MiniLM, MiniLMConfig
 from saelib.lm.model import EMBEDDED_FOLDER, HOOK_NAME, OneLayerModel, load_embedded
 from saelib.sae.evaluate import loss_ends, next_token_loss, sae_quality
 from saelib.sae.sae import SAE, SAEConfig
-from saelib.study import model_card
+
+
+@pytest.fixture(scope="module")
+def model_card(root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write_model_card", root / "scripts" / "write_model_card.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +90,9 @@ def test_incomplete_model_folder_is_named(tmp_path: Path, name: str) -> None:
         load_embedded(folder)
 
 
-def test_card_holds_when_measured_again_on_a_sample(model: OneLayerModel, study_text: list[np.ndarray]) -> None:
+def test_card_holds_when_measured_again_on_a_sample(
+    model_card: ModuleType, model: OneLayerModel, study_text: list[np.ndarray]
+) -> None:
     card = read_json(EMBEDDED_FOLDER / "card.json")
     again = model_card.measure_sample(model, study_text)
     for name, value in card["sample"].items():
@@ -91,7 +103,7 @@ def test_card_holds_when_measured_again_on_a_sample(model: OneLayerModel, study_
     assert card["training_tokens"] >= 13e6
 
 
-def test_count_models_by_hand() -> None:
+def test_count_models_by_hand(model_card: ModuleType) -> None:
     counts = model_card.CountModel((np.array([0, 0, 1]), np.array([1, 1, 0])), 2)
     assert counts.unigram.tolist() == pytest.approx([2 / 5, 3 / 5])
     assert counts.unigram_loss((np.array([0]), np.array([1]))) == pytest.approx(-np.log(3 / 5))

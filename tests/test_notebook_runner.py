@@ -385,6 +385,40 @@ def test_progress_is_written_only_when_asked_and_survives_a_bad_path(
     assert [entry.name for entry in tmp_path.iterdir()] == ["progress.json"]
 
 
+@pytest.mark.parametrize(("attended", "seconds"), [(True, 0.6), (False, 0.6), (True, 0.0)])
+def test_a_bar_shows_under_a_long_cell_that_a_person_runs(
+    attended: bool, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a real kernel: one bar whose label follows the work, gone with the cell; none under papermill or in a short cell."""
+    from jupyter_client.manager import run_kernel
+
+    monkeypatch.delenv("SAELIB_PROGRESS", raising=False)
+    work = (
+        "import time\nfrom saelib.base import progress\nprogress._BAR_AFTER, progress._WRITE_INTERVAL = 0.3, 0.0\n"
+        f"for label in ('harvest', 'children'):\n    for done in range(5):\n        time.sleep({seconds} / 5)\n"
+        "        progress.report_progress(label, done, 4)\n"
+    )
+    seen: list[str] = []
+
+    def keep(message: dict) -> None:
+        if message["msg_type"] == "stream":
+            seen.append(message["content"]["text"])
+
+    with run_kernel() as client:
+        for code in (work, "print('after', progress._cell_bar)"):
+            reply = client.execute_interactive(code, allow_stdin=attended, output_hook=keep, timeout=60)
+            assert reply["content"]["status"] == "ok", reply["content"]
+    *bars, after = seen
+    assert after.split() == ["after", "None"]
+    text = "".join(bars)
+    if not (attended and seconds):
+        assert text == ""
+        return
+    assert "harvest:" in text and "children: 100%" in text and "4/4" in text
+    assert text.index("harvest:") < text.index("children:") and "\n" not in text  # one line, drawn over itself
+    assert text.endswith("\r") and not text.rstrip("\r").split("\r")[-1].strip()  # and wiped
+
+
 def test_time_left_follows_the_pace_of_this_process_only() -> None:
     now = time.monotonic()
     state = {"label": "steps", "first_done": 900, "first_at": now - 10, "done": 1000, "total": 1200, "at": now}

@@ -49,6 +49,25 @@ def test_a_key_follows_content_and_not_the_date(model: Path, monkeypatch: pytest
     assert key(model, monkeypatch) != first
 
 
+def test_the_page_of_the_published_sae_depends_on_the_texts_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "no hub cache"))
+
+    def key() -> str:
+        return study_plan.plan_page("smoke", study_plan.PUBLISHED_SAE).key
+
+    monkeypatch.delenv("SAELIB_C4_CODE_20K", raising=False)
+    keys = {key()}
+    monkeypatch.setenv("SAELIB_C4_CODE_20K", str(texts))
+    for content in (b"texts 1", b"texts 2"):
+        (texts / "train.parquet").write_bytes(content)
+        keys.add(key())
+    assert len(keys) == 3
+
+
 def test_a_profile_that_names_a_folder_depends_on_its_files(model: Path) -> None:
     from dataclasses import replace
 

@@ -25,6 +25,7 @@ from jaxtyping import BFloat16, Float, Integer
 from torch import Tensor
 
 from saelib.base.cache import cache_dir, content_key, disk_errors, ensure_dir, locked, read_sealed, write_json
+from saelib.base.device import in_key
 from saelib.base.errors import UserError
 from saelib.base.seals import sealed
 from saelib.lm.model import HarvestDtype, LanguageModel
@@ -126,6 +127,20 @@ class ActivationStore:
             yield rows, self.read(np.arange(rows.start, rows.stop)).float()
 
 
+def harvest_key(model: LanguageModel, tokens: TokenStore, split: str, n_contexts: int, dtype: HarvestDtype) -> str:
+    """The key of a store: all that determines its activations."""
+    return content_key(
+        model=model.key,
+        text=tokens.key,
+        split=split,
+        n_contexts=n_contexts,
+        hook=model.hook_name,
+        version=HARVEST_VERSION,
+        **({} if dtype == "float32" else {"dtype": dtype}),
+        **in_key(model.device),
+    )
+
+
 def harvest(
     model: LanguageModel,
     tokens: TokenStore,
@@ -149,15 +164,7 @@ def harvest(
     """
     available = tokens.contexts(split)
     n_contexts = min(n_contexts, len(available))
-    key = content_key(
-        model=model.key,
-        text=tokens.key,
-        split=split,
-        n_contexts=n_contexts,
-        hook=model.hook_name,
-        version=HARVEST_VERSION,
-        **({} if dtype == "float32" else {"dtype": dtype}),
-    )
+    key = harvest_key(model, tokens, split, n_contexts, dtype)
     folder = cache_dir() / "activations" / f"{split}-{key}"
     contexts = available[:n_contexts]
     d_in = model.d_in

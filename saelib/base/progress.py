@@ -1,8 +1,8 @@
 """Progress across processes: long work reports it to a small file, the command that waits for the work draws it.
 
-A notebook runs in a kernel, two processes away from the terminal. `report_progress` is called inside the work and
-replaces the file named by `SAELIB_PROGRESS`; `Display` shows the content of such files in one line. `shown_progress` does
-both for work in this process.
+A notebook that is executed runs in a kernel, two processes away from the terminal. `report_progress` is called inside the
+work and replaces the file named by `SAELIB_PROGRESS`; `Display` shows the content of such files in one line. `shown_progress`
+does both for work in this process. Where a person runs the cells, in JupyterLab, the same call draws a bar under the cell.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,17 +23,19 @@ from typing import Any, TextIO
 PROGRESS_ENV = "SAELIB_PROGRESS"
 _WRITE_INTERVAL = 0.2  # seconds between two writes of the file
 _LINE_INTERVAL = 15.0  # seconds between two lines where the output is not a terminal
+_BAR_AFTER = 2.0  # seconds of a cell's work after which its bar shows
 _last: dict[str, Any] = {}
 
 
 def report_progress(label: str, done: int, total: int) -> None:
     """Say that `done` of `total` units of `label` are finished; free to call at every step.
 
-    Nothing happens unless `SAELIB_PROGRESS` names a file, and the file is replaced at most five times a second. Disk errors
-    are ignored: a missing progress line must not end a run.
+    Nothing happens unless `SAELIB_PROGRESS` names a file, or a person runs a notebook's cell; either is renewed at most five
+    times a second. Disk errors are ignored: a missing progress line must not end a run.
     """
     name = os.environ.get(PROGRESS_ENV)
-    if not name:
+    shell = None if name else _attended_shell()
+    if not name and shell is None:
         return
     now = time.monotonic()
     if _last.get("label") != label or done < _last["first_done"]:
@@ -40,6 +43,9 @@ def report_progress(label: str, done: int, total: int) -> None:
     if now - _last["written"] < _WRITE_INTERVAL and done < total:
         return
     _last["written"] = now
+    if not name:
+        _bar_of(shell).show(label, done, total)
+        return
     state = {k: _last[k] for k in ("label", "first_done", "first_at")} | {
         "done": done,
         "total": total,
@@ -49,6 +55,55 @@ def report_progress(label: str, done: int, total: int) -> None:
     with contextlib.suppress(OSError):
         Path(temporary).write_text(json.dumps(state))
         os.replace(temporary, name)
+
+
+def _attended_shell() -> Any:
+    """The IPython of this kernel, when it runs a cell that could ask a person something; papermill's and nbclient's cannot."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell if getattr(getattr(shell, "kernel", None), "_allow_stdin", False) else None
+
+
+class _CellBar:
+    """The one bar under a running cell: its label follows the work, and it goes when the cell ends."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell, self.began, self.label = shell, time.monotonic(), ""
+        self.bar: Any = None
+        shell.events.register("post_run_cell", self.close)
+
+    def show(self, label: str, done: int, total: int) -> None:
+        """Draw it, once the cell's work has taken some time."""
+        if time.monotonic() - self.began < _BAR_AFTER:
+            return
+        if self.bar is None:
+            with warnings.catch_warnings():  # without ipywidgets the bar is text
+                warnings.simplefilter("ignore")
+                from tqdm.auto import tqdm
+            self.bar = tqdm(desc=label, total=total, initial=done, leave=False)
+        elif label != self.label:
+            self.bar.reset(total)
+            self.bar.initial = done  # steps of an earlier process say nothing of the pace
+            self.bar.set_description(label, refresh=False)
+        self.label = label
+        self.bar.n = done
+        self.bar.refresh()
+
+    def close(self, _result: Any = None) -> None:
+        """Take it away."""
+        global _cell_bar
+        self.shell.events.unregister("post_run_cell", self.close)
+        _cell_bar = None
+        if self.bar is not None:
+            self.bar.close()
+
+
+_cell_bar: _CellBar | None = None
+
+
+def _bar_of(shell: Any) -> _CellBar:
+    global _cell_bar
+    _cell_bar = _cell_bar or _CellBar(shell)
+    return _cell_bar
 
 
 def read_progress(path: Path) -> dict[str, Any] | None:

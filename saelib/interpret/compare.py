@@ -30,12 +30,6 @@ def decoder_cosine(a: SAE, b: SAE) -> Float[np.ndarray, "d_sae_a d_sae_b"]:
     return _cosine(a.W_dec.detach(), b.W_dec.detach())
 
 
-def encoder_cosine(a: SAE, b: SAE) -> Float[np.ndarray, "d_sae_a d_sae_b"]:
-    """Cosine between every encoder column of `a` and every one of `b`."""
-    _check_pair(a, b)
-    return _cosine(a.W_enc.detach().T, b.W_enc.detach().T)
-
-
 def _cosine(rows: Float[Tensor, "k d"], others: Float[Tensor, "m d"]) -> Float[np.ndarray, "k m"]:
     return (unit_rows(rows) @ unit_rows(others).T).numpy()
 

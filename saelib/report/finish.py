@@ -23,6 +23,8 @@ _WITH_FIGURES = (
     "06_training_efficiency",
     *EVIDENCE,
 )  # whose figures the index shows, too
+NARROW_SAE = "narrow_sae"
+"""Folder of a report in which the study's narrow SAE lies, for `saelib split` and everything else that opens an SAE."""
 _SAE_FACTS = (
     "parent",
     "tau",
@@ -50,10 +52,13 @@ def render(page: PlannedPage, folder: Path, pages: Sequence[PlannedPage] = ()) -
 def finish_report(
     folder: Path, profile: str, tables: Tables, pages: Sequence[PlannedPage], record: dict[str, Any]
 ) -> Path:
-    """Write the tables' CSV files and `index.html`; `record` is what `run.json` holds."""
+    """Write the tables' CSV files, the narrow SAE and `index.html`; `record` is what `run.json` holds."""
     from saelib.report.index_page import build_index, write_tables
+    from saelib.study.profiles import get_profile
+    from saelib.study.study import narrow_sae
 
     write_tables(tables, folder)
+    narrow_sae(get_profile(profile)).sae.save(folder / NARROW_SAE)
     return build_index(folder, profile, tables, _links(pages), _facts(folder, profile, pages, record))
 
 

@@ -34,7 +34,7 @@ HEADLINE_MIME = "application/vnd.saelib.headline+json"
 
 # Modules that start, show and render work but cannot change what it computes: editing them keeps finished notebooks.
 _NOT_PART_OF_RESULTS = {
-    "cli", "doctor", "figures", "index_page", "jobs", "left_open", "model_card", "notebook_runner", "page", "progress",
+    "cli", "doctor", "figures", "index_page", "jobs", "left_open", "notebook_runner", "page", "progress",
     "provenance", "report", "reproduce", "run_plan", "run_record", "side_work",
 }  # fmt: skip
 

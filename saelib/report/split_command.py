@@ -6,10 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from saelib.base.device import DEVICES, Device, choose_device
 from saelib.base.errors import UserError
+
+if TYPE_CHECKING:
+    from saelib.split.result import Split
+    from saelib.split.split_by import MethodSplit
 
 CONTEXTS = ("auto", "hyphen", "automatic")
 OURS = "children"
@@ -17,25 +21,25 @@ OURS = "children"
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """The options of the command, as they were given."""
+    """The options of the command, as they were given; notebook `10_split_any_feature` gives the same."""
 
     sae: str
-    feature: int | None
-    everything: Path | None
-    out: Path | None
-    model: str
-    text: str
-    contexts: str
-    method: str
-    tokens: int | None
-    d_sae: int | None
-    K: int | None
-    tau: float | None
-    seed: int
-    device: str
-    prompts: tuple[str, ...]
-    jobs: int | None
-    scheduler: str | None
+    feature: int | None = None
+    everything: Path | None = None
+    out: Path | None = None
+    model: str = "mini"
+    text: str = "study"
+    contexts: str = "auto"
+    method: str = OURS
+    tokens: int | None = None
+    d_sae: int | None = None
+    K: int | None = None
+    tau: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    prompts: tuple[str, ...] = ()
+    jobs: int | None = None
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
         if (self.feature is None) == (self.everything is None):
@@ -46,6 +50,9 @@ class SplitRequest:
         if self.contexts not in CONTEXTS and not self.contexts.endswith(".json"):
             rule = f"contexts must be one of {', '.join(CONTEXTS)} or a .json of rules"
             raise UserError(rule, repr(self.contexts), "pass one")
+        if self.prompts and (self.method != OURS or self.everything is not None):
+            rule = "prompts are shown for one feature and the method children"
+            raise UserError(rule, self.method, "leave --prompt out")
 
 
 def run_split(request: SplitRequest, say: Callable[[str], object]) -> None:
@@ -58,35 +65,48 @@ def run_split(request: SplitRequest, say: Callable[[str], object]) -> None:
     from saelib.split.contexts import read_rules
     from saelib.split.methods import get_method
 
-    everything, own = request.everything, get_method(request.method).name == OURS
-    device: Device = next(name for name in DEVICES if name == request.device)
-    if everything is not None:  # on the processor only
-        if device == "cuda":
-            raise UserError("device must be cpu or auto for --all", device, "leave --device out")
-        device = "cpu"
-    if request.prompts and (not own or everything is not None):
-        rule = "prompts are shown for one feature and the method children"
-        raise UserError(rule, request.method, "leave --prompt out")
-    choose_device(device)
+    everything, out = request.everything, request.out
+    get_method(request.method)
+    if everything is not None and request.device == "cuda":  # on the processor only
+        raise UserError("device must be cpu or auto for --all", request.device, "leave --device out")
+    choose_device("cpu" if everything is not None else request.device)
     if request.contexts.endswith(".json"):
         read_rules(Path(request.contexts))
-    if request.out is not None:
-        check_writable(request.out, "out must be a writable folder", "pass --out with another folder")
+    if out is not None:
+        check_writable(out, "out must be a writable folder", "pass --out with another folder")
     if everything is None:
-        _split_one(request, device, say)
+        _split_one(request, say)
         return
-    if not own or request.tau is not None:
+    if request.method != OURS or request.tau is not None:
         rule = "--all splits by the method children, each feature at its own tau"
         raise UserError(rule, request.method, "leave it out")
     check_writable(everything, "DIR of --all must be a writable folder", "pass another folder")
     say(f"open {_split_all(request, everything)}")
 
 
-def _split_one(request: SplitRequest, device: Device, say: Callable[[str], object]) -> None:
+def _split_one(request: SplitRequest, say: Callable[[str], object]) -> None:
     from saelib.base.progress import shown_progress
-    from saelib.report.split_report import check_prompts, first_page, split_text, write_split
+    from saelib.report.split_report import split_text
+    from saelib.split.result import Split
+
+    with shown_progress(f"feature {request.feature}"):
+        found = split_of(request)
+    say(split_text(found, request.prompts) if isinstance(found, Split) else found.text())
+    if request.out is not None:
+        say(f"{'open' if isinstance(found, Split) else 'written to'} {write(found, request)}")
+
+
+def split_of(request: SplitRequest) -> Split | MethodSplit:
+    """Split the feature by the method that is asked for; ours writes its page to `out` before other seeds are trained.
+
+    Raises:
+        UserError: whatever splitting refuses.
+    """
+    from saelib.report.split_report import check_prompts, first_page
     from saelib.sae.load import load_sae
     from saelib.split.engine import SplitConfig, split_feature
+    from saelib.split.split_by import split_by
+    from saelib.split.wide import WideConfig
     from saelib.study.texts import activations
 
     feature, out, prompts = request.feature, request.out, request.prompts
@@ -98,17 +118,43 @@ def _split_one(request: SplitRequest, device: Device, say: Callable[[str], objec
         contexts=request.contexts, tau=request.tau, K=request.K, seed=request.seed,
         require_separable=request.contexts not in ("auto", "automatic"),
     )  # fmt: skip
-    with shown_progress(f"feature {feature}"):
-        acts = activations(request.model, request.text, sae=sae, device=device)
-        if request.method != OURS:
-            say(_split_by(request, sae, feature, acts, cfg))
-            return
-        check_prompts(sae, feature, acts, prompts, request.tau)
-        first = None if out is None else partial(first_page, out=out, prompts=prompts)
-        found = split_feature(sae, feature, acts, cfg, first)
-    say(split_text(found, prompts))
-    if out is not None:
-        say(f"open {write_split(found, out, prompts)}")
+    acts = activations(request.model, request.text, sae=sae, device=cast(Device, request.device))
+    if request.method != OURS:
+        wide = WideConfig(d_sae=request.d_sae or 4 * sae.cfg.d_sae, n_tokens=request.tokens or WideConfig().n_tokens)
+        return split_by(sae, feature, acts, request.method, cfg, wide)
+    check_prompts(sae, feature, acts, prompts, request.tau)
+    first = None if out is None else partial(first_page, out=out, prompts=prompts)
+    return split_feature(sae, feature, acts, cfg, first)
+
+
+def write(found: Split | MethodSplit, request: SplitRequest) -> Path:
+    """Write the tables and the new SAE to `out`, with the page where the method is ours. Returns what to open."""
+    from saelib.report.split_report import write_split
+    from saelib.split.result import Split
+
+    assert request.out is not None
+    return write_split(found, request.out, request.prompts) if isinstance(found, Split) else found.save(request.out)
+
+
+def numbers(found: Split | MethodSplit) -> dict[str, Any]:
+    """What heads the page of a split."""
+    from saelib.report.children_page import verdict_sentence
+    from saelib.split.result import Split
+
+    parent = found.parent
+    if isinstance(found, Split):
+        head = {
+            "answer": f"Feature {parent.feature}: {verdict_sentence(found)}",
+            "verdict": str(found.verdict.value),
+            "S_2": found.separation["rest + children"].S[2].value,
+            "added_2": found.added[2].value,
+            "seconds_training": found.cost["seconds_training"],
+        }
+    else:
+        head = {name: found.judged.row[name] for name in ("verdict", "S_2", "added_2", "seconds")}
+        said = f"S_2 {head['S_2']:.2f}, added_2 {head['added_2']:.2f}"
+        head = {"answer": f"Feature {parent.feature} by {found.method.name}: {said}."} | head
+    return head | {"children": len(found.children), "tau": parent.tau, "tokens_of_P": parent.n_on["test"]}
 
 
 def _split_all(request: SplitRequest, out: Path) -> Path:
@@ -120,15 +166,3 @@ def _split_all(request: SplitRequest, out: Path) -> Path:
     all_ = AllRequest(request.sae, str(out), request.model, request.text, contexts, request.K or 64, request.seed)
     with shown_progress("every feature"):
         return split_all(all_, None, jobs=request.jobs, scheduler=request.scheduler)
-
-
-def _split_by(request: SplitRequest, sae: Any, feature: int, acts: Any, cfg: Any) -> str:
-    """Split by another method than ours; the table as text, and where it is kept."""
-    from saelib.split.split_by import split_by
-    from saelib.split.wide import WideConfig
-
-    wide = WideConfig(
-        d_sae=request.d_sae or 4 * sae.cfg.d_sae, n_tokens=request.tokens or WideConfig().n_tokens
-    )  # fmt: skip
-    found = split_by(sae, feature, acts, request.method, cfg, wide)
-    return found.text() + (f"\nwritten to {found.save(request.out)}" if request.out is not None else "")

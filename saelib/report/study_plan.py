@@ -14,7 +14,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,11 @@ def _key_extra(profile: str, notebook: str, parameters: dict[str, Scalar]) -> di
     if outside:
         extra["outside"] = outside
     if notebook == PUBLISHED_SAE:
+        from saelib.text.hub_data import INTERPRETATION, INTERPRETATION_VARIABLE, local_files
+
         extra["published"] = _named_key(settings.published_sae_variable)
+        if texts := local_files(INTERPRETATION, INTERPRETATION_VARIABLE):
+            extra["texts"] = _files_key(texts)
     if notebook == TRAINING_RUN:
         rows = [dataclasses.asdict(row) for row in RUNS if row.run == parameters.get("run")]
         if not rows:
@@ -184,7 +188,7 @@ def _model_fingerprint(model: str) -> str | None:
     return content_key(**digests) if digests else None
 
 
-@cache
+@lru_cache(maxsize=16)
 def _outside_inputs(settings: Profile) -> dict[str, str]:
     """Files outside the package that a profile reads, by name and content; what is missing is told before anything runs."""
     from saelib.lm import gelu_1l

@@ -103,7 +103,7 @@ class Parent(NamedTuple):
     """The largest activation on the select split."""
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4 * study.HELD)
 def parent(profile: Profile, feature: int | None = None, tau: float | None = None) -> Parent:
     """The parent of the study: the feature that best marks hyphens that join words, above its threshold of best F1.
 

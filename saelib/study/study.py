@@ -32,7 +32,7 @@ from saelib.lm.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
 from saelib.lm.smollm2 import load_smollm2, smollm2_folder
 from saelib.sae.evaluate import LossEnds, Quality, loss_ends, sae_quality
 from saelib.sae.initial import init_random
-from saelib.sae.kept import sae_key, train_once, training_folder
+from saelib.sae.kept import sae_key, train_once
 from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE, SAEConfig, require_fits
 from saelib.sae.train import TrainResult
@@ -46,11 +46,13 @@ from saelib.text.tokens import TokenStore
 
 P = ParamSpec("P")
 R = TypeVar("R")
+HELD = 16
+"""Results that a function of a profile keeps in memory: three splits of a handful of profiles. The cache folder has the rest."""
 
 
 def once_a_text(function: Callable[Concatenate[Profile, P], R]) -> Callable[Concatenate[Profile, P], R]:
     """Keep a function's results in memory for a profile's text and model: the seed of the narrow SAE changes neither."""
-    kept = functools.cache(function)
+    kept = functools.lru_cache(maxsize=HELD)(function)
 
     @functools.wraps(function)
     def call(profile: Profile, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -167,22 +169,18 @@ def train_config(profile: Profile, l1_coeff: float, n_steps: int, seed: int, zer
 
 def train_narrow(profile: Profile, l1_coeff: float) -> TrainResult:
     """A narrow SAE at one coefficient, on all training data."""
-    key, name, sae_cfg, cfg = _narrow_plan(profile, l1_coeff)
+    cfg = train_config(profile, l1_coeff, profile.narrow_steps, profile.seed, None)
+    sae_cfg = sae_config(profile, profile.d_sae_narrow, l1_coeff=l1_coeff, seed=profile.seed)
+    device = choose_device(profile.device)
 
     def begin() -> tuple[SAE, ShuffledBatches]:
         batches = ShuffledBatches(View(activations(profile, "train")), profile.batch_size, profile.seed)
-        sae = init_random(sae_cfg, torch.Generator().manual_seed(profile.seed))
-        return sae.on(choose_device(profile.device)), batches
+        return init_random(sae_cfg, torch.Generator().manual_seed(profile.seed)).on(device), batches
 
-    return train_once(key, name, begin, cfg)
-
-
-def _narrow_plan(profile: Profile, l1_coeff: float) -> tuple[str, str, SAEConfig, TrainConfig]:
-    cfg = train_config(profile, l1_coeff, profile.narrow_steps, profile.seed, None)
-    sae_cfg = sae_config(profile, profile.d_sae_narrow, l1_coeff=l1_coeff, seed=profile.seed)
-    made_on = in_key(choose_device(profile.device))
-    key = content_key(store=activations(profile, "train").key, sae=sae_cfg.to_dict(), cfg=repr(cfg), **made_on)
-    return key, f"narrow-l1-{l1_coeff:g}", sae_cfg, cfg
+    key = content_key(
+        store=activations(profile, "train").key, sae=sae_cfg.to_dict(), cfg=repr(cfg), **in_key(device)
+    )  # fmt: skip
+    return train_once(key, f"narrow-l1-{l1_coeff:g}", begin, cfg)
 
 
 class Coefficient(NamedTuple):
@@ -195,7 +193,7 @@ class Coefficient(NamedTuple):
     """One row a candidate: l1_coeff, l1_per_token, l0, fvu, loss_recovered, alive_share, tokens, meets_rule."""
 
 
-@functools.cache
+@functools.lru_cache(maxsize=HELD)
 def coefficient(profile: Profile) -> Coefficient:
     """Choose the L1 coefficient on select data, before and independently of any split.
 
@@ -228,15 +226,6 @@ def narrow_sae(profile: Profile) -> TrainResult:
     """The narrow SAE at the chosen coefficient; or, where `SAELIB_NARROW_SAE` names one, that SAE as it is."""
     given = given_narrow(profile)
     return given if given is not None else train_narrow(profile, coefficient(profile).l1_coeff)
-
-
-def narrow_folder(profile: Profile) -> Path:
-    """Where the narrow SAE lies, in the SAELens format; or the file that `SAELIB_NARROW_SAE` names."""
-    narrow_sae(profile)
-    if (path := named_path(profile.narrow_sae_variable)) is not None:
-        return path
-    key, name, *_ = _narrow_plan(profile, coefficient(profile).l1_coeff)
-    return training_folder(name, key) / "sae"
 
 
 def given_narrow(profile: Profile) -> TrainResult | None:
@@ -274,7 +263,7 @@ def _named_sae(profile: Profile, variable: str | None, which: str, d_sae: int) -
     return sae
 
 
-@functools.cache
+@functools.lru_cache(maxsize=HELD)
 def _loss_ends(profile: Profile, split: str) -> LossEnds:
     store = activations(profile, split)
     key = content_key(store=store.key, ends=profile.evaluate_contexts, code=code_version(*QUALITY_CODE))
