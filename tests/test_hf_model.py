@@ -253,7 +253,7 @@ def test_smollm2_comes_from_its_package(session_cache: Path) -> None:
     """Downloaded, converted once, and it is a language model: it knows how English goes on."""
     pytest.importorskip("gguf", reason="gguf is not installed")
     model = load_smollm2("blocks.4.hook_mlp_out")
-    assert (model.d_in, model.d_vocab, model.bos_token) == (576, 49_152, "<|endoftext|>")
+    assert (model.d_in, model.d_vocab, model.bos_token, model.n_layers) == (576, 49_152, "<|endoftext|>", 30)
     tokens = model.to_tokens(
         "The capital of France is Paris, and the capital of Germany is Berlin. A long-standing 3-point lead."
     )

@@ -697,6 +697,15 @@ def test_swapping_for_itself_changes_nothing(acts: Activations, sae: SAE) -> Non
     assert table["tokens"].tolist() == [len(rows), acts.stores["test"].n_tokens]
 
 
+def test_a_deep_model_is_swapped_on_fewer_contexts(
+    acts: Activations, sae: SAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acts.model, "n_layers", 30, raising=False)
+    rows = np.flatnonzero(acts.stores["test"].token_ids == TERM)
+    tokens = swap_table(acts, sae, sae, rows)["tokens"]
+    assert tokens["overall"] == 16 * POSITIONS < acts.stores["test"].n_tokens
+
+
 def test_a_perfect_and_an_empty_sae_in_the_swap(acts: Activations) -> None:
     exact = SAE(SAEConfig(D, 2 * D, HOOK, "planted", False)).requires_grad_(False)
     signs = torch.cat([torch.eye(D), -torch.eye(D)])

@@ -84,6 +84,11 @@ class HFModel(LanguageModel):
         """Whether an activation's mean over d_model is taken out."""
         return self.center_writing_weights and any(isinstance(part, nn.LayerNorm) for part in self.module.modules())
 
+    @functools.cached_property
+    def n_layers(self) -> int:  # type: ignore[override]
+        """Decoder layers."""
+        return len(layers_of(self.module))
+
     @property
     def n_ctx(self) -> int:
         """Longest context that the configuration states."""

@@ -50,6 +50,8 @@ class LanguageModel(ABC):
     it, and those that differ are not mixed."""
     bos_token: str
     eos_token: str
+    n_layers = 1
+    """Layers in all."""
 
     @property
     @abstractmethod

@@ -25,6 +25,8 @@ from saelib.sae.sae import SAE
 
 CONTEXTS = {"on P": 300, "overall": 48}
 """Test contexts that are read at random: of those that hold tokens of P, and of all."""
+DEEP, DEEP_CONTEXTS = 6, {"on P": 60, "overall": 16}
+"""Of a model of more layers than `DEEP` fewer are read: each is a pass through all of them for every SAE."""
 _BATCH = 16
 
 
@@ -49,12 +51,13 @@ class Swaps:
         flat = np.zeros(store.n_tokens, dtype=bool)
         flat[rows_on] = True
         mask = flat.reshape(total, POSITIONS)
+        most = DEEP_CONTEXTS if acts.model.n_layers > DEEP else CONTEXTS
         self.parts: dict[str, list[_Part]] = {}
         for where, among, at in (
             ("on P", np.flatnonzero(mask.any(1)), mask),
             ("overall", np.arange(total), np.ones_like(mask)),
         ):
-            chosen = np.sort(rng.choice(among, min(CONTEXTS[where], len(among)), replace=False))
+            chosen = np.sort(rng.choice(among, min(most[where], len(among)), replace=False))
             self.parts[where] = []
             for begin in range(0, len(chosen), _BATCH):
                 part = chosen[begin : begin + _BATCH]
