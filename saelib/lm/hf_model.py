@@ -16,6 +16,7 @@ import copy
 import functools
 import hashlib
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,9 @@ from saelib.base.errors import UserError
 from saelib.base.hub import cached_snapshot, fetch_snapshot, hub_address, hub_cache, hub_reachable
 from saelib.lm.hook_point import HookPoint, parse_hook
 from saelib.lm.model import LanguageModel, Logits
+
+# transformers imports tqdm.auto, which in a kernel without ipywidgets says so, on every page.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 """What transformers calls the feed-forward part of a layer."""
