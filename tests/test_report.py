@@ -56,7 +56,7 @@ def executed(tmp_path):
         new_code_cell("plot()", outputs=[new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})]),
         new_code_cell("view", outputs=[new_output("display_data", {VIEW_MIME: view.data(), "text/html": "<p>lab only</p>"})]),
         new_code_cell("tokens", outputs=[new_output("execute_result", {"text/plain": str(HOSTILE)})]),
-        new_code_cell("headline()", outputs=[record(HEADLINE_MIME, {"verdict": "<yes>", "l0": 31.2, "fvu": None})]),
+        new_code_cell("headline()", outputs=[record(HEADLINE_MIME, {"verdict": "<yes>", "l0": 31.2, "fvu": None, "arms": {"warm": 8.25}})]),
         new_code_cell("watermark()", outputs=[record(WATERMARK_MIME, marks, "noise")]),
     ]  # fmt: skip
     notebook = new_notebook(
@@ -205,6 +205,7 @@ def test_heading_headline_and_navigation(page):
     assert len([tag for tag, _ in structure.tags if tag == "h1"]) == 1
     assert structure.inside("31.2")[0][-1] == "dd"
     assert "fvu" not in structure.text  # nothing measured, nothing shown
+    assert "8.25" not in structure.text  # a table's place is in the text
     assert "← Run 3" in structure.text
     assert "Run 5 →" in structure.text
     assert "the study (example.org/post)" in structure.text
@@ -267,8 +268,8 @@ def test_json_sibling(page):
     sibling = json.loads(page[0].with_suffix(".json").read_text())
     assert sibling == page[1]
     assert sibling["parameters"] == {"run": 4, "seed": 10}
-    assert sibling["headline"] == {"verdict": "<yes>", "l0": 31.2, "fvu": None}
-    assert list(sibling["headline"]) == ["verdict", "l0", "fvu"]  # the order they were given in, not the file's
+    assert sibling["headline"] == {"verdict": "<yes>", "l0": 31.2, "fvu": None, "arms": {"warm": 8.25}}
+    assert list(sibling["headline"]) == ["verdict", "l0", "fvu", "arms"]  # the order they were given in, not the file's
     assert (sibling["commit"], sibling["dirty"]) == ("c0ffee", True)
     assert (sibling["seeds"], sibling["device"], sibling["threads"]) == ({"init": 10}, "a machine", 1)
     assert sibling["wall_seconds"] == 94.2

@@ -24,6 +24,9 @@ from saelib.report.views import bundle
 
 __all__ = ["Page", "collect_headline", "collect_watermark", "headline", "render_page", "watermark"]
 
+LONGEST_TILE = 60
+"""Characters of a number or of words that stand large at the head of a page."""
+
 
 class Record(dict[str, Any]):
     """A dict that was displayed when it was made, and so shows nothing as the last value of a cell."""
@@ -119,7 +122,7 @@ def render_page(
         title=title,
         heading=heading or title,
         answer=answer if isinstance(answer, str) else None,
-        headline=pairs(record["headline"], skip=["answer"]),
+        headline=pairs({k: v for k, v in record["headline"].items() if _fits_a_tile(v)}, skip=["answer"]),
         body=markupsafe.Markup(body),
         record=record,
         before=before,
@@ -129,6 +132,11 @@ def render_page(
     write_json(out_html.with_suffix(".json"), record)
     write_tables(notebook, out_html.parent, out_html.stem)
     return record
+
+
+def _fits_a_tile(value: Any) -> bool:
+    """A number or a few words stand large at the head of a page; tables and sentences stand in its text."""
+    return not isinstance(value, dict) and len(str(value)) <= LONGEST_TILE
 
 
 def page_record(notebook: Any, *, name: str, title: str, known: Mapping[str, Any]) -> dict[str, Any]:
