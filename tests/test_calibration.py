@@ -121,17 +121,18 @@ def test_the_counts_that_decide_by_hand() -> None:
                 {"case": "tree", "effect": 6.0, "parent_tokens": 1500, "split": True, "false": False},
                 {"case": "tree", "effect": 6.0, "parent_tokens": 1500, "split": False, "false": False},
                 {"case": "tree", "effect": 8.0, "parent_tokens": 1500, "split": True, "false": False},
+                {"case": "seven clusters", "effect": 6.0, "parent_tokens": 1500, "split": True, "false": False},
                 {"case": "circle", "effect": 3.0, "parent_tokens": 1500, "split": True, "false": True},
             ]
         )
     )
     assert synthetic.set_index(["case", "effect"])["rate"].to_dict() == {
-        ("tree", 6.0): 0.5, ("tree", 8.0): 1.0, ("circle", 3.0): 1.0,
+        ("tree", 6.0): 0.5, ("tree", 8.0): 1.0, ("seven clusters", 6.0): 1.0, ("circle", 3.0): 1.0,
     }  # fmt: skip
     implants = pd.DataFrame(
         {"delta": [0.0, 8.0, 8.0], "share": 0.2, "verdict": ["split", "split", "not split"], "ceiling": [0.1, 0.9, 0.9]}
     )
     assert calibration.conclusion(synthetic, implants) == {
-        "detected": 1, "true_cases": 2, "false": 1, "impostors": 1,
+        "detected": 1, "true_cases": 2, "clusters_detected": 1, "clusters": 1, "false": 1, "impostors": 1,
         "implants_found": 1, "implants_seen": 2, "absent_split": 1, "absent": 1,
     }  # fmt: skip

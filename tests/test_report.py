@@ -36,6 +36,8 @@ from saelib.study.runs import RUNS
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HOSTILE = ["</script>", "<b>", '"quoted"', "&amp;", '<img src="https://example.org/x.png">', "<!--"]
 
+NUMBERS = {"verdict": "<yes>", "l0": 31.2, "fvu": None, "arms": {"warm": 8.25}}
+
 
 def record(mime, values, text=""):
     return new_output("display_data", {mime: values, "text/plain": text}, metadata={mime: {"order": list(values)}})
@@ -56,7 +58,7 @@ def executed(tmp_path):
         new_code_cell("plot()", outputs=[new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})]),
         new_code_cell("view", outputs=[new_output("display_data", {VIEW_MIME: view.data(), "text/html": "<p>lab only</p>"})]),
         new_code_cell("tokens", outputs=[new_output("execute_result", {"text/plain": str(HOSTILE)})]),
-        new_code_cell("headline()", outputs=[record(HEADLINE_MIME, {"verdict": "<yes>", "l0": 31.2, "fvu": None, "arms": {"warm": 8.25}})]),
+        new_code_cell("headline()", outputs=[record(HEADLINE_MIME, NUMBERS)]),
         new_code_cell("watermark()", outputs=[record(WATERMARK_MIME, marks, "noise")]),
     ]  # fmt: skip
     notebook = new_notebook(
@@ -268,7 +270,7 @@ def test_json_sibling(page):
     sibling = json.loads(page[0].with_suffix(".json").read_text())
     assert sibling == page[1]
     assert sibling["parameters"] == {"run": 4, "seed": 10}
-    assert sibling["headline"] == {"verdict": "<yes>", "l0": 31.2, "fvu": None, "arms": {"warm": 8.25}}
+    assert sibling["headline"] == NUMBERS
     assert list(sibling["headline"]) == ["verdict", "l0", "fvu", "arms"]  # the order they were given in, not the file's
     assert (sibling["commit"], sibling["dirty"]) == ("c0ffee", True)
     assert (sibling["seeds"], sibling["device"], sibling["threads"]) == ({"init": 10}, "a machine", 1)

@@ -33,8 +33,7 @@ from saelib.base.hub import cached_snapshot, fetch_snapshot, hub_address, hub_ca
 from saelib.lm.hook_point import HookPoint, parse_hook
 from saelib.lm.model import LanguageModel, Logits
 
-# transformers imports tqdm.auto, which in a kernel without ipywidgets says so, on every page.
-warnings.filterwarnings("ignore", message="IProgress not found")
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm.auto, which transformers imports, on every page
 
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 """What transformers calls the feed-forward part of a layer."""
