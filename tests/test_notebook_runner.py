@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 import saelib
+from saelib.base.code_version import imported, source_hash
 from saelib.base.errors import UserError
 from saelib.base.progress import Display, clock, describe, read_progress, report_progress
 from saelib.report.jobs import Job, JobFailed, Memory, run_jobs
@@ -25,7 +26,6 @@ from saelib.report.notebook_runner import (
     NotebookFailed,
     _translated,
     cached_notebook,
-    code_fingerprint,
     notebook_key,
     run_notebook,
 )
@@ -154,7 +154,7 @@ def test_the_key_follows_everything_that_determines_the_result(write: Write, mon
         notebook_key(source, source.resolve({"n": 4})),
         notebook_key(source, default, {"upstream": ["other"]}),
     ]
-    monkeypatch.setattr("saelib.report.notebook_runner.code_fingerprint", lambda: "other code")
+    monkeypatch.setattr("saelib.report.notebook_runner.code_fingerprint", lambda text: "other code")
     others.append(notebook_key(source, default))
     assert len({key, *others}) == 5
 
@@ -164,24 +164,67 @@ def test_what_is_left_out_of_the_code_fingerprint_exists() -> None:
     assert modules >= _NOT_PART_OF_RESULTS
 
 
-def test_comments_and_docstrings_do_not_change_the_code_fingerprint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_comments_and_docstrings_do_not_change_the_code_fingerprint(tmp_path: Path) -> None:
     def fingerprint(name: str, text: str) -> str:
         (tmp_path / name).write_text(text)
-        monkeypatch.setattr("saelib.report.notebook_runner.__file__", str(tmp_path / "report" / "notebook_runner.py"))
-        code_fingerprint.cache_clear()
-        return code_fingerprint()
+        return source_hash([tmp_path / name])
 
     code = 'def f():\n    """Old."""\n    return 1\n'
-    try:
-        before = fingerprint("step.py", code)
-        assert fingerprint("step.py", "# why\n" + code.replace("Old", "New")) == before
-        assert fingerprint("cli.py", code) == before
-        assert fingerprint("step.py", code.replace("1", "2")) != before
-    finally:
-        monkeypatch.undo()
-        code_fingerprint.cache_clear()
+    before = fingerprint("step.py", code)
+    assert fingerprint("step.py", "# why\n" + code.replace("Old", "New")) == before
+    assert fingerprint("step.py", code.replace("1", "2")) != before
+
+
+def test_a_notebook_s_key_follows_its_own_imports_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "saelib"
+    texts = {
+        "__init__": "_HOMES = {'load': 'saelib.sae.load'}",
+        "sae/__init__": "",
+        "sae/load": "def load():\n    from saelib.sae import step\n    return step",
+        "sae/step": "rate = 1",
+        "report/charts": "width = 2",
+        "report/jobs": "import saelib.report.charts",
+        "study/plan": "TARGET = 'saelib.study.work:run'",
+        "study/work": "from saelib.sae.step import rate",
+    }
+    for name, text in texts.items():
+        path = package / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def reached(source: str) -> set[str]:
+        files = imported(source, {"jobs"}, package)
+        return {path.relative_to(package).with_suffix("").as_posix() for path in files}
+
+    assert reached("from saelib.sae.load import load") == {"sae/load", "sae/step"}  # in functions, too
+    assert reached("import saelib\nimport numpy") == {"__init__", "sae/load", "sae/step"}  # loaded when first used
+    assert reached("from saelib.study import plan") == {"study/plan", "study/work", "sae/step"}  # a target in a string
+    assert reached("from saelib.report import jobs, charts") == {"report/charts"}  # left out, and not followed
+    assert reached("from saelib.sae import nothing") == {"sae/__init__"}
+
+
+def test_a_change_in_a_chart_runs_no_training_again_and_one_in_the_step_does() -> None:
+    def reached(name: str) -> set[str]:
+        return {path.stem for path in imported(load_notebook(name).text, _NOT_PART_OF_RESULTS)}
+
+    training, bench_page = reached("04_training_run"), {"bench_page", "bench_charts", "claim_views", "circuits"}
+    assert {"step", "sparse_step", "train", "store", "separation", "views"} <= training
+    assert not bench_page & training
+    assert "circuits" in reached("15_circuits")
+
+
+def test_what_a_notebook_imports_is_what_its_key_follows() -> None:
+    text = load_notebook("09_split_page").text
+    program = "\n".join(line for line in text.splitlines() if line.startswith(("from ", "import ")))
+    program += "\nimport sys\nfor name in sys.modules.copy(): print(getattr(sys.modules[name], '__file__', None))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = {Path(line) for line in run.stdout.splitlines() if line.startswith(str(Path(saelib.__file__).parent))}
+    left_out = {path for path in loaded if path.stem in {*_NOT_PART_OF_RESULTS, "__init__"}}
+    followed = set(imported(text, _NOT_PART_OF_RESULTS))
+    only_for_left_out = {"notebook_body", "tables", "display"}  # what they load shows, too
+    assert {path.stem for path in loaded - left_out - followed} <= only_for_left_out
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -253,6 +296,7 @@ def test_a_cache_folder_that_is_a_file_is_a_user_error(
 
 FUNCTIONS = """\
 import os, time
+from saelib.base.code_version import imported, source_hash
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 

@@ -1,19 +1,21 @@
 """Which code made a result: a hash of the source of the modules that compute it, for the keys of what is kept.
 
-Comments, layout and docstrings do not count. Modules are named, not followed through their imports: a key should change
-when the arithmetic does, not when a progress line does.
+Comments, layout and docstrings do not count. The key of a kept result names its modules, so that it changes when the arithmetic
+does, not when a progress line does. A notebook's key is taken over all modules that its imports reach (`imported`).
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """Where the modules lie."""
+_TARGET = re.compile(r"\w+(\.\w+)+(:\w+)?")
 
 
 def code_version(*modules: str) -> str:
@@ -37,3 +39,53 @@ def source_hash(files: Iterable[Path]) -> str:
                 node.value.value = None
         digest.update(f"{path.name}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def imported(source: str, leave_out: Collection[str] = (), package: Path = PACKAGE) -> tuple[Path, ...]:
+    """The files of the package that some Python text imports, in functions too, and what these import, and so on.
+
+    `from saelib.sae import step` reaches `sae/step.py`, a name that is no module its package. Targets in strings, like
+    `"saelib.study.circuits:run_part_job"`, count as imports; the package's own `__init__` does where it is asked for itself.
+
+    Args:
+        leave_out: names of modules (without their room) that are neither given nor followed.
+    """
+    found: dict[Path, None] = {}
+    ahead = list(_named_in(source, package))
+    while ahead:
+        path = ahead.pop()
+        if path not in found and path.stem not in leave_out:
+            found[path] = None
+            ahead += _imports_of(path, package)
+    return tuple(sorted(found))
+
+
+@cache
+def _imports_of(path: Path, package: Path) -> tuple[Path, ...]:
+    return tuple(_named_in(path.read_text(encoding="utf-8"), package))
+
+
+def _named_in(source: str, package: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _TARGET.fullmatch(node.value):
+            names = [node.value.partition(":")[0]]
+        else:
+            continue
+        for name in names:
+            first, *parts = name.split(".")
+            if first == package.name and (path := _file_of(parts, package)):
+                yield path
+
+
+def _file_of(parts: list[str], package: Path) -> Path | None:
+    """The longest part of a dotted name that is a module, or the package that it is a name of."""
+    for end in range(len(parts), -1, -1):
+        at = package.joinpath(*parts[:end])
+        for path in (at.with_suffix(".py"), at / "__init__.py"):
+            if path.is_file() and (end or path.parent == package):
+                return path
+    return None

@@ -15,13 +15,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelib import __version__
 from saelib.base.cache import atomic_dir, cache_dir, content_key, damage_in, disk_errors, ensure_dir, locked, read_json
-from saelib.base.code_version import source_hash
+from saelib.base.code_version import imported, source_hash
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.base.provenance import provenance, versions
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 HEADLINE_MIME = "application/vnd.saelib.headline+json"
 
-# Modules that start, show and render work but cannot change what it computes: editing them keeps finished notebooks.
+# Modules that start, show and render work but cannot change what it computes: no notebook's key follows them.
 _NOT_PART_OF_RESULTS = {
     "cli", "doctor", "figures", "index_page", "jobs", "left_open", "notebook_runner", "page", "progress",
     "provenance", "report", "reproduce", "run_plan", "run_record", "side_work",
@@ -59,20 +59,25 @@ class ExecutedNotebook:
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
-@cache
-def code_fingerprint() -> str:
-    """Hash of the code that computes results: comments, layout and docstrings do not count, nor does orchestration."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return source_hash(path for path in files if path.stem not in _NOT_PART_OF_RESULTS)
+@lru_cache(maxsize=64)
+def code_fingerprint(text: str) -> str:
+    """Hash of the modules that a notebook's imports reach: comments, layout and docstrings do not count, nor does orchestration.
+
+    A notebook that cannot be parsed reaches none; it fails when it is run.
+    """
+    try:
+        return source_hash(imported(text, leave_out=_NOT_PART_OF_RESULTS))
+    except SyntaxError:
+        return source_hash([])
 
 
 def notebook_key(source: NotebookSource, parameters: dict[str, Scalar], key_extra: dict[str, Any] | None = None) -> str:
-    """Cache key of a notebook: its text, every parameter, the version and code of saelib, torch, and what it builds on."""
+    """Cache key of a notebook: its text, parameters, the version of saelib, the code it imports, torch, what it builds on."""
     return content_key(
         notebook=source.text,
         parameters=parameters,
         saelib=__version__,
-        code=code_fingerprint(),
+        code=code_fingerprint(source.text),
         torch=versions().get("torch"),
         extra=key_extra or {},
     )
