@@ -8,15 +8,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
-from saelib.acts.batches import ShuffledBatches
+from saelib.acts.batches import ShuffledBatches, View
 from saelib.base.cache import atomic_path, cache_dir, content_key, file_sha256, locked, read_sealed, write_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.base.seals import sealed
+from saelib.sae.initial import init_from_narrow, init_random
 from saelib.sae.load import load_sae
-from saelib.sae.sae import SAE
+from saelib.sae.sae import SAE, SAEConfig
 from saelib.sae.train import TRAINING_CODE, Hooks, TrainResult, train
 from saelib.sae.train_config import TrainConfig
 
@@ -38,6 +40,27 @@ def sae_key(sae: SAE) -> str:
 def training_folder(name: str, key: str) -> Path:
     """Where `train_once` keeps a training: named by its key and by the code that trains."""
     return cache_dir() / "runs" / f"{name}-{content_key(key=key, code=code_version(*TRAINING_CODE))}"
+
+
+def beginning(
+    cfg: SAEConfig,
+    train: TrainConfig,
+    view: View,
+    device: torch.device,
+    narrow: SAE | None = None,
+    normalise: bool = True,
+) -> tuple[SAE, ShuffledBatches]:
+    """The first SAE of a training and its batches, both drawn with the training's seed: what `train_once` begins with.
+
+    Args:
+        narrow: begin as this SAE plus fresh features (`init_from_narrow`); None: at random (`init_random`).
+
+    Raises:
+        UserError: as of `init_from_narrow`.
+    """
+    generator = torch.Generator().manual_seed(train.seed)
+    sae = init_random(cfg, generator) if narrow is None else init_from_narrow(narrow, cfg, normalise, generator)
+    return sae.on(device), ShuffledBatches(view, train.batch_size, train.seed)
 
 
 def train_once(

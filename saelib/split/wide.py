@@ -15,13 +15,12 @@ import numpy as np
 import torch
 
 from saelib.acts.activations import Activations
-from saelib.acts.batches import ShuffledBatches, View
+from saelib.acts.batches import View
 from saelib.acts.filter import filter_view
 from saelib.base.cache import content_key
 from saelib.base.device import in_key
 from saelib.base.errors import UserError
-from saelib.sae.initial import init_from_narrow, init_random
-from saelib.sae.kept import sae_key, train_once
+from saelib.sae.kept import beginning, sae_key, train_once
 from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE, SAEConfig, require_fits
 from saelib.sae.stream import feature_activations
@@ -174,16 +173,8 @@ def trained(task: Task, recipe: Recipe) -> SAE:
         **in_key(task.acts.device),
     )
 
-    def begin() -> tuple[SAE, ShuffledBatches]:
-        generator, batches = torch.Generator().manual_seed(task.seed), ShuffledBatches(view, batch, task.seed)
-        if recipe.warm:
-            narrow = work.original.on(torch.device("cpu"))
-            sae = init_from_narrow(narrow, sae_cfg, True, generator)
-        else:
-            sae = init_random(sae_cfg, generator)
-        return sae.on(task.acts.device), batches
-
-    found = train_once(key, "wide", begin, cfg)
+    narrow = work.original.on(torch.device("cpu")) if recipe.warm else None
+    found = train_once(key, "wide", lambda: beginning(sae_cfg, cfg, view, task.acts.device, narrow), cfg)
     task.meter.train(found.n_tokens, origin.d_in, wide.d_sae)
     # A filter must look at all of the text; without one no more is read than is trained on.
     task.meter.tokens_lm += store.n_tokens if recipe.by != "none" else min(store.n_tokens, found.n_tokens)

@@ -16,9 +16,8 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
 
-from saelib.acts.batches import ShuffledBatches, View
+from saelib.acts.batches import View
 from saelib.acts.store import ActivationStore, harvest
 from saelib.base.cache import content_key, kept_json
 from saelib.base.code_version import code_version
@@ -31,8 +30,7 @@ from saelib.lm.hf_model import load_hf_folder
 from saelib.lm.model import EMBEDDED_FOLDER, LanguageModel, load_embedded
 from saelib.lm.smollm2 import load_smollm2, smollm2_folder
 from saelib.sae.evaluate import LossEnds, Quality, loss_ends, sae_quality
-from saelib.sae.initial import init_random
-from saelib.sae.kept import sae_key, train_once
+from saelib.sae.kept import beginning, sae_key, train_once
 from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE, SAEConfig, require_fits
 from saelib.sae.train import TrainResult
@@ -173,14 +171,11 @@ def train_narrow(profile: Profile, l1_coeff: float) -> TrainResult:
     sae_cfg = sae_config(profile, profile.d_sae_narrow, l1_coeff=l1_coeff, seed=profile.seed)
     device = choose_device(profile.device)
 
-    def begin() -> tuple[SAE, ShuffledBatches]:
-        batches = ShuffledBatches(View(activations(profile, "train")), profile.batch_size, profile.seed)
-        return init_random(sae_cfg, torch.Generator().manual_seed(profile.seed)).on(device), batches
-
     key = content_key(
         store=activations(profile, "train").key, sae=sae_cfg.to_dict(), cfg=repr(cfg), **in_key(device)
     )  # fmt: skip
-    return train_once(key, f"narrow-l1-{l1_coeff:g}", begin, cfg)
+    data = View(activations(profile, "train"))
+    return train_once(key, f"narrow-l1-{l1_coeff:g}", lambda: beginning(sae_cfg, cfg, data, device), cfg)
 
 
 class Coefficient(NamedTuple):

@@ -11,8 +11,7 @@ from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.filter import filter_view
 from saelib.base.cache import content_key
 from saelib.base.device import choose_device, in_key
-from saelib.sae.initial import init_from_narrow, init_random
-from saelib.sae.kept import train_once, training_folder, weights_hash
+from saelib.sae.kept import beginning, train_once, training_folder, weights_hash
 from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE, SAEConfig
 from saelib.sae.scaled import scaled_acts
@@ -89,13 +88,10 @@ def train_run(
     plan, narrow = _run_plan(profile, spec, chosen, filter_by, n_steps), study.narrow_sae(profile).sae
 
     def begin() -> tuple[SAE, ShuffledBatches]:
-        generator = torch.Generator().manual_seed(spec.seed)
-        batches = ShuffledBatches(view(profile, plan.by, chosen), profile.batch_size, spec.seed)
-        if spec.init_from_narrow:
-            sae = init_from_narrow(narrow, plan.sae_cfg, spec.normalised, generator)
-        else:
-            sae = init_random(plan.sae_cfg, generator)
-        return sae.on(choose_device(profile.device)), batches
+        data, device = view(profile, plan.by, chosen), choose_device(profile.device)
+        return beginning(
+            plan.sae_cfg, plan.cfg, data, device, narrow if spec.init_from_narrow else None, spec.normalised
+        )
 
     probe = _replacing_probe(profile, chosen) if spec.init_from_narrow else None
     return train_once(plan.key, plan.name, begin, plan.cfg, probe, keep)
