@@ -21,7 +21,7 @@ from saelib.lm.model import load_embedded
 from saelib.report.children_charts import contexts_svg, k_curve_svg, strip
 from saelib.report.children_page import UNFINISHED, children_page, split_html
 from saelib.report.children_tables import headline_parts
-from saelib.report.children_words import beaten_by, verdict_sentence
+from saelib.report.children_words import beaten_by, leak_sentence, verdict_sentence
 from saelib.report.page import file_references, outside_references
 from saelib.report.split_report import example_text, split_text, write_split
 from saelib.split.engine import SplitConfig
@@ -179,6 +179,46 @@ def test_a_control_that_does_as_well_is_said_first(split: Split, tmp_path: Path)
     _, outline = read(children_page(found).save(tmp_path / "index.html"))
     assert outline.text.index("Read this first") < outline.text.index("It splits")
     assert split_text(found).index("Read this first") < split_text(found).index("verdict:")
+
+
+def test_which_children_leak_and_the_mean_in_one_sentence() -> None:
+    """Above 5% and not at it; a leak that is not known is no leak and not averaged."""
+    children = pd.DataFrame({"feature": [40, 41, 42, 43], "name": ["after “a”", "", "is “c”", "is “d”"]})
+    said = leak_sentence(children.assign(leak=[0.06, 0.2, 0.05, np.nan]))
+    assert said == (
+        "2 of 3 children leak above 5%: child 41 (20.0%), after “a” (6.0%); the mean over children is 10.3% "
+        "(aimed at: below 5%)."
+    )
+    assert leak_sentence(children.assign(leak=[0.06, 0.0, 0.0, 0.0])).startswith(
+        "1 of 4 children leaks above 5%: after"
+    )
+    none = leak_sentence(children.assign(leak=[0.05, 0.01, 0.0, 0.0]))
+    assert none == "No child leaks above 5%; the mean over children is 1.5% (aimed at: below 5%)."
+    assert leak_sentence(children.assign(leak=np.nan)) == leak_sentence(children.assign(leak=0.0).iloc[:0]) == ""
+
+
+def test_a_child_that_leaks_is_marked_wherever_it_stands(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its card, in both tables of the page, in the brief view and on the terminal; the others are not."""
+    n = len(split.children)
+    assert n > 2
+    leak = np.full(n, 0.01)
+    leak[[0, n - 1]] = 0.124, 0.31
+    found = replace(split, children=split.children.assign(leak=leak))
+    for module in ("children_page", "children_tables"):
+        monkeypatch.setattr(f"saelib.report.{module}.MOST_CARDS", n - 1)
+    html, outline = read(children_page(found).save(tmp_path / "index.html"))
+    assert leak_sentence(found.children) in outline.text and f"2 of {n} children leak above 5%" in outline.text
+    cards = html.split('<section class="card"')[1:]
+    assert ["Leaks: 12.4% of its firings" in card for card in cards] == [True] + [False] * (n - 2)
+    assert '<td class="num leaky">31% leaks</td>' in html
+    for shown, marked in ((html, 2), (split_html(found), 1)):
+        assert shown.count('<span class="copy">leaks</span>') == marked
+        assert shown.count('<td class="num leaky">12.4%</td>') == 1
+    rows = [line for line in split_text(found).splitlines() if re.match(r" *\d+ +\d+\.\d%", line)]
+    assert ["%!" in row.replace("% !", "%!") for row in rows] == [share > 0.05 for share in leak]
+    assert leak_sentence(found.children) in split_text(found)
 
 
 def test_prompts(split: Split, tmp_path: Path) -> None:

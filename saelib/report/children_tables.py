@@ -14,7 +14,7 @@ from saelib.report.children_charts import (
     relation_cells,
     strip,
 )
-from saelib.report.children_words import PRODUCT, cell_value, child_names, verdict_sentence
+from saelib.report.children_words import PRODUCT, cell_value, child_names, leaks, verdict_sentence
 from saelib.report.page import show, show_count, show_seconds
 from saelib.split.again import AGAIN
 from saelib.split.detectors import mcc
@@ -93,6 +93,7 @@ def bars(children: pd.DataFrame) -> list[dict[str, Any]]:
                 "no_more": no_more,
                 "strip": strip(*added, scale=(-0.25, 1.0)) if text else "",
                 "leak": cell_value(row, "leak"),
+                "leaks": leaks(row),
                 "copy_of": int(row["copy_of"]) if "copy_of" in row and int(row["copy_of"]) >= 0 else None,
             }
         )

@@ -10,6 +10,7 @@ from saelib.report.children_charts import (
     finite,
 )
 from saelib.report.page import show
+from saelib.split.leak import MOST_FOREIGN
 from saelib.split.result import Split
 from saelib.split.yardstick import Reason
 
@@ -158,6 +159,28 @@ def named_sentence(children: pd.DataFrame) -> str:
         f"Of {len(children)} children {len(good)} have a name that says on held-out text where they fire "
         f"(MCC of at least {NAMED:g}): {names}{' …' if len(good) > 6 else ''}; {new or 'none'} of them better, by "
         f"{BEYOND:g} or more, than any single feature of the rest of the SAE"
+    )
+
+
+def leaks(row: pd.Series) -> bool:
+    """Whether a child leaks more on test than a threshold was allowed to on select; not where its leak is not known."""
+    return cell_value(row, "leak") > MOST_FOREIGN
+
+
+def leak_sentence(children: pd.DataFrame) -> str:
+    """Which children leak too much, the worst first, and the mean over children; empty where no leak is known."""
+    known = children[children["leak"].notna()].sort_values("leak", ascending=False, kind="stable")
+    if known.empty:
+        return ""
+    shares = known["leak"].astype(float)
+    over = [
+        f"{name} ({share:.1%})" for name, share in zip(child_names(known), shares, strict=True) if share > MOST_FOREIGN
+    ]
+    which = f"{len(over)} of {len(known)} children" if over else "No child"
+    verb = "leaks" if len(over) < 2 else "leak"
+    return (
+        f"{which} {verb} above {MOST_FOREIGN:.0%}{': ' if over else ''}{_listed(over)}; the mean over children is "
+        f"{shares.mean():.1%} (aimed at: below {MOST_FOREIGN:.0%})."
     )
 
 

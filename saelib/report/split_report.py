@@ -14,7 +14,15 @@ from saelib.acts.store import POSITIONS
 from saelib.base.cache import ensure_dir
 from saelib.base.errors import UserError
 from saelib.report.children_page import children_page
-from saelib.report.children_words import beaten_by, named_sentence, parent_sentence, verdict_sentence
+from saelib.report.children_words import (
+    beaten_by,
+    cell_value,
+    leak_sentence,
+    leaks,
+    named_sentence,
+    parent_sentence,
+    verdict_sentence,
+)
 from saelib.sae.sae import SAE
 from saelib.sae.stream import Encoder
 from saelib.split.result import Split
@@ -67,7 +75,8 @@ def check_prompts(sae: SAE, feature: int, acts: Activations, prompts: Sequence[s
 
 
 def split_text(split: Split, prompts: Sequence[str] = ()) -> str:
-    """A split for a terminal: the parent, the children as a table, the verdict; what controls do better comes first.
+    """A split for a terminal: the parent, the children as a table ("!" where one leaks too much), the verdict; what
+    controls do better comes first.
 
     Args:
         prompts: texts of which each token that is in P is shown with the children that fire on it.
@@ -83,7 +92,7 @@ def split_text(split: Split, prompts: Sequence[str] = ()) -> str:
             "says when": frame["name_mcc"].map(_two),
             "rest": frame["rest_mcc"].map(_two),
             "adds": frame["added"].where(frame["added_high"] > 0).map(_two),
-            "leak": frame["leak"].map("{:.1%}".format).replace("nan%", ""),
+            "leak": [_leak(row) for _, row in frame.iterrows()],
             "name": frame["name"].astype(str),
         }
     )
@@ -95,7 +104,8 @@ def split_text(split: Split, prompts: Sequence[str] = ()) -> str:
         if len(shown) > MOST_ROWS:
             lines.append(f"and {len(shown) - MOST_ROWS} more")
         lines.append("")
-    lines += [named_sentence(frame), *beaten_by(split)] if len(frame) else beaten_by(split)
+    said = [named_sentence(frame), *filter(None, [leak_sentence(frame)])] if len(frame) else []
+    lines += [*said, *beaten_by(split)]
     lines.append(f"verdict: {verdict_sentence(split)}")
     for prompt in prompts:
         lines += ["", prompt, *_fired(split, prompt)]
@@ -112,6 +122,12 @@ def _fired(split: Split, prompt: str) -> list[str]:
         if row["parent"] > split.parent.tau or fired:
             lines.append(f"{row['token']!r:>14}  parent {row['parent']:5.2f}  {', '.join(fired) or 'no child'}")
     return lines
+
+
+def _leak(row: pd.Series) -> str:
+    """A child's leak, with a mark where it is too much."""
+    value = cell_value(row, "leak")
+    return "" if value != value else f"{value:.1%} {'!' if leaks(row) else ' '}"
 
 
 def _two(value: float) -> str:
