@@ -35,10 +35,10 @@ from saelib.bench.aggregate import (
 from saelib.bench.backend import side_by_side
 from saelib.bench.known import KnownModel, World, saelens_world
 from saelib.bench.parents import Parent, choose_parents, eligible, examine, p_rows, read_parents, survey, write_parents
-from saelib.bench.run import TIMES, methods_of, run_bench, subset
+from saelib.bench.run import methods_of, run_bench, subset
 from saelib.bench.sides import OVERLAP, assign_sides, overlapping
 from saelib.bench.suite import WORLD_SEED, BenchConfig, Origin, read_suite, world_origins
-from saelib.bench.table import ROW, as_table, read_table, write_table
+from saelib.bench.table import ROW, TIMES, as_table, read_table, write_table
 from saelib.report.bench_charts import cost_svg, l0_figure
 from saelib.report.bench_page import write_bench
 from saelib.report.bench_report import BenchRequest, bench, only

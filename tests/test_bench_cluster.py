@@ -22,9 +22,9 @@ pytest.importorskip("distributed", reason="the extra `cluster` is not installed"
 from saelib.base.errors import UserError
 from saelib.bench.known import World
 from saelib.bench.parents import Parent, choose_parents
-from saelib.bench.run import TIMES, run_bench
+from saelib.bench.run import run_bench
 from saelib.bench.suite import BenchConfig, Origin
-from saelib.bench.table import ROW
+from saelib.bench.table import ROW, TIMES
 from saelib.split.children import ChildrenConfig
 from saelib.split.wide import WideConfig
 

@@ -24,9 +24,9 @@ from saelib.base.cache import atomic_dir, cache_dir, content_key, file_sha256, l
 from saelib.base.table import as_row
 from saelib.bench.known import World
 from saelib.bench.parents import choose_parents
-from saelib.bench.run import TIMES, run_bench
+from saelib.bench.run import run_bench
 from saelib.bench.suite import BenchConfig, Origin
-from saelib.bench.table import write_table
+from saelib.bench.table import TIMES, write_table
 from saelib.report import index_page, report
 from saelib.report.notebook_runner import cached_notebook
 from saelib.report.split_report import write_split

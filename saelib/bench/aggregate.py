@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from saelib.bench.table import TIMES
 from saelib.split.leak import wilson
 
 OURS = "children-64"
@@ -26,7 +27,7 @@ DRAWS = 2000
 MEANS = (
     "S_1", "S_4", "added_2", "S_2_current", "mcc_2", "ceiling", "S_2_alone", "fvu_on_P", "l0_on_P", "loss_recovered_on_P",
     "leak", "missed", "sibling_iou", "stability", "split_count", "matched_f1", "found", "false", "tokens_sae", "tokens_lm",
-    "arithmetic", "seconds", "seconds_shared", "peak_memory",
+    "arithmetic", *TIMES,
 )  # fmt: skip
 """Columns of which the leaderboard shows the mean."""
 

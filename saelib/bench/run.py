@@ -46,10 +46,6 @@ DEFAULT_METHODS = (
 """Methods of a whole run; wide SAEs of ten times the tokens or four times the features are asked for by name."""
 QUICK_METHODS = ("children-16", "rest", "k-means", "random-decoder", "all-data")
 BENCH_CODE = (*JUDGE_CODE, "bench.known", "bench.matching", "bench.run")
-TIMES = ("seconds", "seconds_shared", "peak_memory")
-"""Columns that are not the same twice."""
-
-
 KIND = "splitbench"
 """Where pieces are kept in the cache."""
 

@@ -41,6 +41,13 @@ ROW: dict[str, str] = {
     **REST,
 }
 """Name and meaning of the columns of splitbench.csv, in order."""
+TIMES = ("seconds", "seconds_shared", "peak_memory")
+"""Those that are the machine's, and not the same twice; all others are the same bits wherever a processor makes them."""
+
+
+def first_parent_seconds(rows: Any) -> Any:
+    """Seconds that the first parent costs, of a row or of a table: a training that serves all parents counts in full."""
+    return rows["seconds"] + rows["seconds_shared"]
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
+from saelib.bench.table import first_parent_seconds
 from saelib.report.charts import _GREY, _svg, _text
 from saelib.report.page import show_seconds
 from saelib.report.views import NEGATIVE, PALETTE, POSITIVE
@@ -56,7 +57,7 @@ def l0_figure(rows: pd.DataFrame) -> tuple[str, int]:
 
 def cost_svg(board: pd.DataFrame, width: int = 900, height: int = 420) -> markupsafe.Markup:
     """Mean S_2 over the seconds that the first parent costs (log axis): a wide SAE's training counts in full."""
-    frame = board.assign(cost=(board["seconds"] + board["seconds_shared"]).clip(lower=0.01))
+    frame = board.assign(cost=first_parent_seconds(board).clip(lower=0.01))
     frame = frame[frame["S_2"].notna() & frame["cost"].notna()]
     if frame.empty:
         return markupsafe.Markup("")

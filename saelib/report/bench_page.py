@@ -22,7 +22,7 @@ from saelib.bench.aggregate import (
     false_splits,
     leaderboard,
 )  # fmt: skip
-from saelib.bench.table import ROW
+from saelib.bench.table import ROW, first_parent_seconds
 from saelib.report.bench_charts import cost_svg, l0_figure, short
 from saelib.report.children_charts import strip
 from saelib.report.html_view import HtmlView, table
@@ -241,7 +241,7 @@ def _board_row(row: dict[str, Any], ours: str, models: Sequence[str]) -> dict[st
             return "", ""
         return f"{value:{how}}", f"{low:{how}} to {high:{how}}" if math.isfinite(low) else ""
 
-    cost, itself = row["seconds"] + row["seconds_shared"], row["method"] == ours
+    cost, itself = first_parent_seconds(row), row["method"] == ours
     return {
         "rank": ends("rank", ".0f"),
         "method": short(row["method"]),
