@@ -19,12 +19,13 @@ from saelib.acts.activations import Activations, harvest_documents
 from saelib.base.errors import UserError
 from saelib.lm.model import load_embedded
 from saelib.report.children_charts import contexts_svg, k_curve_svg, strip
-from saelib.report.children_page import UNFINISHED, children_page, split_html
+from saelib.report.children_page import UNFINISHED, WIDE_ROWS, children_page, split_html
 from saelib.report.children_tables import headline_parts
 from saelib.report.children_words import beaten_by, leak_sentence, verdict_sentence
 from saelib.report.page import file_references, outside_references
 from saelib.report.split_report import example_text, split_text, write_split
 from saelib.split.engine import SplitConfig
+from saelib.split.methods import get_method
 from saelib.split.result import Split
 from saelib.split.verdict import Verdict
 from saelib.split.yardstick import Interval
@@ -219,6 +220,16 @@ def test_a_child_that_leaks_is_marked_wherever_it_stands(
     rows = [line for line in split_text(found).splitlines() if re.match(r" *\d+ +\d+\.\d%", line)]
     assert ["%!" in row.replace("% !", "%!") for row in rows] == [share > 0.05 for share in leak]
     assert leak_sentence(found.children) in split_text(found)
+
+
+def test_the_page_says_where_wide_saes_stand(split: Split, tmp_path: Path) -> None:
+    """By the command's own methods, or where a page has them itself."""
+    _, outline = read(children_page(split).save(tmp_path / "index.html"))
+    assert outline.text.count(WIDE_ROWS) == 1
+    for name in ("all-data", "context-filter", "token-filter", "warm"):
+        assert name in WIDE_ROWS and get_method(name).kind == "wide"
+    _, outline = read(children_page(split, wide_rows="They stand <below>.").save(tmp_path / "study.html"))
+    assert "They stand <below>." in outline.text and WIDE_ROWS not in outline.text
 
 
 def test_prompts(split: Split, tmp_path: Path) -> None:

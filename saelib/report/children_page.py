@@ -56,14 +56,21 @@ UNFINISHED = (
     "Not finished: other seeds and the controls are still being trained. The same command writes this page again when they are "
     "there, and the verdict may change with them."
 )
+WIDE_ROWS = (
+    "A wide SAE is not among these rows: saelib split with --method all-data (or context-filter, token-filter, warm) trains one "
+    "on the same text and prints it, measured alike, beside the rest."
+)
 
 
-def children_page(split: Split, prompts: Sequence[str] = (), finished: bool = True) -> HtmlView:
+def children_page(
+    split: Split, prompts: Sequence[str] = (), finished: bool = True, wide_rows: str = WIDE_ROWS
+) -> HtmlView:
     """The page of a split: shows itself in a notebook, `.save("index.html")` writes it and its `.json` sibling.
 
     Args:
         prompts: texts on which to show which child fires where; none takes pieces of the test text.
         finished: whether other seeds and controls are there; a page without them says so at its top.
+        wide_rows: where whole wide SAEs stand, which are not among the controls.
 
     Raises:
         UserError: a prompt on which the parent nowhere exceeds its threshold.
@@ -72,7 +79,7 @@ def children_page(split: Split, prompts: Sequence[str] = (), finished: bool = Tr
     return HtmlView(
         template="children.html.j2",
         title=f"What is feature {split.parent.feature} made of?",
-        context=_context(split, prompts, finished),
+        context=_context(split, prompts, finished) | {"wide_rows": wide_rows},
         record={
             **split.to_json(),
             "finished": finished,
