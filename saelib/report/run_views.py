@@ -23,7 +23,7 @@ from saelib.sae.stream import feature_activations
 from saelib.split.classes import PROMPTS
 from saelib.split.result import Split
 from saelib.split.verdict import Verdict
-from saelib.study import selection, study
+from saelib.study import rows_to_beat, selection, study
 from saelib.study.children_rows import CHILDREN, ChildrenResult
 from saelib.study.graded import GRADED_CLASSES, Graded
 from saelib.study.outcome import outcome, with_interval
@@ -206,17 +206,24 @@ def results_headline(rows: Sequence[RunResult], children: Sequence[ChildrenResul
     }  # fmt: skip
 
 
-def split_headline(split: Split | None, reason: str, best: RunResult) -> dict[str, Any]:
-    """The numbers that answer what the hyphen is made of."""
-    beside = {"best_run": best.run, "S_2_best_run": best.outcome.graded.S_2}
+def split_headline(
+    split: Split | None, reason: str, best: RunResult, beside: Sequence[rows_to_beat.RowToBeat]
+) -> dict[str, Any]:
+    """The numbers that answer what the hyphen is made of; `S_2_on_P` alone is of the parent's tokens, not of all hyphens."""
+    wide = rows_to_beat.best_wide(beside)
+    numbers = {
+        "S_2_children": beside[0].S_2, "S_2_best_wide": None if wide is None else wide.S_2,
+        "best_wide": "" if wide is None else wide.dictionary,
+        "best_run": best.run, "S_2_best_run": best.outcome.graded.S_2,
+    }  # fmt: skip
     if split is None:
-        return {"answer": f"The parent is not split: {reason}.", **beside}
-    S_2 = split.separation["rest + children"].S[2].value
+        return {"answer": f"The parent is not split: {reason}.", **numbers}
     made = f"Feature {split.parent.feature} of the narrow SAE. {named_sentence(split.children)}."
     return {
         "answer": f"{made} {verdict_sentence(split)}",
-        "verdict": str(split.verdict.value), "children": len(split.children), "S_2_children": S_2, **beside,
-        "seconds_training": split.cost["seconds_training"], "tokens_of_P": split.parent.n_on["test"],
+        "verdict": str(split.verdict.value), "children": len(split.children), **numbers,
+        "S_2_on_P": split.separation["rest + children"].S[2].value, "tokens_of_P": split.parent.n_on["test"],
+        "seconds_training": split.cost["seconds_training"],
     }  # fmt: skip
 
 

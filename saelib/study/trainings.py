@@ -97,6 +97,16 @@ def train_run(
     return train_once(plan.key, plan.name, begin, plan.cfg, probe, keep)
 
 
+def kept_run(
+    profile: Profile, spec: RunSpec, chosen: selection.Parent, filter_by: str, n_steps: int
+) -> TrainResult | None:
+    """As `train_run`, of a training that is finished and kept; None where there is none: nothing is trained."""
+    plan = _run_plan(profile, spec, chosen, filter_by, n_steps)
+    if not (training_folder(plan.name, plan.key) / "summary.json").exists():
+        return None
+    return train_run(profile, spec, chosen, filter_by, n_steps)
+
+
 def trained_run(profile: Profile, run: int) -> TrainResult:
     """A row of the run table as the study trains it: parent and threshold by their rules, filtered by context."""
     spec = get_run(run)
