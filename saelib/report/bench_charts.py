@@ -14,11 +14,11 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from saelib.bench.table import first_parent_seconds
-from saelib.report.charts import _GREY, _svg, _text
+from saelib.report.charts import GREY, svg, svg_text
 from saelib.report.page import show_seconds
 from saelib.report.views import NEGATIVE, PALETTE, POSITIVE
 
-KINDS = {"local": POSITIVE, "wide": NEGATIVE, "readout": _GREY}
+KINDS = {"local": POSITIVE, "wide": NEGATIVE, "readout": GREY}
 PLACES = [("start", 9, 4), ("end", -9, 4), ("middle", 0, -10), ("middle", 0, 19), ("start", 9, 17), ("start", 9, -9)]
 """Where a point's name may stand, the best place first: anchor, and how far from the point."""
 SWAP = ("l0_on_P", "fvu_on_P", "loss_recovered_on_P")
@@ -76,15 +76,15 @@ def cost_svg(board: pd.DataFrame, width: int = 900, height: int = 420) -> markup
     for power in range(low, high + 1):
         at = x(10.0**power)
         marks.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{upper}" y2="{height - lower}" stroke="#dfe2e5"/>')
-        marks.append(_text(at, height - lower + 14, f"{10.0**power:g} s"))
+        marks.append(svg_text(at, height - lower + 14, f"{10.0**power:g} s"))
     for tick in np.arange(math.ceil(bottom * 5) / 5, top + 1e-9, 0.2):
         marks.append(f'<line x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#eef0f2"/>')
-        marks.append(_text(left - 6, y(tick) + 4, f"{tick:.1f}", "end"))
-    marks.append(_text(left, 14, "mean S_2 (0 is free, 1 is a linear probe)", "start"))
-    marks.append(_text(width - right, height - 4, "seconds for the first parent", "end"))
+        marks.append(svg_text(left - 6, y(tick) + 4, f"{tick:.1f}", "end"))
+    marks.append(svg_text(left, 14, "mean S_2 (0 is free, 1 is a linear probe)", "start"))
+    marks.append(svg_text(width - right, height - 4, "seconds for the first parent", "end"))
     for i, (kind, colour) in enumerate(KINDS.items()):
         marks.append(f'<circle cx="{width - right + 18}" cy="{upper + 10 + 18 * i}" r="5" fill="{colour}"/>')
-        marks.append(_text(width - right + 28, upper + 14 + 18 * i, kind, "start"))
+        marks.append(svg_text(width - right + 28, upper + 14 + 18 * i, kind, "start"))
     points = [(x(cost), y(value)) for cost, value in zip(frame["cost"], frame["S_2"], strict=True)]
     taken = [(at - 6, at + 6, up - 6, up + 6) for at, up in points]
     for (at, up), row in zip(points, frame.to_dict("records"), strict=True):
@@ -98,8 +98,8 @@ def cost_svg(board: pd.DataFrame, width: int = 900, height: int = 420) -> markup
         free = next((i for i, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)), 0)
         taken.append(boxes[free])
         anchor, dx, dy = PLACES[free]
-        marks.append(_text(at + dx, up + dy, name, anchor, "#1c1e21"))
-    return markupsafe.Markup(_svg(width, height, "separation against seconds", marks))
+        marks.append(svg_text(at + dx, up + dy, name, anchor, "#1c1e21"))
+    return markupsafe.Markup(svg(width, height, "separation against seconds", marks))
 
 
 def _box(x: float, y: float, words: str, anchor: str) -> tuple[float, float, float, float]:

@@ -10,15 +10,18 @@ import pandas as pd
 from saelib.report.page import show
 from saelib.report.views import PALETTE, POSITIVE
 
-_GREY = "#5b6168"
+GREY = "#5b6168"
+"""Words, axes, and what is shown beside."""
 _FONT = 'font-family="sans-serif" font-size="11"'
 
 
-def _text(x: float | int, y: float | int, words: str, anchor: str = "middle", colour: str = _GREY) -> str:
+def svg_text(x: float | int, y: float | int, words: str, anchor: str = "middle", colour: str = GREY) -> str:
+    """Words in a picture, escaped; (x, y) is the baseline's `anchor`: its start, middle or end."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" {_FONT}>{html.escape(words)}</text>'
 
 
-def _svg(width: int, height: int, label: str, marks: Sequence[str]) -> str:
+def svg(width: int, height: int, label: str, marks: Sequence[str]) -> str:
+    """A picture of marks, `width` x `height` px and never wider than its place; `label` is what a screen reader says."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
         f'style="max-width:100%;height:auto" aria-label="{html.escape(label)}">{"".join(marks)}</svg>'
@@ -32,7 +35,7 @@ def histogram_svg(histogram: pd.DataFrame, *, width: int = 520, height: int = 15
     left, top, bottom = 8, 16, 20
     most, end = int(histogram["tokens"].max()), float(histogram["high"].iloc[-1])
     inner_w, inner_h = width - 2 * left, height - top - bottom
-    marks = [_text(left, 11, f"tokens (tallest bar: {show(most)})", "start")]
+    marks = [svg_text(left, 11, f"tokens (tallest bar: {show(most)})", "start")]
     step = inner_w / len(histogram)
     for i, (low, high, tokens) in enumerate(histogram[["low", "high", "tokens"]].itertuples(index=False)):
         tall = inner_h * tokens / most
@@ -43,10 +46,10 @@ def histogram_svg(histogram: pd.DataFrame, *, width: int = 520, height: int = 15
             f"tokens</title></rect>"
         )
     axis = top + inner_h + 0.5
-    marks.append(f'<line x1="{left}" x2="{width - left}" y1="{axis}" y2="{axis}" stroke="{_GREY}"/>')
+    marks.append(f'<line x1="{left}" x2="{width - left}" y1="{axis}" y2="{axis}" stroke="{GREY}"/>')
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        marks.append(_text(left + share * inner_w, height - 5, show(share * end), anchor))
-    return _svg(width, height, "histogram of the activations", marks)
+        marks.append(svg_text(left + share * inner_w, height - 5, show(share * end), anchor))
+    return svg(width, height, "histogram of the activations", marks)
 
 
 def scatter_svg(
@@ -72,7 +75,7 @@ def scatter_svg(
     ]
     for i, group in enumerate(groups):
         marks.append(f'<circle cx="{12 + i * 220}" cy="12" r="5" fill="{PALETTE[i % len(PALETTE)]}"/>')
-        marks.append(_text(22 + i * 220, 16, f"{group} ({(points['group'] == group).sum()})", "start"))
+        marks.append(svg_text(22 + i * 220, 16, f"{group} ({(points['group'] == group).sum()})", "start"))
     named: list[str] = []
     written: list[tuple[float, float]] = []
     for group, feature, x, y, hover in points[["group", "feature", "x", "y", "hover"]].itertuples(index=False):
@@ -93,5 +96,5 @@ def scatter_svg(
             while any(abs(cx - x) < 110 and abs(y_words - y) < 12 for x, y in written):
                 y_words += 12  # below the words that are there already
             written.append((cx, y_words))
-            named.append(_text(side[1], y_words, words, side[0], "#1c1e21"))
-    return _svg(width, height, f"map of {len(points)} features", [*marks, *named])
+            named.append(svg_text(side[1], y_words, words, side[0], "#1c1e21"))
+    return svg(width, height, f"map of {len(points)} features", [*marks, *named])

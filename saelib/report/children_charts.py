@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from saelib.report.charts import _GREY, _svg, _text
+from saelib.report.charts import GREY, svg, svg_text
 from saelib.report.page import show
 from saelib.report.views import NEGATIVE, POSITIVE, inert
 
@@ -23,8 +23,6 @@ SPECIAL = re.compile(r"<\|\w+\|>")
 _LINE = "#dfe2e5"
 CHILD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f6a1a", "#6a51a3")
 """Colours told apart with any common colour vision; text on them is dark."""
-
-
 OTHER = "#8a9097"
 """Children that no colour is left for."""
 
@@ -53,15 +51,15 @@ def strip(
         return 5 + (width - 10) * min(max((number - begin) / (end - begin), 0.0), 1.0)
 
     words = f"{value:.2f}, 95% interval {low:.2f} to {high:.2f}"
-    colour = POSITIVE if ours else _GREY
+    colour = POSITIVE if ours else GREY
     marks = [
         f"<title>{words}</title>",
         f'<line x1="5" x2="{width - 5}" y1="8" y2="8" stroke="{_LINE}" stroke-width="2"/>',
-        f'<line x1="{x(0.0):.1f}" x2="{x(0.0):.1f}" y1="2" y2="14" stroke="{_GREY}"/>',
+        f'<line x1="{x(0.0):.1f}" x2="{x(0.0):.1f}" y1="2" y2="14" stroke="{GREY}"/>',
         f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="8" y2="8" stroke="{colour}" stroke-width="4" stroke-opacity=".45"/>',
         f'<circle cx="{x(value):.1f}" cy="8" r="4.5" fill="{colour}" stroke="#fff"/>',
     ]
-    return markupsafe.Markup(_svg(width, 16, words, marks))
+    return markupsafe.Markup(svg(width, 16, words, marks))
 
 
 def contexts_svg(rows: Sequence[dict[str, Any]], width: int = 900) -> markupsafe.Markup:
@@ -84,12 +82,12 @@ def contexts_svg(rows: Sequence[dict[str, Any]], width: int = 900) -> markupsafe
         marks.append(
             f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top - 8}" y2="{height - 20}" stroke="{_LINE}"/>'
         )
-        marks.append(_text(x(tick), height - 6, f"{tick:g}"))
+        marks.append(svg_text(x(tick), height - 6, f"{tick:g}"))
     legend = (("rest of the SAE", NEGATIVE), ("rest + children", POSITIVE))
     for i, (words, colour) in enumerate(legend):
         marks.append(f'<circle cx="{left + 8 + 130 * i}" cy="10" r="5" fill="{colour}"/>')
-        marks.append(_text(left + 18 + 130 * i, 14, words, "start"))
-    marks.append(_text(left + 270, 14, "grey bar: from what is free (floor) to a linear probe (ceiling)", "start"))
+        marks.append(svg_text(left + 18 + 130 * i, 14, words, "start"))
+    marks.append(svg_text(left + 270, 14, "grey bar: from what is free (floor) to a linear probe (ceiling)", "start"))
     for i, row in enumerate(rows):
         y = top + step * i + 8
         shade = 1.0 if row["primary"] else 0.45
@@ -98,7 +96,7 @@ def contexts_svg(rows: Sequence[dict[str, Any]], width: int = 900) -> markupsafe
             f"probe {show(row['ceiling'])}; {show(row['n_test'])} test tokens"
         )
         marks.append(f'<g opacity="{shade}"><title>{html.escape(words)}</title>')
-        marks.append(_text(left - 12, y + 4, clipped(str(row["name"]), 34), "end", _INK))
+        marks.append(svg_text(left - 12, y + 4, clipped(str(row["name"]), 34), "end", _INK))
         if finite(row["floor"], row["ceiling"]):
             a, b = sorted((x(row["floor"]), x(row["ceiling"])))
             marks.append(
@@ -116,7 +114,7 @@ def contexts_svg(rows: Sequence[dict[str, Any]], width: int = 900) -> markupsafe
             if finite(row[name]):
                 marks.append(f'<circle cx="{x(row[name]):.1f}" cy="{y}" r="5" fill="{colour}" stroke="#fff"/>')
         marks.append("</g>")
-    return markupsafe.Markup(_svg(width, height, f"{len(rows)} contexts between floor and ceiling", marks))
+    return markupsafe.Markup(svg(width, height, f"{len(rows)} contexts between floor and ceiling", marks))
 
 
 def k_curve_svg(curve: pd.DataFrame, width: int = 420, height: int = 170) -> markupsafe.Markup:
@@ -137,10 +135,10 @@ def k_curve_svg(curve: pd.DataFrame, width: int = 420, height: int = 170) -> mar
     points = [place(k, value) for k, value in zip(K, fvu, strict=True)]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     marks = [
-        f'<line x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}" stroke="{_GREY}"/>',
+        f'<line x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}" stroke="{GREY}"/>',
         f'<polyline points="{path}" fill="none" stroke="{POSITIVE}" stroke-width="2"/>',
-        _text(width / 2, height - 4, "children trained, K"),
-        _text(left, 10, "FVU on P, select", "start"),
+        svg_text(width / 2, height - 4, "children trained, K"),
+        svg_text(left, 10, "FVU on P, select", "start"),
     ]
     for (x, y), k, value, chosen in zip(points, K, fvu, curve["chosen"], strict=True):
         fill = POSITIVE if chosen else "#fff"
@@ -148,10 +146,10 @@ def k_curve_svg(curve: pd.DataFrame, width: int = 420, height: int = 170) -> mar
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{6 if chosen else 4}" fill="{fill}" stroke="{POSITIVE}" stroke-width="2">'
             f"<title>K = {k:g}: FVU {value:.3f}{' (chosen)' if chosen else ''}</title></circle>"
         )
-        marks.append(_text(x, height - bottom + 14, f"{k:g}", colour=_INK if chosen else _GREY))
+        marks.append(svg_text(x, height - bottom + 14, f"{k:g}", colour=_INK if chosen else GREY))
     ends = (float(np.nanmin(fvu)), float(np.nanmax(fvu)))
-    marks += [_text(left - 8, place(K.min(), value)[1] + 4, f"{value:.3f}", "end") for value in ends]
-    return markupsafe.Markup(_svg(width, height, "FVU over the number of children", marks))
+    marks += [svg_text(left - 8, place(K.min(), value)[1] + 4, f"{value:.3f}", "end") for value in ends]
+    return markupsafe.Markup(svg(width, height, "FVU over the number of children", marks))
 
 
 def relation_cells(
