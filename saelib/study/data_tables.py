@@ -91,6 +91,7 @@ def priced(
     open where an end is not known, holds 1)."""
     rows, found = [], levels_table(table, levels).to_dict("records")
     of = {(row["arm"], row["level"]): row for row in found}
+    times = {place: times_to(table, row["arm"], row["S_2"]) for place, row in of.items()}
     for row in found:
         source, n = sources[row["arm"]], float(row["tokens"])
         base = "warm, all" if row["arm"].startswith("warm") else EVERYTHING
@@ -104,11 +105,9 @@ def priced(
             never = not math.isfinite(other["tokens"])
             n_all = float(other["given"] if never else other["tokens"])
             rng = np.random.default_rng(0)
-            ends = tokens_ratio(
-                *(drawn_medians(times_to(table, one["arm"], one["S_2"]), one, rng) for one in (row, other))
-            )
-            for end, times in zip(("", "_low", "_high"), (n / n_all, *ends), strict=True):
-                even = price.break_even(times, source, 1.0, sources[base], lm_second)
+            ends = tokens_ratio(*(drawn_medians(times[one["arm"], one["level"]], one, rng) for one in (row, other)))
+            for end, ratio in zip(("", "_low", "_high"), (n / n_all, *ends), strict=True):
+                even = price.break_even(ratio, source, 1.0, sources[base], lm_second)
                 more |= {f"break_even{end}": even.share, f"ratio{end}": even.ratio}
             more["ratio_seen_again"] = more["seconds_in_all"] / price.seconds(n_all, sources[base], lm_second)
             more["bound"] = _BOUND[n <= row["first"] or never, n_all <= other["first"]]
