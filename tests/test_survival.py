@@ -35,15 +35,13 @@ def test_greenwood_on_the_log_log_scale_by_hand() -> None:
 def test_the_median_and_its_interval() -> None:
     found = time_to([1, 2, 3, 4], 9)  # the lower band is below 1/2 at 1 already, the upper one first at 4
     assert found == TimeTo(2, 1, 4, 4, 4)
-    assert found.words("steps") == "2 steps (95% 1 to 4)"
 
 
 def test_what_is_not_reached_has_no_median_and_an_open_end() -> None:
     found = time_to([5, NAN, NAN, NAN], 10)
     assert math.isnan(found.value) and (found.reached, found.n) == (1, 4)
-    assert found.words() == "not within what was given (1 of 4)"
     found = time_to([2000, 5000, NAN], 10_000)
-    assert found.value == 5000 and math.isnan(found.high) and "to not within)" in found.words()
+    assert found.value == 5000 and math.isnan(found.high)
     assert math.isnan(time_to([NAN, NAN], 3).value)
 
 

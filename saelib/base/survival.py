@@ -70,13 +70,6 @@ class TimeTo(NamedTuple):
     n: int
     """Of how many."""
 
-    def words(self, unit: str = "") -> str:
-        """Such as `1,200 steps (95% 900 to not within)`; `not within (2 of 6)` where there is no value."""
-        if not math.isfinite(self.value):
-            return f"not within what was given ({self.reached} of {self.n})"
-        ends = [f"{end:,.0f}" if math.isfinite(end) else "not within" for end in (self.low, self.high)]
-        return f"{self.value:,.0f}{' ' + unit if unit else ''} (95% {ends[0]} to {ends[1]})"
-
 
 def time_to(
     times: Shaped[np.ndarray, " n"] | Sequence[float | int],

@@ -118,12 +118,6 @@ class Parts:
         """What the linear maps leave out."""
         return self.actual - self.parts.sum(1)
 
-    def contrast(self, in_class: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " c2"]:
-        """Mean over the class less mean over the others: of every component, then of the error; they add up to the whole."""
-        values = np.column_stack([self.parts, self.error])
-        found: np.ndarray = values[in_class].mean(0) - values[~in_class].mean(0)
-        return found
-
 
 def contrast_parts(
     model: OneLayerModel,

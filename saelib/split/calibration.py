@@ -30,7 +30,6 @@ STATED_EFFECT = 6.0
 STATED_TOKENS = 1500
 """... and this many parent tokens a split, the rarest class having 75, at least `DETECTION_MIN` of true splits are found."""
 DETECTION_MIN = 0.9
-FALSE_POSITIVES_MAX = 0.05
 EFFECTS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 PARENT_TOKENS = (800, 1500, 3000)
 DELTAS = (0.0, 1.0, 2.0, 4.0, 8.0)

@@ -55,15 +55,8 @@ class BreakEven:
 
     share: float
     """q*: filtering pays where more passes. Above 1, or infinite: never."""
-    here: float
-    """The share that passes here."""
     ratio: float
     """cost_f / cost_a here: filtering pays below 1."""
-
-    @property
-    def pays(self) -> bool:
-        """Whether it pays here."""
-        return self.ratio < 1
 
 
 def break_even(n_filtered: float, filtered: Source, n_all: float, everything: Source, lm_second: float) -> BreakEven:
@@ -75,7 +68,7 @@ def break_even(n_filtered: float, filtered: Source, n_all: float, everything: So
     room = n_all * (everything.sae_second + lm_second) - n_filtered * filtered.sae_second
     share = n_filtered * lm_second / room if room > 0 else math.inf
     cost = n_filtered * (filtered.sae_second + lm_second / filtered.share)
-    return BreakEven(share, filtered.share, cost / (n_all * (everything.sae_second + lm_second)))
+    return BreakEven(share, cost / (n_all * (everything.sae_second + lm_second)))
 
 
 @torch.no_grad()
