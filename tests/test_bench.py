@@ -379,7 +379,7 @@ def test_break_even_and_false_splits_by_hand() -> None:
     )
     wrong = false_splits(judged).iloc[0]
     assert (wrong["missed"], wrong["missed_n"]) == (0.5, 2)  # worlds, not seeds
-    assert (wrong["missed_low"], wrong["missed_high"]) == pytest.approx(wilson_interval(1, 2))
+    assert (wrong["missed_low"], wrong["missed_high"]) == pytest.approx(wilson_interval(0.5, 2))
     assert (wrong["given"], wrong["given_n"]) == (0.5, 2)
     # b4 has two contexts to tell apart: what passes there is no false split.
     assert wrong["false"] == pytest.approx(1 / 3) and wrong["false_n"] == 3

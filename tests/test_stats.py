@@ -6,15 +6,23 @@ import math
 
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from saelib.base import stats
 
 
 def test_wilson_interval_of_six_of_seven() -> None:
     # z = 1.96: centre (6 + 1.92) / (7 + 3.84), half width 1.96 sqrt(6/7 1/7 7 + 0.96) / 10.84
-    low, high = stats.wilson_interval(6, 7)
+    low, high = stats.wilson_interval(6 / 7, 7)
     assert (low, high) == (pytest.approx(0.4869, abs=1e-3), pytest.approx(0.9743, abs=1e-3))
-    assert all(math.isnan(end) for end in stats.wilson_interval(0, 0))
+    assert stats.wilson_interval(0.0, 0.0) == (0, 1), "without trials nothing is known"
+    assert stats.wilson_interval(0.4, 20.0, z=3.0)[1] > stats.wilson_interval(0.4, 20.0)[1]
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 4), (8, 20), (20, 20), (3, 4000)])
+def test_wilson_interval_is_scipy_s_where_trials_are_whole(successes: int, trials: int) -> None:
+    expected = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    assert stats.wilson_interval(successes / trials, trials) == pytest.approx((expected.low, expected.high), abs=1e-7)
 
 
 def test_a_t_interval_by_hand() -> None:

@@ -8,16 +8,21 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a rate; NaN without trials."""
-    if trials == 0:
-        return math.nan, math.nan
-    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+def wilson_interval(share: float, n: float | int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a share of n trials, at z standard errors (95% at the default); (0, 1) without trials.
+
+        (share + z^2 / 2n  +-  z sqrt(share (1 - share) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    n need not be whole: trials that are weighted, or means over seeds.
+    """
+    if n <= 0:
+        return 0.0, 1.0
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)
 
 
 class TTest(NamedTuple):

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from saelib.base.stats import wilson_interval
 from saelib.bench.table import TIMES
-from saelib.split.leak import wilson
 
 OURS = "children-64"
 """The row that stands for our method: fixed, so that the best K is not picked on test."""
@@ -179,7 +179,7 @@ def false_splits(rows: pd.DataFrame) -> pd.DataFrame:
         ):
             each = wrong[where].groupby(part.loc[where, "parent"]).mean()
             share = float(each.mean()) if len(each) else np.nan
-            low, high = wilson(share, float(len(each))) if len(each) else (np.nan, np.nan)
+            low, high = wilson_interval(share, len(each)) if len(each) else (np.nan, np.nan)
             row |= {key: share, f"{key}_low": low, f"{key}_high": high, f"{key}_n": len(each)}
         out.append(row)
     return pd.DataFrame(out)

@@ -88,7 +88,7 @@ def synthetic_summary(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for (name, n, effect), each in rows.groupby(["case", "parent_tokens", "effect"], sort=False):
         counted = int(each["split" if name in TRUE else "false"].sum())
-        low, high = wilson_interval(counted, len(each))
+        low, high = wilson_interval(counted / len(each), len(each))
         found.append(
             {"case": name, "parent_tokens": n, "effect": effect, "cases": len(each), "split": int(each["split"].sum()),
              "false": int(each["false"].sum()), "rate": counted / len(each), "low": low, "high": high}
@@ -109,7 +109,7 @@ def implants_summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (delta, share), each in table.groupby(["delta", "share"]):
         split = int((each["verdict"] == Verdict.SPLIT).sum())
-        low, high = wilson_interval(split, len(each))
+        low, high = wilson_interval(split / len(each), len(each))
         told = int((each["verdict"] == Verdict.ALREADY_TOLD_APART).sum())
         rows.append(
             {"delta": delta, "share": share, "cases": len(each), "split": split, "rate": split / len(each), "low": low,

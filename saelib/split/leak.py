@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Integer
 from scipy.sparse import csr_array
 
 from saelib.base.errors import UserError
+from saelib.base.stats import wilson_interval
 from saelib.split.detectors import mcc
 from saelib.split.tokens import ParentTokens
 from saelib.split.yardstick import DRAWS, Documents, Interval
@@ -158,17 +159,8 @@ def _above(ordered: Float[np.ndarray, " n"], theta: Float[np.ndarray, " t"]) -> 
     return len(ordered) - np.searchsorted(ordered, theta, side="right")
 
 
-def wilson(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a share of `n` trials at `z` standard errors; (0, 1) without trials."""
-    if n <= 0:
-        return 0.0, 1.0
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)
-
-
 def share_interval(draws: Float[np.ndarray, " draws"], n: float) -> Interval:
     """A share with the wider ends of its bootstrap over documents and of Wilson's interval: none seen is not none."""
     low, high = np.percentile(draws[1:], [2.5, 97.5])
-    wilson_low, wilson_high = wilson(float(draws[0]), n)
+    wilson_low, wilson_high = wilson_interval(float(draws[0]), n)
     return Interval(float(draws[0]), min(float(low), wilson_low), max(float(high), wilson_high))

@@ -57,7 +57,7 @@ LOCAL_CODE = (
 )  # fmt: skip
 WIDE_CODE = (*TRAINING_CODE, "split.wide")
 JUDGE_CODE = (
-    "sae.sae", "sae.stream", "split.children_table", "split.classes", "split.contexts", "split.detectors",
+    "base.stats", "sae.sae", "sae.stream", "split.children_table", "split.classes", "split.contexts", "split.detectors",
     "split.feature_parts", "split.judged", "split.leak", "split.parent", "split.probe", "split.separation",
     "split.split_count", "split.stability", "split.swap", "split.verdict", "split.work", "split.yardstick",
 )  # fmt: skip

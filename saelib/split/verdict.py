@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from scipy.stats import norm
 
 from saelib.base.errors import UserError
-from saelib.split.leak import Leak, wilson
+from saelib.base.stats import wilson_interval
+from saelib.split.leak import Leak
 from saelib.split.separation import LEAST_ROOM, Separation
 from saelib.split.yardstick import Interval, Reason, Yardstick
 
@@ -243,7 +244,7 @@ def simultaneous(draws: Float[np.ndarray, " draws"], m: int, n: float | None = N
     value, spread = float(draws[0]), float(np.std(draws[1:]))
     low, high = value - z * spread, value + z * spread
     if n is not None:
-        wilson_low, wilson_high = wilson(value, n, z)
+        wilson_low, wilson_high = wilson_interval(value, n, z)
         low, high = max(min(low, wilson_low), 0.0), min(max(high, wilson_high), 1.0)
     return Interval(value, low, high)
 

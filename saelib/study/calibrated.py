@@ -25,8 +25,9 @@ from saelib.study import selection, study, texts
 from saelib.study.profiles import Profile, get_profile
 
 _CODE = (
-    "split.calibration", "split.children", "split.detectors", "split.engine", "split.exported", "split.implants", "split.leak",
-    "split.probe", "split.separation", "split.stability", "split.synthetic", "split.verdict", "split.work", "split.yardstick",
+    "base.stats", "split.calibration", "split.children", "split.detectors", "split.engine", "split.exported",
+    "split.implants", "split.leak", "split.probe", "split.separation", "split.stability", "split.synthetic", "split.verdict",
+    "split.work", "split.yardstick",
 )  # fmt: skip
 """What decides the verdict of a case."""
 

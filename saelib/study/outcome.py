@@ -35,8 +35,9 @@ from saelib.study.graded import GRADED_CLASSES, Graded
 from saelib.study.profiles import Profile
 
 OUTCOME_CODE = (
-    "sae.sae", "sae.stream", "split.classes", "split.contexts", "split.detectors", "split.leak", "split.parent", "split.probe",
-    "split.separation", "split.tokens", "split.verdict", "split.yardstick", "study.graded", "study.outcome",
+    "base.stats", "sae.sae", "sae.stream", "split.classes", "split.contexts", "split.detectors", "split.leak",
+    "split.parent", "split.probe", "split.separation", "split.tokens", "split.verdict", "split.yardstick", "study.graded",
+    "study.outcome",
 )  # fmt: skip
 """What computes a kept outcome."""
 
