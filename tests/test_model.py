@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ from saelib.interpret.examples import quantile_rows, top_rows
 from saelib.interpret.features import logit_effects, prompt_activations, top_features
 from saelib.lm.mini_lm import MiniLM, MiniLMConfig
 from saelib.lm.model import EMBEDDED_FOLDER, HOOK_NAME, OneLayerModel, load_embedded
-from saelib.sae.evaluate import loss_ends, next_token_loss, sae_quality
+from saelib.sae.evaluate import LossEnds, loss_ends, loss_recovered, next_token_loss, sae_quality
 from saelib.sae.sae import SAE, SAEConfig
 
 
@@ -109,6 +110,15 @@ def test_count_models_by_hand(model_card: ModuleType) -> None:
     assert counts.unigram_loss((np.array([0]), np.array([1]))) == pytest.approx(-np.log(3 / 5))
     # P(1 | 0) = (2 + 1 * 3/5) / (2 + 1)
     assert counts.bigram_loss((np.array([0]), np.array([1])), k=1.0) == pytest.approx(-np.log(2.6 / 3))
+
+
+def test_loss_recovered_by_hand() -> None:
+    ends = LossEnds(clean=3.0, zero=5.0)
+    assert loss_recovered(3.5, ends) == 0.75  # 1.5 of the 2 nats that zeros cost
+    assert loss_recovered(3.0, ends) == 1 and loss_recovered(5.0, ends) == 0
+    assert loss_recovered(7.0, ends) == -1, "worse than zeros"
+    assert loss_recovered(350.0, LossEnds(300.0, 500.0)) == 0.75, "sums over the same predictions do as well"
+    assert math.isnan(loss_recovered(4.0, LossEnds(4.0, 4.0))), "where zeros cost nothing there is nothing to recover"
 
 
 def made_sae(d_sae: int, d_in: int) -> SAE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ class Quality(NamedTuple):
     fvu: float
     """Fraction of variance unexplained: sum |x_hat - x|^2 / sum |x - mean(x)|^2."""
     loss_recovered: float
-    """(L_zero - L_sae) / (L_zero - L_clean), L the next-token loss with the activation zeroed, replaced by x_hat, left alone."""
+    """See the function of that name."""
     loss_clean: float
     loss_sae: float
     loss_zero: float
@@ -52,7 +53,22 @@ class LossEnds(NamedTuple):
     """The two losses that `loss_recovered` lies between: the same for every SAE at a site."""
 
     clean: float
+    """With the activation left alone."""
     zero: float
+    """With zeros in its place."""
+
+
+def loss_recovered(loss: float, ends: LossEnds) -> float:
+    """Share of the model's loss that a reconstruction keeps: 1 as with the activation left alone, 0 as with it zeroed.
+
+        loss recovered = (L_zero - L_sae) / (L_zero - L_clean)
+
+    L is the next-token loss with zeros, the reconstruction, or the activation itself in the activation's place; means or sums
+    over the same predictions. Below 0 it harms more than zeros do. NaN where the ends are equal: zeroing costs nothing, so
+    there is nothing to recover (also where no prediction is made).
+    """
+    room = ends.zero - ends.clean
+    return (ends.zero - loss) / room if room else math.nan
 
 
 @torch.no_grad()
@@ -100,7 +116,7 @@ def sae_quality(
     return Quality(
         l0=active / n_tokens,
         fvu=residual_error / variance,
-        loss_recovered=(ends.zero - loss_sae) / (ends.zero - ends.clean),
+        loss_recovered=loss_recovered(loss_sae, ends),
         loss_clean=ends.clean,
         loss_sae=loss_sae,
         loss_zero=ends.zero,

@@ -57,8 +57,8 @@ LOCAL_CODE = (
 )  # fmt: skip
 WIDE_CODE = (*TRAINING_CODE, "split.wide")
 JUDGE_CODE = (
-    "base.stats", "sae.sae", "sae.stream", "split.children_table", "split.classes", "split.contexts", "split.detectors",
-    "split.feature_parts", "split.judged", "split.leak", "split.parent", "split.probe", "split.separation",
+    "base.stats", "sae.evaluate", "sae.sae", "sae.stream", "split.children_table", "split.classes", "split.contexts",
+    "split.detectors", "split.feature_parts", "split.judged", "split.leak", "split.parent", "split.probe", "split.separation",
     "split.split_count", "split.stability", "split.swap", "split.verdict", "split.work", "split.yardstick",
 )  # fmt: skip
 """What computes a row of measures: with the method's own code, the version that a kept row depends on."""

@@ -1,10 +1,9 @@
 """What swapping the parent for its children does to the SAE, measured on test: FVU, L0 and loss recovered, on P and overall.
 
     FVU = sum |x_hat - x|^2 / sum |x - mean(x)|^2        (the mean over the same tokens)
-    loss recovered = (L_zero - L_sae) / (L_zero - L_clean)
 
-L is the next-token loss with the activation left alone, replaced by x_hat, or zeroed, at every token but BOS; "on P" averages
-the predictions made at tokens of P.
+Loss recovered is `saelib.sae.evaluate.loss_recovered`, replaced at every token but BOS; "on P" are the predictions made at
+tokens of P.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from torch import Tensor
 from saelib.acts.activations import Activations
 from saelib.acts.store import POSITIONS
 from saelib.lm.model import LanguageModel
+from saelib.sae.evaluate import LossEnds, loss_recovered
 from saelib.sae.sae import SAE
 
 CONTEXTS = {"on P": 300, "overall": 48}
@@ -77,8 +77,7 @@ class Swaps:
                     f"fvu_{when}": found.error / max(text.spread, 1e-12),
                     f"l0_{when}": found.active / max(text.n, 1),
                 }
-                lost = text.zero - text.clean
-                row[f"loss_recovered_{when}"] = (text.zero - found.loss) / lost if lost else np.nan
+                row[f"loss_recovered_{when}"] = loss_recovered(found.loss, text.ends)
             rows[where] = row | {"tokens": text.n}
         return pd.DataFrame(rows).T.rename_axis("where")
 
@@ -91,18 +90,15 @@ class _Text(NamedTuple):
 
     n: int
     spread: float
-    clean: float
-    """The loss with activations as they are."""
-    zero: float
-    """The loss with zeros in their place."""
+    ends: LossEnds
 
     @staticmethod
     def of(parts: list[_Part]) -> _Text:
         n = sum(len(part.own) for part in parts)
         total = sum(part.own.double().sum(0) for part in parts)
         square = sum(float(part.own.double().square().sum()) for part in parts)
-        clean, zero = (sum(part.ends[i] for part in parts) for i in range(2))
-        return _Text(n, square - float(torch.as_tensor(total).square().sum()) / max(n, 1), clean, zero)
+        ends = LossEnds(*(sum(part.ends[i] for part in parts) for i in range(2)))
+        return _Text(n, square - float(torch.as_tensor(total).square().sum()) / max(n, 1), ends)
 
 
 class _Sums(NamedTuple):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from saelib.sae.evaluate import LossEnds, loss_recovered
 from saelib.sae.sae import SAE
 from saelib.sae.scaled import scaled_acts
 from saelib.split.classes import CLASSES
@@ -57,8 +58,8 @@ def causal_table(profile: Profile, sae: SAE, features: Mapping[str, int]) -> pd.
 def usefulness(profile: Profile, saes: Mapping[str, SAE]) -> pd.DataFrame:
     """What each SAE keeps of the hyphens, at matched L0: all keep their k largest activations a token.
 
-    k is the smallest mean L0 on these tokens. One row an SAE: l0 (its own, there), k, fvu, loss_recovered (as `Quality`, with
-    the activation replaced at the hyphens alone and the loss that of their next tokens), tokens.
+    k is the smallest mean L0 on these tokens. One row an SAE: l0 (its own, there), k, fvu, loss_recovered (with the
+    activation replaced at the hyphens alone and the loss that of their next tokens), tokens.
     Measured on the first `2 * profile.causal_tokens` test hyphens that join words.
     """
     model, store = study.language_model(profile), study.activations(profile, "test")
@@ -74,13 +75,14 @@ def usefulness(profile: Profile, saes: Mapping[str, SAE]) -> pd.DataFrame:
             replaced = clean.clone()
             replaced[at] = out[here]
             losses[name] += float(F.cross_entropy(logits(replaced, at), target[here], reduction="sum"))
+    ends = LossEnds(losses["clean"], losses["zero"])
     variance = float((x - x.mean(0)).square().sum())
     table = {
         name: {
             "l0": l0[name],
             "k": k,
             "fvu": float((out - x).square().sum()) / variance,
-            "loss_recovered": (losses["zero"] - losses[name]) / (losses["zero"] - losses["clean"]),
+            "loss_recovered": loss_recovered(losses[name], ends),
             "tokens": len(rows),
         }
         for name, out in rebuilt.items()
