@@ -207,6 +207,12 @@ def split(**options: Any) -> None:
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes side by side.  [default: the cores]")
 @click.option("--scheduler", help="A Dask cluster, tcp://host:port, in place of local processes (extra `cluster`).")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Where methods run: cpu, on which rows are the same bits everywhere; cuda; or auto, a GPU where there is one.",
+)
 def bench(methods: tuple[str, ...], parents: tuple[str, ...], out: Path | None, **options: Any) -> None:
     """Run SplitBench: many parents, many methods, one table. Started again, it goes on where it was."""
     from saelib.base.progress import shown_progress

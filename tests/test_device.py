@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from elsewhere import ELSEWHERE, Elsewhere, Misplaced, OnElsewhere
@@ -19,6 +20,11 @@ from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.store import harvest_key
 from saelib.base.device import choose_device
 from saelib.base.errors import UserError
+from saelib.bench.known import World
+from saelib.bench.parents import choose_parents
+from saelib.bench.run import run_bench
+from saelib.bench.suite import BenchConfig, Origin
+from saelib.bench.table import ROW, TIMES
 from saelib.interpret.features import prompt_activations, top_features
 from saelib.lm.model import load_embedded
 from saelib.report.split_report import split_text, write_split
@@ -33,6 +39,7 @@ from saelib.split.children import ChildrenConfig, Pools, train_children
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.exported import as_jumprelu
 from saelib.split.methods import Task, get_method, method_names
+from saelib.split.parent import gather
 from saelib.split.wide import WideConfig
 from saelib.study.profiles import DEVICE_VARIABLE, get_profile
 from saelib.text.tokens import TokenStore
@@ -189,6 +196,33 @@ def test_every_method_works_elsewhere(acts: Activations, sae: SAE, elsewhere: to
         except (Misplaced, RuntimeError) as error:
             refused[name] = str(error)
     assert not refused
+
+
+def test_a_piece_of_the_benchmark_is_the_same_elsewhere(
+    elsewhere: torch.device, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokens are those the processor found; methods and the loss with the new SAE in place are there."""
+    world = World("made-3", d_in=24, n_background=40, contexts=(200, 120, 120))
+    origin = Origin(world.name, "known", world=world)
+    children = ChildrenConfig(n_steps=40, batch_on=64, batch_weak=16, batch_off=64)
+    cfg = BenchConfig(K=6, seeds=2, least=20, children=children, wide=WideConfig(n_tokens=4096))
+    there = replace(cfg, device=elsewhere)
+    parents, methods = choose_parents(origin, cfg, 1, 1), ("children-8", "rest", "k-means", "permuted")
+    found_by: list[torch.device] = []
+    monkeypatch.setattr(
+        "saelib.bench.run.gather", lambda acts, sae, *a: found_by.append(sae.device) or gather(acts, sae, *a)
+    )
+    made, on_cpu = (run_bench([origin], parents, methods, each, jobs=1) for each in (there, cfg))
+    assert set(made["device"]) == {elsewhere.type} and set(on_cpu["device"]) == {"cpu"}
+    assert made["reason"].isna().all() and made["loss_recovered"].notna().any() and made["matched_f1"].notna().any()
+    same = [name for name in ROW if name not in (*TIMES, "device")]
+    pd.testing.assert_frame_equal(made[same], on_cpu[same], rtol=1e-3, atol=1e-4)
+    assert {device.type for device in found_by} == {"cpu"}, "a GPU's rounding would give other tokens"
+    wide = run_bench([origin], parents, ("all-data",), there, jobs=1)  # placement alone, as of a training
+    assert wide["S_2"].notna().all() and set(wide["device"]) == {elsewhere.type}
+    (sae, acts), (moved, on_there) = origin.open(), origin.open(elsewhere)
+    assert sae.device == acts.device == torch.device("cpu") and moved.device == on_there.device == elsewhere
+    assert on_there.stores is acts.stores, "what the processor harvested"
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.iterdir()))

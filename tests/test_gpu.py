@@ -13,6 +13,10 @@ from made_up_split import documents, harvested, hyphen_sae, judge_on
 from saelib.acts.activations import SPLITS, Activations, harvest_documents
 from saelib.acts.batches import ShuffledBatches, View
 from saelib.base.device import choose_device
+from saelib.bench.known import World
+from saelib.bench.parents import choose_parents
+from saelib.bench.run import run_bench
+from saelib.bench.suite import BenchConfig, Origin
 from saelib.lm.model import load_embedded
 from saelib.sae.initial import init_random
 from saelib.sae.kept import train_once
@@ -138,3 +142,19 @@ def test_every_method(name: str, acts: Activations, sae: SAE, gpu: torch.device,
     near = 0.5 if name == "ica" else 0.15
     assert float(rows[1]["S_2"]) == pytest.approx(float(rows[0]["S_2"]), abs=near)
     assert float(rows[1]["fvu_on_P"]) == pytest.approx(float(rows[0]["fvu_on_P"]), abs=0.05, nan_ok=True)
+
+
+def test_pieces_of_the_benchmark(gpu: torch.device, empty_cache: Path) -> None:
+    """The same tokens, for the processor finds them; rows that are near, under a key of their own."""
+    world = World("made-3", d_in=24, n_background=40, contexts=(200, 120, 120))
+    origin = Origin(world.name, "known", world=world)
+    cfg = BenchConfig(K=6, seeds=1, least=20, wide=WideConfig(n_tokens=20_000))
+    parents, methods = choose_parents(origin, cfg, 1, 1), ("children-8", "rest", "k-means", "all-data")
+    here, there = (
+        run_bench([origin], parents, methods, replace(cfg, device=name), jobs=1).set_index("method")
+        for name in ("cpu", gpu.type)
+    )
+    assert set(here["device"]) == {"cpu"} and set(there["device"]) == {"cuda"} and there["reason"].isna().all()
+    np.testing.assert_allclose(there["S_2"], here["S_2"], atol=0.15)
+    np.testing.assert_allclose(there["fvu_on_P"].astype(float), here["fvu_on_P"].astype(float), rtol=0.1, atol=0.05)
+    np.testing.assert_allclose(there["ceiling"], here["ceiling"], atol=0.02)

@@ -14,6 +14,7 @@ parent alone).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -154,13 +155,26 @@ class KnownModel(LanguageModel):
     d_in = property(lambda self: self.world.d_in)
     W_U = property(lambda self: self.unembed)
 
+    def on(self, device: torch.device) -> KnownModel:
+        """The model on a device: itself when it is there, else a copy."""
+        if device == self.device:
+            return self
+        there = copy.copy(self)
+        for name, held in vars(self).items():
+            if isinstance(held, Tensor):
+                setattr(there, name, held.to(device))
+            elif name in ("_pools", "_others"):
+                setattr(there, name, [pool.to(device) for pool in held])
+        return there
+
     def _mix(self, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
         one, two = (torch.nn.functional.pad(tokens, (k, 0))[:, : tokens.shape[1]] for k in (1, 2))
-        return (tokens * 31 + one * 1009 + two * 7919 + torch.arange(tokens.shape[1]) * 577) % _MIXES
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        return (tokens * 31 + one * 1009 + two * 7919 + place * 577) % _MIXES
 
     def children_on(self, tokens: Int[Tensor, "b t"]) -> Bool[Tensor, "b t m"]:
         """Which true children are on, on the parent's tokens."""
-        m = len(self.world.shares)
+        m, tokens = len(self.world.shares), tokens.to(self.device)
         before = torch.nn.functional.pad(tokens, (1, 0))[:, :-1]
         own = torch.stack([(tokens == 2) & (before == 3 + c) for c in range(m)], -1)
         beside = own.roll(1, -1) & self._beside[self._mix(tokens)][..., None]
@@ -168,7 +182,7 @@ class KnownModel(LanguageModel):
 
     def background_on(self, tokens: Int[Tensor, "b t"]) -> Bool[Tensor, "b t n"]:
         """Which background features are on."""
-        return self._drawn(self._others, tokens)
+        return self._drawn(self._others, tokens.to(self.device))
 
     def _drawn(self, pools: list[Tensor], tokens: Int[Tensor, "b t"]) -> Tensor:
         """Each token's row in its kind's pool (parent silent, with child c, alone), or in the only pool there is."""
@@ -177,13 +191,14 @@ class KnownModel(LanguageModel):
             return pools[0][mix]
         child = self.children_on(tokens)
         kind = torch.where(child.any(-1), child.int().argmax(-1) + 1, m + 1) * (tokens == 2)
-        out = torch.empty(*tokens.shape, pools[0].shape[1], dtype=pools[0].dtype)
+        out = torch.empty(*tokens.shape, pools[0].shape[1], dtype=pools[0].dtype, device=self.device)
         for k, pool in enumerate(pools):
             out[kind == k] = pool[mix[kind == k] % len(pool)]
         return out
 
     def activations(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d_in"]:
         """x of the module's equation, rounded as a store rounds it."""
+        tokens = tokens.to(self.device)
         mix, m = self._mix(tokens), len(self.world.shares)
         if self._pools:
             return self._drawn(self._pools, tokens)
@@ -229,7 +244,7 @@ class KnownActivations(Activations):
     def _at(self, split: str, rows: np.ndarray, on: Callable[[Tensor], Tensor]) -> np.ndarray:
         contexts, places = np.unique(rows // POSITIONS, return_inverse=True)
         tokens = torch.from_numpy(np.asarray(self.stores[split].contexts[contexts]).astype(np.int64))
-        return on(tokens).numpy()[places, rows % POSITIONS + 1]
+        return on(tokens).cpu().numpy()[places, rows % POSITIONS + 1]
 
 
 def known_activations(world: World) -> KnownActivations:

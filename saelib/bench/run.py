@@ -17,9 +17,12 @@ from typing import Any
 
 import pandas as pd
 import psutil
+import torch
 
+from saelib.acts.activations import Activations
 from saelib.base.cache import cache_dir, content_key, kept_json
 from saelib.base.code_version import code_version
+from saelib.base.device import choose_device, in_key
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.base.table import plain_value
@@ -30,6 +33,7 @@ from saelib.bench.parents import Parent, rows_hash, scorer_version
 from saelib.bench.suite import BenchConfig, Origin
 from saelib.bench.table import ROW, as_table
 from saelib.sae.kept import sae_key
+from saelib.sae.sae import SAE
 from saelib.split.judged import Judge, Judged
 from saelib.split.methods import JUDGE_CODE, Method, Task, get_method
 from saelib.split.parent import gather
@@ -89,7 +93,8 @@ def run_bench(
         scheduler: address of a Dask scheduler, `tcp://host:8786`, in place of local processes.
 
     Raises:
-        UserError: an unknown method or SAE, a parent that is not as parents.csv says, no cluster at that address.
+        UserError: an unknown method or SAE, a parent that is not as parents.csv says, no cluster at that address, no such device
+            where the pieces run.
     """
     by_name = {origin.name: origin for origin in origins}
     if missing := sorted({p.origin for p in parents} - set(by_name)):
@@ -134,17 +139,20 @@ class _Bench:
     def __init__(self, pieces: Pieces) -> None:
         self.pieces, self.origin, self.parent = pieces, pieces.origin, pieces.parent
         self.cfg = pieces.origin.sized(pieces.cfg)
+        self.device = torch.device(self.cfg.device)
+        """Named, not looked for: who shares the work out needs none."""
 
     def key(self, name: str) -> str:
-        """Of all that determines a piece: parent, SAE, text, method, sizes and code."""
+        """Of all that determines a piece: parent, SAE, text, method, sizes and code, and the device where it is no processor."""
         own = ("side", "group", "scorer")  # what a parent has from its place among others, or that `code` says better
         return content_key(
             parent={k: v for k, v in asdict(self.parent).items() if k not in own},
             origin=[self.origin.model, self.origin.text, repr(self.origin.world)],
             method=name,
             made_by=get_method(name).version,
-            sizes=asdict(self.cfg) | {"few_parents": None},
+            sizes={k: v for k, v in asdict(self.cfg).items() if k not in ("few_parents", "device")},
             code=code_version(*BENCH_CODE),
+            **in_key(self.device),
         )
 
     def is_kept(self, name: str) -> bool:
@@ -173,6 +181,7 @@ class _Bench:
             row |= {
                 "parent": p.parent, "origin": p.origin, "side": p.side, "stratum": p.stratum, "feature": p.feature,
                 "method": name, "kind": method.kind, "seed": seed, "scorer": scorer_version(),
+                "device": self.device.type,
             }  # fmt: skip
             with _peak_memory() as peak:
                 try:
@@ -188,9 +197,17 @@ class _Bench:
         return [plain_value(row) for row in rows]
 
     @functools.cached_property
+    def opened(self) -> tuple[SAE, Activations]:
+        """The SAE and its activations, on the device."""
+        return self.origin.open(choose_device(self.cfg.device))
+
+    @functools.cached_property
     def tokens(self) -> ParentTokens:
-        """The parent's tokens, after a look whether it is still the one that was chosen."""
-        sae, acts = self.origin.open()
+        """The parent's tokens, after a look whether it is still the one that was chosen.
+
+        The processor finds them, so that they are the same whatever the device, and reads them to where methods run.
+        """
+        (sae, _), (_, acts) = self.origin.open(), self.opened
         parent = self.parent
         if (found := sae_key(sae)) != parent.sae_sha256:
             rule = f"the SAE {self.origin.name} must be the one of parents.csv ({parent.sae_sha256})"
@@ -204,15 +221,15 @@ class _Bench:
     @functools.cached_property
     def judge(self) -> Judge:
         """The parent's yardstick."""
-        sae, acts = self.origin.open()
+        sae, acts = self.opened
         return Judge(Work.of(acts, self.tokens, sae, self.parent.how, self.cfg.least))
 
     def _run(self, judge: Judge, method: Method, seed: int) -> Judged:
-        task = Task(self.origin.open()[1], judge.work, self.cfg.K, seed, self.cfg.children, self.cfg.wide)
+        task = Task(self.opened[1], judge.work, self.cfg.K, seed, self.cfg.children, self.cfg.wide)
         return judge.run(method, task, swap=self.cfg.swap and seed == 0)
 
     def _known(self, method: Method, found: Judged) -> dict[str, Any]:
-        acts = self.origin.open()[1]
+        acts = self.opened[1]
         if not isinstance(acts, KnownActivations) or found.sae is None:
             return {}
         rows = self.judge.work.tokens.on["test"].rows

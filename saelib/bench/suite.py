@@ -1,4 +1,4 @@
-"""What the benchmark runs on: SAEs that are given and made-up worlds, each with the side it stands on.
+"""What the benchmark runs on: SAEs that are given and made-up worlds, each with the side it stands on; sizes and device of a run.
 
 A suite is a JSON file: `{"saes": [{"name": ..., "folder": ..., "model": "mini", "text": "study", "side": "test"}, ...],
 "worlds": true}`. A relative folder counts from the file.
@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from saelib.acts.activations import Activations
 from saelib.base.cache import read_json
 from saelib.base.errors import UserError
@@ -25,13 +27,14 @@ from saelib.study.texts import activations
 
 WORLD_SEED = 9
 """Seed of the made-up worlds of a whole run; methods were made on those of seeds 0 to 3."""
+CPU = torch.device("cpu")
 SIDES = ("dev", "test", "known")
 """Methods are tuned on `dev` alone; `known` are made-up parents whose true children are known."""
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Sizes that all methods share."""
+    """Sizes that all methods share, and the device they run on."""
 
     K: int = 64
     """Features of a local method, where its name does not say."""
@@ -47,6 +50,13 @@ class BenchConfig:
     """Also measure the model's loss with the new SAE in place, at the first seed."""
     children: ChildrenConfig = field(default_factory=ChildrenConfig)
     wide: WideConfig = field(default_factory=WideConfig)
+    device: str | torch.device = "cpu"
+    """Where methods run and are measured: `cpu`, on which a row is the same bits everywhere, or `cuda`. A name, since a worker
+    looks for a device of its own; parents are chosen, and their tokens found, on the processor whatever it says."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.device, str) and self.device not in ("cpu", "cuda"):
+            raise UserError("device of a benchmark must be cpu or cuda", repr(self.device), "pass one")
 
     def for_world(self) -> BenchConfig:
         """The sizes for a made-up world of some tens of thousands of tokens."""
@@ -83,9 +93,13 @@ class Origin:
         """SAEs of one model and text: their parents may be the same tokens."""
         return self.name if self.world else f"{self.model}/{self.text}"
 
-    def open(self) -> tuple[SAE, Activations]:
-        """The SAE and its activations; the last few are held."""
-        return _opened(self)
+    def open(self, device: torch.device = CPU) -> tuple[SAE, Activations]:
+        """The SAE and its activations, with SAE and model on a device; the last few are held.
+
+        The activations themselves are those of the processor: harvested on a GPU they differ in their last bits, and with them
+        the tokens on which a parent is on.
+        """
+        return _opened(self) if device == CPU else _moved(self, device)
 
     def sized(self, cfg: BenchConfig) -> BenchConfig:
         """The sizes for its parents."""
@@ -108,6 +122,12 @@ def _opened(origin: Origin) -> tuple[SAE, Activations]:
         return study.narrow_sae(profile).sae, of_profile(profile)
     sae = load_sae(origin.folder)
     return sae, activations(origin.model, origin.text, sae=sae, device="cpu")
+
+
+@lru_cache(maxsize=2)
+def _moved(origin: Origin, device: torch.device) -> tuple[SAE, Activations]:
+    sae, acts = _opened(origin)
+    return sae.on(device), replace(acts, model=acts.model.on(device))
 
 
 def world_origins(seed: int = 0) -> tuple[Origin, ...]:

@@ -23,8 +23,9 @@ KNOWN: dict[str, str] = {
 }
 REST: dict[str, str] = {
     "stability": "IoU on P of the first seed's features with those of other seeds that they are matched to",
-    "peak_memory": "most memory the process held, in bytes, since the piece began",
+    "peak_memory": "most memory the process held, in bytes, since the piece began; a GPU's own does not count",
     "scorer": "version of what measures",
+    "device": "where it was made: cpu, or cuda",
     "reason": "why there is no row of numbers",
 }
 ROW: dict[str, str] = {
@@ -53,7 +54,7 @@ def first_parent_seconds(rows: Any) -> Any:
 def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as the table of `ROW`, sorted by parent, method and seed: the same wherever and in whatever order they were made."""
     frame = pd.DataFrame([dict(row) for row in rows], columns=[*ROW])
-    text = ("parent", "origin", "side", "stratum", "method", "kind", "verdict", "scorer", "reason")
+    text = ("parent", "origin", "side", "stratum", "method", "kind", "verdict", "scorer", "device", "reason")
     for name in frame.columns:
         if name not in text:
             frame[name] = pd.to_numeric(frame[name], errors="coerce")
@@ -78,6 +79,8 @@ def read_table(path: Path) -> pd.DataFrame:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pd.errors.DtypeWarning)
         frame = pd.read_csv(path)
+    if list(frame.columns) == [name for name in ROW if name != "device"]:  # written before there was a choice
+        frame.insert([*ROW].index("device"), "device", "cpu")
     if list(frame.columns) != [*ROW]:
         raise UserError(
             "splitbench.csv must have its columns",

@@ -65,7 +65,7 @@ def bench_page(rows: pd.DataFrame, models: Mapping[str, str] | None = None) -> H
     even = {name: value for name, value in break_even(real, chosen, ours).items() if math.isfinite(value)}
     counted = {side: int(rows.loc[rows["side"] == side, "parent"].nunique()) for side in SIDE_WORDS}
     contexts = real[real["side"] != "known"].groupby("parent")["judged"].max()
-    refused = rows[rows["reason"].notna()]
+    refused, made_on = rows[rows["reason"].notna()], rows["device"].value_counts().sort_index()
     context = {
         "sides": sides,
         "wrong": table(false_splits(rows), WRONG, percent=("missed", "given", "false"))
@@ -80,6 +80,7 @@ def bench_page(rows: pd.DataFrame, models: Mapping[str, str] | None = None) -> H
         "methods": _methods(rows),
         "columns": list(ROW.items()),
         "counted": [(side, n) for side, n in counted.items() if n],
+        "on_gpu": int(made_on.drop("cpu", errors="ignore").sum()),
         "n_none": int(rows.loc[rows["stratum"] == "none", "parent"].nunique()),
     }
     return HtmlView(
@@ -89,6 +90,7 @@ def bench_page(rows: pd.DataFrame, models: Mapping[str, str] | None = None) -> H
         record={
             "ours": ours, "plain": plain, "best_wide_on_dev": best_wide(rows), "parents": counted,
             "methods": sorted(rows["method"].unique()), "scorer": sorted(map(str, rows["scorer"].dropna().unique())),
+            "rows_by_device": {str(name): int(n) for name, n in made_on.items()},
             "leaderboard": {side["side"]: side["record"] for side in sides},
             "parents_with_three_contexts": int((contexts >= 3).sum()), "with_fewer": int((contexts < 3).sum()),
             "break_even": even,

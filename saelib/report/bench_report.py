@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from saelib.base.cache import ensure_dir
+from saelib.base.device import choose_device
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.bench.parents import Parent, choose_parents, p_rows, read_parents, write_parents
@@ -43,20 +44,22 @@ class BenchRequest:
     """The eight made-up worlds and five methods: needs neither text nor model."""
     jobs: int | None = None
     scheduler: str | None = None
+    device: str = "cpu"
+    """Where methods run: cpu, cuda, or auto."""
 
 
 def bench(request: BenchRequest) -> Path:
     """Run what is asked for; what is kept is not done again. Its rows join those of the table that is there. Returns the page.
 
     Raises:
-        UserError: an unknown method, parent or SAE; parents that are not as parents.csv says; no cluster; a table of other
-            columns.
+        UserError: an unknown method, parent or SAE; parents that are not as parents.csv says; no cluster; no such device; a table
+            of other columns.
     """
     out = ensure_dir(Path(request.out).expanduser())
     methods = request.methods or (QUICK_METHODS if request.quick else DEFAULT_METHODS)
     for name in methods:
         get_method(name)
-    cfg = QUICK if request.quick else BenchConfig()
+    cfg = replace(QUICK if request.quick else BenchConfig(), device=device_of(request))
     origins = world_origins() if request.quick else read_suite(request.suite or out / "suite.json")
     path, results = out / "parents.csv", out / "splitbench.csv"
     there = read_table(results) if results.is_file() else as_table([])
@@ -72,6 +75,17 @@ def bench(request: BenchRequest) -> Path:
     write_table(rows, results)
     report_progress("page", 0, 1)
     return write_bench(rows, out, {origin.name: origin.model for origin in origins})
+
+
+def device_of(request: BenchRequest) -> str:
+    """The device of all rows: `auto` is settled here. Whether there is a GPU where a cluster's pieces run its workers say.
+
+    Raises:
+        UserError: an unknown name, or a GPU where torch sees none.
+    """
+    if request.device == "cuda" and request.scheduler is not None:
+        return "cuda"
+    return choose_device(request.device).type
 
 
 def merged(
