@@ -1,21 +1,33 @@
-"""How much faster a training step is than the study's own trainer, and than SAELens's, at one shape, side by side.
+"""How much faster a training step is than the study's own trainer, and than those of other libraries, at one shape, side by side.
 
     python benchmarks/train_step.py [--json] [--quick] [--threads 2] [--batch 4096] [--d-in 512] [--d-sae 4096]
                                     [--device cpu]
 
 A step is everything between two batches: loss, gradients, decoder norms, Adam, the counting of silent features. The
 learning rate is zero, so that each step of a contestant does the same work. Contestants take turns; a speed-up is the
-ratio of the times in one round, and its median and quartiles over the rounds are told.
+ratio of the times in one round, and its median and quartiles over the rounds are told; `null` where a library is not installed
+(`benchmarks/peers.py` says how to install SAELens and dictionary_learning).
 
 * reference: the study's trainer in plain autograd (`saelib/sae/definition.py`), on the study's objective, once with about
   40 active features a token (through the encoder biases) and once at random initialisation.
-* SAELens: its own trainer's `step`, fp32 and bf16 autocast, on its default objective (L1 weighted by decoder norms), against
-  ours on that objective, at about 40 active. Its step also clips the gradient's norm. Needs `pip install "saelib[peers]"`.
+* saelens_fp32, saelens_autocast: SAELens's own trainer's `step`, fp32 and bf16 autocast, on its default objective (L1 weighted
+  by decoder norms), against ours on that objective, at about 40 active. Its step also clips the gradient's norm.
+* dictionary_learning: `StandardTrainer.update`, on the objective nearest to the study's (decoder rows of unit norm, the same two
+  terms, Adam), against ours on the study's, at about 40 active. It counts no silent features, as by default.
+* saelens_batchtopk, saelens_matryoshka, dictionary_learning_batchtopk: **their objective is another one**. This is a step of a
+  wide SAE of the same shape, not the same arithmetic: those SAEs keep the largest activations of a batch, 40 a token (k is
+  `--active`), and have no L1 term, and Matryoshka's loss has four nested reconstructions (d_sae / 8, / 4, / 2 and all); ours is
+  an L1 step with about as many features active. The ratio tells what a training of that size costs in either library, not which
+  computes one objective faster. fp32, random weights. SAELens's are held against ours on SAELens's objective,
+  dictionary_learning's, which keeps decoder rows at unit norm, against ours on the study's.
 * roofline_share: what the step's necessary work would take at the best rates measured here, over what it takes. Necessary:
   one product of batch and encoder in the fastest format, one read of an fp32 row of d_in for each active entry in each of
   four passes (pre-activation, decoder, two gradients) at the rate at which this machine reads a matrix of W_dec's size,
   and seven passes over the parameters for Adam at the rate at which it copies large memory. On a GPU: the arithmetic of the
   dense step's five products (10 batch d_in d_sae) at the rate of a large fp32 product there.
+
+BatchTopK, Matryoshka and dictionary_learning take part in every second round, after one warm-up and not three, so that `--quick`
+stays under a minute.
 """
 
 from __future__ import annotations
@@ -23,17 +35,16 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
-import importlib.util
 import json
 import statistics
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import peers
 from timing import CPU, seconds, spread
 
 from saelib.base import provenance
@@ -48,6 +59,21 @@ from saelib.sae.train_state import TrainState
 
 L1_STUDY = 1e-4  # summed over the batch
 L1_TOKEN = 0.4  # a token's; the time does not depend on either
+
+OVER = {
+    "speedup_vs_reference": ("reference, 40 active", "saelib, 40 active"),
+    "speedup_vs_reference_init": ("reference, init", "saelib, init"),
+    "speedup_vs_saelens_fp32": ("SAELens fp32", "saelib, SAELens's objective"),
+    "speedup_vs_saelens_autocast": ("SAELens autocast", "saelib, SAELens's objective"),
+    "speedup_vs_saelens_batchtopk": ("SAELens BatchTopK", "saelib, SAELens's objective"),
+    "speedup_vs_saelens_matryoshka": ("SAELens Matryoshka", "saelib, SAELens's objective"),
+    "speedup_vs_dictionary_learning": ("dictionary_learning", "saelib, 40 active"),
+    "speedup_vs_dictionary_learning_batchtopk": ("dictionary_learning BatchTopK", "saelib, 40 active"),
+}
+"""Which contestant is held against which of ours."""
+EVERY_SECOND_ROUND = (
+    "SAELens BatchTopK", "SAELens Matryoshka", "dictionary_learning", "dictionary_learning BatchTopK",
+)  # fmt: skip
 
 
 def sae_with_activity(x: torch.Tensor, d_sae: int, n_active: float | None) -> SAE:
@@ -80,25 +106,6 @@ class Ours:
             normalise_decoder(state.params.W_dec, result.grads.W_dec)
         state.update(result.grads)
         self.totals = result.totals
-
-
-def saelens_step(sae: SAE, x: torch.Tensor, autocast: bool) -> Callable[[], object]:
-    """SAELens's own training step on the same weights, as its trainer does it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from sae_lens.config import LoggingConfig, SAETrainerConfig
-        from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
-        from sae_lens.training.sae_trainer import SAETrainer
-
-        own = {"d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae, "device": x.device.type}
-        theirs = StandardTrainingSAE(StandardTrainingSAEConfig(l1_coefficient=L1_TOKEN, **own))
-        theirs.load_state_dict({name: value.detach().clone() for name, value in sae.state_dict().items()})
-        cfg = SAETrainerConfig(
-            total_training_samples=10**9, train_batch_size_samples=len(x), lr=1e-12, lr_end=1e-12, autocast=autocast,
-            device=x.device.type, logger=LoggingConfig(log_to_wandb=False),
-        )  # fmt: skip
-        trainer = SAETrainer(cfg, theirs, iter(()))
-    return lambda: trainer.step(x)
 
 
 def milliseconds(run: Callable[[], object], device: torch.device = CPU, calls: int = 1) -> float:
@@ -145,37 +152,33 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, float] | None
         "saelib, 40 active": ours.step,
         "reference, init": PlainTrainer(weights(fresh), L1_STUDY, lr=0.0).step,
         "saelib, init": Ours(fresh, x, "study").step,
+        "saelib, SAELens's objective": Ours(trained, x, "decoder_norm").step,
     }
     for name in ("reference, 40 active", "reference, init"):
         contestants[name] = lambda step=contestants[name]: step(x)
-    if importlib.util.find_spec("sae_lens") is None:
-        print("sae-lens is not installed: its rows are left out (pip install 'saelib[peers]')", file=sys.stderr)
-    else:
-        contestants["SAELens fp32"] = saelens_step(trained, x, autocast=False)
-        contestants["SAELens autocast"] = saelens_step(trained, x, autocast=True)
-        contestants["saelib, SAELens's objective"] = Ours(trained, x, "decoder_norm").step
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in contestants.values():  # warm up: compile, choose a format
-        for _ in range(3):
+    contestants |= peers.contestants(trained, fresh, x, L1_TOKEN, k=max(1, round(args.active)))
+    for package, how in peers.PACKAGES.items():
+        if not peers.installed(package):
+            print(f"{package} is not installed: its rows are left out ({how})", file=sys.stderr)
+    for name, run in contestants.items():  # warm up: compile, choose a format, give Adam its memory
+        for _ in range(1 if name in EVERY_SECOND_ROUND else 3):
             run()
     least, parts = roofline_ms(x, args.d_sae, float(ours.totals[2]))
+    rounds: dict[str, dict[int, float]] = {name: {} for name in contestants}
     order = list(contestants)
     for round_ in range(args.rounds):
-        for name in order if round_ % 2 else reversed(order):
-            times[name].append(milliseconds(contestants[name], device, calls))
+        for name in order if round_ // 2 % 2 else reversed(order):
+            if round_ % 2 == 0 or name not in EVERY_SECOND_ROUND:
+                rounds[name][round_] = milliseconds(contestants[name], device, calls)
 
     def ratio(slow: str, fast: str) -> dict[str, float] | None:
-        if slow not in times:
+        if slow not in rounds:
             return None
-        return spread([a / b for a, b in zip(times[slow], times[fast], strict=True)])
+        return spread([value / rounds[fast][round_] for round_, value in rounds[slow].items()])
 
-    found = {
-        "speedup_vs_reference": ratio("reference, 40 active", "saelib, 40 active"),
-        "speedup_vs_reference_init": ratio("reference, init", "saelib, init"),
-        "speedup_vs_saelens_fp32": ratio("SAELens fp32", "saelib, SAELens's objective"),
-        "speedup_vs_saelens_autocast": ratio("SAELens autocast", "saelib, SAELens's objective"),
-        "roofline_share": spread([least / each for each in times["saelib, 40 active"]]),
-    }
+    times = {name: list(values.values()) for name, values in rounds.items()}
+    found = {name: ratio(*pair) for name, pair in OVER.items()}
+    found["roofline_share"] = spread([least / each for each in times["saelib, 40 active"]])
     times |= {f"roofline: {name}": [value] for name, value in parts.items()} | {
         "active a token": [float(ours.totals[2])]
     }
@@ -209,10 +212,10 @@ def main() -> None:
     )
     print(f"batch {args.batch}, d_in {args.d_in}, d_sae {args.d_sae}; medians of {args.rounds} rounds (quartiles)")
     for name, values in times.items():
-        print(f"{name:32}{statistics.median(values):9.1f}" + ("" if name.startswith("active") else " ms"))
+        print(f"{name:41}{statistics.median(values):9.1f}" + ("" if name.startswith("active") else " ms"))
     for name, value in found.items():
         print(
-            f"{name:32}" + (f"{value['median']:9.2f} ({value['p25']:.2f} to {value['p75']:.2f})" if value else "   -")
+            f"{name:41}" + (f"{value['median']:9.2f} ({value['p25']:.2f} to {value['p75']:.2f})" if value else "   -")
         )
 
 
