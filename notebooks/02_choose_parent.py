@@ -95,7 +95,7 @@ features.logit_effects(narrow.W_dec[parent.feature], model)
 # ## How it fires
 
 # %%
-parent_views.firing_figure(store, acts, model.hyphen, parent)
+parent_views.firing_figure(settings, acts, parent)
 plt.show()
 
 # %%

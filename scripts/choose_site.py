@@ -26,7 +26,7 @@ from saelib.acts.store import POSITIONS, ActivationStore
 from saelib.base.cache import atomic_path
 from saelib.lm.hf_model import layers_of
 from saelib.lm.smollm2 import load_smollm2
-from saelib.split.classes import CLASSES, hyphen_labels, hyphen_rows
+from saelib.split.classes import CLASSES, hyphen_labels, hyphen_mask
 from saelib.split.probe import probe
 from saelib.study import study
 from saelib.study.profiles import get_profile
@@ -37,9 +37,9 @@ TOLERANCE, MOST_SHARE = 0.02, 0.1
 SITES = ("hook_mlp_out", "hook_resid_post")
 
 
-def hyphens(store: ActivationStore, model: Any, token: int) -> tuple[np.ndarray, np.ndarray]:
+def hyphens(store: ActivationStore, model: Any) -> tuple[np.ndarray, np.ndarray]:
     """Rows of hyphens that join words, and their classes."""
-    rows = hyphen_rows(store, token)
+    rows = np.flatnonzero(hyphen_mask(store, model))
     label = hyphen_labels(store, model, rows)
     return rows[label >= 0], label[label >= 0]
 
@@ -102,7 +102,7 @@ def main() -> None:
     for split, n in CONTEXTS.items():
         contexts = np.asarray(tokens.contexts(split)[:n])
         store = ActivationStore(Path(), {"n_contexts": len(contexts)}, contexts)
-        rows, label = hyphens(store, model, model.hyphen)
+        rows, label = hyphens(store, model)
         member[split] = label[:, None] == np.arange(len(CLASSES))
         x[split], shares[split] = read(model.module, contexts, rows, args.layers)
     out = []

@@ -13,11 +13,11 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from saelib.interpret.feature_f1 import best_feature_of_kind
 from saelib.report.split_report import split_text, write_split
 from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE
 from saelib.split.engine import SplitConfig, split_feature
+from saelib.split.kinds import best_feature_of_kind
 from saelib.study import selection, study, texts
 from saelib.study.profiles import get_profile
 

@@ -137,11 +137,11 @@ def judge_on(device: torch.device, acts: Activations, sae: SAE, feature: int) ->
 
 
 @torch.no_grad()
-def hyphen_sae(acts: Activations, d_sae: int = 12) -> SAE:
-    """Feature 3 fires on "-", the others on parts of what is left: directions of some of the tokens themselves."""
+def hyphen_sae(acts: Activations, d_sae: int = 12, token: str = "-") -> SAE:
+    """Feature 3 fires on a token, the others on parts of what is left: directions of some of the tokens themselves."""
     store = acts.stores["train"]
     x = store.rows(slice(None))
-    hyphen = torch.from_numpy(np.asarray(store.token_ids) == acts.model.hyphen)
+    hyphen = torch.from_numpy(np.asarray(store.token_ids) == acts.model.token_id(token))
     cfg = SAEConfig(store.d_in, d_sae, acts.model.hook_name, acts.model.name, False)
     sae = SAE(cfg)
     sae.b_dec.copy_(x.mean(0))

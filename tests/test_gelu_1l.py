@@ -17,6 +17,7 @@ from saelib.lm.gelu_1l import load_gelu_1l, load_gelu_folder
 from saelib.lm.gelu_1l_files import REPOSITORY, TOKENIZER_REPOSITORY
 from saelib.lm.hooked import hook_value, hooked_model, transformer_lens_version
 from saelib.lm.model import HOOK_NAME
+from saelib.split.classes import hyphen_token
 
 SMALL = {"d_model": 32, "d_mlp": 128, "n_heads": 4, "d_head": 8, "n_ctx": 64, "d_vocab": 96}
 
@@ -53,7 +54,7 @@ def test_full_size_from_a_hub_cache_offline() -> None:
     model = load_gelu_1l()
     assert (model.d_in, model.d_vocab, model.n_ctx, model.center_writing_weights) == (512, 48_262, 1024, True)
     tokens = model.to_tokens("I am a multi-millionaire")
-    assert tokens[0, 0] == model.bos == 1 and model.hyphen in tokens[0]
+    assert tokens[0, 0] == model.bos == 1 and hyphen_token(model) in tokens[0]
     assert model.to_str_tokens(tokens[0])[0] == "<|BOS|>" and model.eos == 0
     acts = model.activations(tokens)
     assert acts.mean(-1).abs().max() < 1e-6, "centred: no mean over d_model"

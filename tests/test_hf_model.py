@@ -20,6 +20,7 @@ from saelib.lm.smollm2 import load_smollm2
 from saelib.sae.evaluate import loss_of_logits, sae_quality
 from saelib.sae.initial import init_random
 from saelib.sae.sae import SAE, SAEConfig
+from saelib.split.classes import hyphen_token
 from saelib.study.texts import activations
 from saelib.text.tokens import CONTEXT_LENGTH, TokenStore
 
@@ -257,7 +258,7 @@ def test_smollm2_comes_from_its_package(session_cache: Path) -> None:
     tokens = model.to_tokens(
         "The capital of France is Paris, and the capital of Germany is Berlin. A long-standing 3-point lead."
     )
-    assert {model.hyphen, model.token_id("3")} <= set(tokens[0].tolist())
+    assert {hyphen_token(model), model.token_id("3")} <= set(tokens[0].tolist())
     acts, logits = model.splice(tokens)
     shuffled = tokens[:, [0, *(1 + torch.randperm(tokens.shape[1] - 1, generator=torch.Generator().manual_seed(0)))]]
     assert loss_of_logits(logits(acts), tokens).mean() < 3.5

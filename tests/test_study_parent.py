@@ -20,7 +20,7 @@ from saelib.interpret.feature_f1 import best_cut, best_feature_f1, cut_at
 from saelib.sae.initial import init_random
 from saelib.sae.kept import weights_hash
 from saelib.sae.sae import SAEConfig
-from saelib.split.classes import CLASSES
+from saelib.split.classes import CLASSES, hyphen_mask
 from saelib.split.contexts import Labels
 from saelib.split.detectors import best_threshold
 from saelib.split.verdict import BOUNDS, Verdict
@@ -122,7 +122,7 @@ def classes_by_hand(profile: Profile, split: str) -> tuple[np.ndarray, np.ndarra
     store, model = study.activations(profile, split), study.language_model(profile)
     known = {compound: name for name, compounds in tiny_study._COMPOUNDS.items() for compound in compounds}
     rows, labels = [], []
-    for row in np.flatnonzero(store.token_ids == model.hyphen):
+    for row in np.flatnonzero(hyphen_mask(store, model)):
         context, place = divmod(int(row), POSITIONS)
         ids = store.contexts[context]
         before = model.tokenizer.decode(ids[max(1, place - 7) : place + 1].tolist())
@@ -221,7 +221,7 @@ def test_the_strict_verdict_asks_for_features_that_the_narrow_sae_lacks(made_up:
     wide = init_random(dataclasses.replace(narrow.cfg, d_sae=4), torch.Generator().manual_seed(0))
     x, label = tokens["train"].x, study.joining_hyphens(made_up, "train")[1]
     store = study.activations(made_up, "select")
-    others = store.rows(np.flatnonzero(store.token_ids != study.language_model(made_up).hyphen)[:4000])
+    others = store.rows(np.flatnonzero(~hyphen_mask(store, study.language_model(made_up)))[:4000])
     with torch.no_grad():
         wide.b_enc.fill_(-1e9)
         for c in range(len(CLASSES)):

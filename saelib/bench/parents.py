@@ -30,6 +30,7 @@ from saelib.sae.kept import sae_key
 from saelib.sae.sae import SAE
 from saelib.sae.stream import block_rows, feature_activations
 from saelib.split.contexts import label
+from saelib.split.kinds import best_feature_of_kind, find_kind
 from saelib.split.methods import JUDGE_CODE
 from saelib.split.parent import TAU_SHARE, gather
 from saelib.split.yardstick import make_yardstick
@@ -211,9 +212,10 @@ def _parent(origin: Origin, sae: SAE, looked: dict[str, object], chosen: str, ho
 
 
 def _named(origin: Origin, sae: SAE, acts: Activations, kind: str, cfg: BenchConfig) -> Parent | None:
-    """The feature that best marks a kind of token on select (F1 of where it fires); None where it has too few tokens."""
-    from saelib.interpret.feature_f1 import best_feature_of_kind
-
+    """The feature that best marks a kind of token on select (F1 of where it fires); None where it has too few tokens, or the
+    tokenizer has none of the kind."""
+    if not find_kind(acts.model, kind):
+        return None
     best = best_feature_of_kind(acts.stores["select"], sae, acts.model, kind)
     how = "hyphen" if kind == "hyphen" else "automatic"
     looked = examine(origin, best, cfg, how)

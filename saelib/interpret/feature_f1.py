@@ -1,4 +1,4 @@
-"""How well each feature detects given tokens (F1, precision, recall): parents are chosen by it."""
+"""How well each feature detects given tokens: F1, precision, recall."""
 
 from __future__ import annotations
 
@@ -10,35 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 
 from saelib.acts.store import ActivationStore
-from saelib.base.errors import UserError
-from saelib.lm.model import LanguageModel
 from saelib.sae.sae import SAE
 from saelib.sae.stream import Entries, block_rows, stream
-
-CODE_TOKENS = ("self", "(", "def", "return", "=", "import")
-"""Tokens of Python code among which a parent of the kind `code` is looked for."""
-
-
-def tokens_of_kind(model: LanguageModel, kind: str) -> list[tuple[str, list[int]]]:
-    """What a parent of a kind may mark: names, and the token ids of each.
-
-    `hyphen`: the token "-" itself. `digit`: any token that is one digit. `code`: each of `CODE_TOKENS`. Digits and words of
-    code count with and without the space that tokenizers put before them.
-
-    Raises:
-        UserError: there is no such kind, or the tokenizer has no token of it.
-    """
-    words = {"hyphen": ("-",), "digit": tuple("0123456789"), "code": CODE_TOKENS}
-    if kind not in words:
-        raise UserError(f"kind of parent must be one of {', '.join(words)}", repr(kind), "pass one of these")
-    if kind == "hyphen":
-        return [("-", [model.hyphen])]
-    exact = {word: [i for i, text in enumerate(model.vocabulary) if text.strip(" ") == word] for word in words[kind]}
-    if not any(exact.values()):
-        raise UserError(f"tokenizer must hold a token of the kind {kind}", f"none of {words[kind]}", "choose a feature")
-    if kind == "digit":
-        return [("digit", sorted(i for ids in exact.values() for i in ids))]
-    return [(word, ids) for word, ids in exact.items() if ids]
 
 
 @torch.no_grad()
@@ -85,12 +58,6 @@ class Cut(NamedTuple):
     """Share of the tokens above tau that are marked; 0 where none is above."""
     recall: float
     """Share of the marked tokens that are above tau; 0 where none is marked."""
-
-
-def best_feature_of_kind(store: ActivationStore, sae: SAE, model: LanguageModel, kind: str) -> int:
-    """The feature that best marks a kind of token (see `tokens_of_kind`): F1 of where it fires."""
-    tables = [feature_f1(store, sae, ids) for _, ids in tokens_of_kind(model, kind)]
-    return int(pd.concat(tables).sort_values("f1", ascending=False, kind="stable")["feature"].iloc[0])
 
 
 def cut_at(values: Float[np.ndarray, " n"], marked: Bool[np.ndarray, " n"], tau: float) -> Cut:

@@ -158,11 +158,6 @@ class LanguageModel(ABC):
         """The token after every document."""
         return self.token_id(self.eos_token)
 
-    @property
-    def hyphen(self) -> int:
-        """The token "-"."""
-        return self.token_id("-")
-
 
 @dataclass(frozen=True)
 class OneLayerModel(LanguageModel):

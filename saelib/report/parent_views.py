@@ -11,20 +11,17 @@ from jaxtyping import Float
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from saelib.acts.store import ActivationStore
 from saelib.interpret.feature_f1 import Cut
-from saelib.split.classes import CLASSES
+from saelib.split.classes import CLASSES, hyphen_mask
 from saelib.study import selection, study
 from saelib.study.profiles import Profile
 
 
-def firing_figure(
-    store: ActivationStore, acts: Float[np.ndarray, " n"], hyphen: int, parent: selection.Parent
-) -> Figure:
-    """How strongly the parent fires on "-" and on all other tokens of a store."""
-    is_hyphen = store.token_ids == hyphen
+def firing_figure(profile: Profile, acts: Float[np.ndarray, " n"], parent: selection.Parent) -> Figure:
+    """How strongly the parent fires on "-" and on all other tokens of test."""
+    hyphen = hyphen_mask(study.activations(profile, "test"), study.language_model(profile))
     figure, axis = plt.subplots()
-    fired = [acts[is_hyphen & (acts > 0)], acts[~is_hyphen & (acts > 0)]]
+    fired = [acts[hyphen & (acts > 0)], acts[~hyphen & (acts > 0)]]
     axis.hist(fired, bins=40, stacked=True, label=["-", "other tokens"])
     axis.axvline(parent.tau, color="black", linestyle="--", label="tau")
     axis.set(xlabel="activation", ylabel="test tokens", title=f"Feature {parent.feature}, where it fires", yscale="log")

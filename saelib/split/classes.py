@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool
 
 from saelib.acts.store import ActivationStore
+from saelib.base.errors import UserError
 from saelib.lm.model import LanguageModel
 
 CLASSES = ("count", "number", "compound")
@@ -43,9 +44,32 @@ def classify(before: str, after: str) -> str | None:
     return "count" if word.lower() in COUNT_WORDS else "compound"
 
 
-def hyphen_rows(store: ActivationStore, hyphen: int) -> Integer[np.ndarray, " n_hyphens"]:
-    """The rows of the store whose token is the hyphen."""
-    return np.flatnonzero(store.token_ids == hyphen)
+def find_hyphen(model: LanguageModel) -> int | None:
+    """The id of the token "-"; None where the tokenizer has no such token."""
+    found = model.tokenizer.token_to_id("-")
+    return None if found is None else int(found)
+
+
+def hyphen_token(model: LanguageModel) -> int:
+    """The id of the token "-", which these classes are of.
+
+    Raises:
+        UserError: the tokenizer has no such token.
+    """
+    found = find_hyphen(model)
+    if found is None:
+        rule, remedy = 'tokenizer must hold the hyphen "-" as one token', "ask for other contexts, or use another model"
+        raise UserError(rule, f"none in {model.name}", remedy)
+    return found
+
+
+def hyphen_mask(store: ActivationStore, model: LanguageModel) -> Bool[np.ndarray, " n_tokens"]:
+    """Whether each token of a store is the hyphen, joining words or not.
+
+    Raises:
+        UserError: the tokenizer has no such token.
+    """
+    return np.asarray(store.token_ids == hyphen_token(model))
 
 
 def hyphen_labels(store: ActivationStore, model: LanguageModel, rows: np.ndarray) -> np.ndarray:

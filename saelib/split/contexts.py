@@ -24,7 +24,7 @@ from saelib.acts.store import POSITIONS
 from saelib.base.cache import read_json
 from saelib.base.errors import UserError
 from saelib.lm.model import LanguageModel
-from saelib.split.classes import CLASSES, classify
+from saelib.split.classes import CLASSES, classify, find_hyphen, hyphen_token
 from saelib.split.tokens import TokenSet
 
 LEAST = 100
@@ -99,11 +99,13 @@ def label(
         most: automatic contexts of each kind.
 
     Raises:
-        UserError: an unknown way, a file without rules or with a bad one, no context with enough tokens.
+        UserError: an unknown way, `hyphen` for a tokenizer without that token, a file without rules or with a bad one, no
+            context with enough tokens.
     """
     if how == "auto":
-        is_hyphen = tokens["select"].current == _hyphen(model)
-        how = "hyphen" if len(is_hyphen) and is_hyphen.mean() > 0.5 else "automatic"
+        hyphen, current = find_hyphen(model), tokens["select"].current
+        mostly = hyphen is not None and len(current) > 0 and (current == hyphen).mean() > 0.5
+        how = "hyphen" if mostly else "automatic"
     if how == "hyphen":
         return hyphen_contexts(model, tokens, contexts_of)
     if how == "automatic":
@@ -119,7 +121,7 @@ def hyphen_contexts(
     """The hyphen's classes; `compound` is not primary. Only hyphens that are in a class take part.
 
     Raises:
-        UserError: no token of a split is in a class.
+        UserError: too few tokens are in a class, or the tokenizer has no token "-".
     """
     contexts = tuple(Context(name, "class", name != "compound", name) for name in CLASSES)
     return _named(model, tokens, contexts_of, contexts)
@@ -204,7 +206,7 @@ def member(
         if context.kind in ("previous", "next", "current"):
             out[:, c] = getattr(tokens, context.kind) == context.match
     if any(context.kind == "class" for context in contexts):
-        rows = np.flatnonzero(tokens.current == _hyphen(model))
+        rows = np.flatnonzero(tokens.current == hyphen_token(model))
         before = _decoded(model, tokens.rows[rows], contexts_of, (-_LOOK_BACK["class"], 0))
         after = _decoded(model, tokens.rows[rows], contexts_of, (1, 2))
         classes = np.array([classify(b, a) or "" for b, a in zip(before, after, strict=True)], dtype=object)
@@ -238,12 +240,6 @@ def read_rules(path: Path) -> dict[str, str]:
         except re.error as error:
             raise UserError("rule must be a regular expression", f"{name}: {rule} ({error})", "mend it") from error
     return found
-
-
-def _hyphen(model: LanguageModel) -> int:
-    """The hyphen's id; -2, which no token has, where it is not one token."""
-    found = model.tokenizer.token_to_id("-")
-    return -2 if found is None else int(found)
 
 
 def _decoded(

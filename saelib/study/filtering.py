@@ -9,6 +9,7 @@ import pandas as pd
 
 from saelib.acts.filter import filter_view
 from saelib.acts.store import POSITIONS
+from saelib.split.classes import hyphen_mask
 from saelib.study import selection, study
 from saelib.study.profiles import Profile
 
@@ -22,14 +23,14 @@ def kept_by_filter(profile: Profile, parent: selection.Parent) -> pd.DataFrame:
     `enrichment` is the parent-active share over that of the whole data.
     """
     store, acts = study.activations(profile, "train"), selection.parent_on(profile, "train", parent.feature)
-    is_hyphen, active = store.token_ids == study.language_model(profile).hyphen, acts > parent.tau
+    hyphen, active = hyphen_mask(store, study.language_model(profile)), acts > parent.tau
     rows = []
     for by in ("none", "context", "token"):
         view, seconds = study.seconds_of(functools.partial(filter_view, store, acts, parent.tau, by))
         index = slice(None) if view.index is None else view.index
         row = {"filter": by, "tokens kept": view.n_tokens, "share kept": view.n_tokens / store.n_tokens}
         row |= {
-            "hyphen share": is_hyphen[index].mean(),
+            "hyphen share": hyphen[index].mean(),
             "parent-active share": active[index].mean(),
             "seconds": seconds,
         }

@@ -24,7 +24,7 @@ from saelib.base.table import as_row, column, columns_of, from_row
 from saelib.sae.kept import sae_key
 from saelib.sae.sae import SAE
 from saelib.sae.stream import block_rows
-from saelib.split.classes import CLASSES
+from saelib.split.classes import CLASSES, hyphen_mask
 from saelib.split.leak import Firings, choose_theta, leak
 from saelib.split.parent import MOST_OFF, sample_rows
 from saelib.split.separation import Separation
@@ -132,7 +132,7 @@ def _rest(profile: Profile, chosen: selection.Parent) -> Separation | None:
 def _leak_rows(profile: Profile, split: str) -> dict[str, np.ndarray]:
     """Every hyphen of a split (`on`), and a sample of the other tokens (`off`)."""
     store = study.activations(profile, split)
-    hyphen = store.token_ids == study.language_model(profile).hyphen
+    hyphen = hyphen_mask(store, study.language_model(profile))
     return {"on": np.flatnonzero(hyphen), "off": sample_rows(np.flatnonzero(~hyphen), MOST_OFF[split])}
 
 

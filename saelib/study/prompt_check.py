@@ -14,7 +14,7 @@ from torch import Tensor
 from saelib.lm.model import LanguageModel
 from saelib.sae.sae import SAE
 from saelib.sae.scaled import scaled_acts
-from saelib.split.classes import PROMPTS
+from saelib.split.classes import PROMPTS, hyphen_token
 
 CLOSE = 0.5
 """Another feature is close when its activation exceeds this share of the strongest one's."""
@@ -45,7 +45,7 @@ def prompt_hyphens(model: LanguageModel) -> Float[Tensor, "prompts d_in"]:
     found = []
     for prompt in PROMPTS.values():
         tokens = model.to_tokens(prompt)
-        found.append(model.activations(tokens)[0, tokens[0].tolist().index(model.hyphen)])
+        found.append(model.activations(tokens)[0, tokens[0].tolist().index(hyphen_token(model))])
     return torch.stack(found)
 
 

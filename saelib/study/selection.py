@@ -14,10 +14,11 @@ from saelib.acts.store import ActivationStore
 from saelib.base.cache import cache_dir, content_key, kept_folder, kept_json
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
-from saelib.interpret.feature_f1 import Cut, best_cut, best_feature_f1, cut_at, feature_f1, tokens_of_kind
+from saelib.interpret.feature_f1 import Cut, best_cut, best_feature_f1, cut_at, feature_f1
 from saelib.sae.kept import sae_key
 from saelib.sae.sae import SAE
 from saelib.sae.stream import feature_activations
+from saelib.split.kinds import tokens_of_kind
 from saelib.study import study
 from saelib.study.profiles import Profile
 
@@ -50,7 +51,7 @@ def rank_marking(profile: Profile, sae: SAE, kind: str) -> pd.DataFrame:
     """Features ranked by F1 on the select split: columns as in `saelib.interpret.feature_f1.feature_f1`, and `token`.
 
     Args:
-        kind: `hyphen`, `digit` or `code`, as in `saelib.interpret.feature_f1.tokens_of_kind`. Each token of code is ranked
+        kind: `hyphen`, `digit` or `code`, as in `saelib.split.kinds.find_kind`. Each token of code is ranked
             alone: its pairs of token and feature are in one table.
     """
     store, which = study.activations(profile, "select"), sae_key(sae)

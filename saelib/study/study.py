@@ -35,7 +35,7 @@ from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE, SAEConfig, require_fits
 from saelib.sae.train import TrainResult
 from saelib.sae.train_config import TrainConfig
-from saelib.split.classes import hyphen_labels, hyphen_rows
+from saelib.split.classes import hyphen_labels, hyphen_mask
 from saelib.study.profiles import Profile
 from saelib.text.corpus import build_token_store
 from saelib.text.hub_data import PRETOKENISED, pretokenised_store
@@ -115,7 +115,7 @@ def prepare(profile: Profile) -> dict[str, float]:
 def joining_hyphens(profile: Profile, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The hyphens of a split that join two words, from the text alone: their rows, ascending, and their classes."""
     store, model = activations(profile, split), language_model(profile)
-    rows = hyphen_rows(store, model.hyphen)
+    rows = np.flatnonzero(hyphen_mask(store, model))
     label = hyphen_labels(store, model, rows)
     return rows[label >= 0], label[label >= 0]
 
