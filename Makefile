@@ -38,15 +38,15 @@ test-fast: venv ## Only the tests that take no notebook or study: for while you 
 
 test-saelens: venv ## SAEs exchanged with sae-lens itself, in both directions, in .venv-saelens.
 	@scripts/overlay.sh .venv-saelens "sae-lens==6.54.12"
-	@.venv-saelens/bin/python -m pytest tests/test_saelens.py tests/test_sae_format.py $(PYTEST_ARGS)
+	@.venv-saelens/bin/python -m pytest tests/sae/test_saelens.py tests/sae/test_sae_format.py $(PYTEST_ARGS)
 
 test-tl4: venv ## The model adapter on transformer_lens 4.3, in .venv-tl4.
 	@scripts/overlay.sh .venv-tl4 "transformer_lens==4.3.0"
-	@.venv-tl4/bin/python -m pytest tests/test_model.py tests/test_gelu_1l.py tests/test_hf_model.py $(PYTEST_ARGS)
+	@.venv-tl4/bin/python -m pytest tests/lm/test_model.py tests/lm/test_gelu_1l.py tests/lm/test_hf_model.py $(PYTEST_ARGS)
 
 test-cluster: venv ## The benchmark on a real Dask cluster of two workers, one of them killed, in .venv-cluster.
 	@scripts/overlay.sh .venv-cluster "distributed==2026.8.0"
-	@.venv-cluster/bin/python -m pytest tests/test_bench_cluster.py $(PYTEST_ARGS)
+	@.venv-cluster/bin/python -m pytest tests/bench/test_bench_cluster.py $(PYTEST_ARGS)
 
 test-gelu-1l: venv ## The study's own profile through its notebooks, on stand-ins in full size: minutes.
 	@SAELIB_TEST_GELU_1L=1 $(BIN)/python -m pytest tests/test_gelu_1l_study.py $(PYTEST_ARGS)

@@ -38,6 +38,20 @@ def test_every_room_has_its_place_and_a_paragraph(rooms: ModuleType, root: Path)
         assert len(said.split()) >= LEAST_WORDS, f"saelib/{room}/__init__.py says too little"
 
 
+def test_tests_lie_in_the_room_that_they_test(rooms: ModuleType, root: Path) -> None:
+    """What tests one room lies in its folder; beside the folders is what takes several, none, or what stands outside, as benchmarks."""
+    folders = {path.parent.name for path in (root / "tests").glob("*/test_*.py")}
+    assert folders == {path.parent.name for path in (root / "saelib").glob("*/__init__.py")}
+    for path in (root / "tests").glob("test_*.py"):
+        if (root / path.stem.removeprefix("test_")).is_dir():
+            continue
+        nodes = (
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module
+        )
+        imported = {node.module.split(".")[1] for node in nodes if str(node.module).startswith("saelib.")}
+        assert len(imported & set(rooms.ROOMS) - {"base"}) != 1, f"{path.name} tests {imported} alone: put it there"
+
+
 def test_no_memory_grows_with_profiles(root: Path) -> None:
     """What is remembered for each profile (a dozen narrow SAEs and more) has a limit: no `functools.cache` takes one."""
     for path in (root / "saelib").rglob("*.py"):

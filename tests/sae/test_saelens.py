@@ -1,7 +1,7 @@
 """Against sae-lens itself, in both directions: the same activations and reconstructions to 1e-6.
 
 sae-lens needs transformer_lens below 4 and much else, so it lives in an environment of its own: `make test-saelens`.
-What it wrote once is verified without it in tests/test_sae_format.py.
+What it wrote once is verified without it in tests/sae/test_sae_format.py.
 """
 
 from __future__ import annotations

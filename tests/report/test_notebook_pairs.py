@@ -27,7 +27,7 @@ x = 1
 
 @pytest.fixture(scope="module")
 def pairing() -> ModuleType:
-    path = Path(__file__).resolve().parent.parent / "scripts" / "pair_notebooks.py"
+    path = Path(__file__).resolve().parents[2] / "scripts" / "pair_notebooks.py"
     spec = importlib.util.spec_from_file_location("pair_notebooks", path)
     assert spec is not None
     assert spec.loader is not None

@@ -56,7 +56,7 @@ AFTER = ("05_results", "06_training_efficiency", "09_split_page", "11_other_pare
 NAMES = ("01_narrow_sae", "02_choose_parent", "03_filter", "04_training_run", *AFTER)
 NOT_ASKED_FOR = ("07_claims", "08_calibration", "13_data_needed", "14_replacing", "15_circuits")
 EVERYTHING = {**dict.fromkeys(NAMES, 1), "04_training_run": 2, "prepare": 1, "tables": 1}
-DRIVER = Path(__file__).with_name("study_driver.py")
+DRIVER = Path(__file__).parents[1] / "study_driver.py"
 
 
 class Study:

@@ -49,7 +49,7 @@ from saelib.split.tokens import SPLITS, TokenSet
 from saelib.split.verdict import Verdict
 from saelib.study.texts import activations
 
-FOLDER = Path(__file__).parent / "data" / "saelens"
+FOLDER = Path(__file__).parents[1] / "data" / "saelens"
 KINDS = sorted(path.name for path in FOLDER.iterdir())
 D = 24
 HOOK = "made.hook"

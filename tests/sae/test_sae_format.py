@@ -19,7 +19,7 @@ from saelib.sae.initial import init_from_narrow
 from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE, SAEConfig, require_fits, require_trainable
 
-WRITTEN_BY_SAELENS = Path(__file__).parent / "data" / "saelens"
+WRITTEN_BY_SAELENS = Path(__file__).parents[1] / "data" / "saelens"
 FOLDERS = sorted(path.name for path in WRITTEN_BY_SAELENS.iterdir())
 
 
