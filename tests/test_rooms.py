@@ -39,7 +39,7 @@ def test_every_room_has_its_place_and_a_paragraph(rooms: ModuleType, root: Path)
 
 
 def test_tests_lie_in_the_room_that_they_test(rooms: ModuleType, root: Path) -> None:
-    """What tests one room lies in its folder; beside the folders is what takes several, none, or what stands outside, as benchmarks."""
+    """What tests one room lies in its folder; beside the folders is what takes several, none, or what lies outside them."""
     folders = {path.parent.name for path in (root / "tests").glob("*/test_*.py")}
     assert folders == {path.parent.name for path in (root / "saelib").glob("*/__init__.py")}
     for path in (root / "tests").glob("test_*.py"):
