@@ -224,12 +224,15 @@ def test_bad_input_to_a_run_is_one_line_and_exit_2(arguments: list[str], message
 def test_what_the_post_left_open_is_a_page_with_an_answer_and_its_table(
     reports: Path, tmp_path: Path, name: str
 ) -> None:
-    """After the study, into a folder of its own: the session's pages stay as they are."""
+    """After the study, into a folder of its own that holds its index: the session's pages stay as they are."""
+    (tmp_path / "smoke").mkdir()
+    shutil.copy(reports / "index.html", tmp_path / "smoke")
     done = saelib("reproduce", "--profile", "smoke", "--notebook", name, "--reports", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "smoke" / f"{name}.json").read_text())
     answers = {one.page: one.answer for one in left_open(tmp_path / "smoke")}
     assert answers[f"{name}.html"] == record["headline"]["answer"]  # the same sentence, read back from the CSV
+    assert f'<dt><a href="{name}.html">' in (tmp_path / "smoke" / "index.html").read_text()
     assert not outside_references((tmp_path / "smoke" / f"{name}.html").read_text())
 
 

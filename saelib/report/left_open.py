@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 import markupsafe
 import pandas as pd
 
+from saelib.base.cache import atomic_path
 from saelib.bench.aggregate import OURS, best_wide, leaderboard
 from saelib.report.page import environment
 
 NOT_RUN = "Not run here."
 OUTDATED = "Its table is of an older version: run it again."
+_SECTION = re.compile(r'<h2 id="left-open">.*?</dl>', re.DOTALL)
+_BEFORE = "<h2>Pages</h2>"
+"""What comes after the section."""
 
 
 @dataclass(frozen=True)
@@ -93,3 +98,18 @@ def left_open_html(folder: Path) -> markupsafe.Markup:
     if all(one.answer == NOT_RUN for one in answers):
         return markupsafe.Markup("")
     return markupsafe.Markup(environment().get_template("left_open.html.j2").render(answers=answers))
+
+
+def renew_left_open(folder: Path) -> None:
+    """Write the section of a report's index again, after one of its notebooks was run; nothing where there is no index yet."""
+    index = folder / "index.html"
+    if not index.is_file():
+        return
+    page, section = index.read_text(encoding="utf-8"), str(left_open_html(folder)).strip()
+    found = _SECTION.search(page)
+    with atomic_path(index) as temporary:
+        if found:
+            page = page.replace(found[0], section, 1)
+        else:
+            page = page.replace(_BEFORE, f"{section}\n\n{_BEFORE}", 1)
+        temporary.write_text(page, encoding="utf-8")

@@ -87,9 +87,10 @@ def reproduce(
 def run_one_notebook(
     profile: str, notebook: str, parameters: dict[str, Any], reports: Path | None, force: bool
 ) -> Path:
-    """Run one notebook (it makes what it needs itself), render its page and return that page."""
+    """Run one notebook (it makes what it needs itself), render its page and its line on the index, and return that page."""
     from saelib.report.jobs import Memory, run_jobs
-    from saelib.report.side_work import side_work
+    from saelib.report.left_open import renew_left_open
+    from saelib.report.side_work import LEFT_OPEN, side_work
     from saelib.study.profiles import get_profile
 
     settings = get_profile(profile)
@@ -102,6 +103,8 @@ def run_one_notebook(
     if work and page.finished() is None:
         run_jobs(work, width=width, display=display, memory=memory)
     _run_stage([page], [], folder, display, memory, (1, threads), force)
+    if notebook in LEFT_OPEN:
+        renew_left_open(folder)
     return folder / f"{page.stem}.html"
 
 

@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from saelib.bench.table import as_table, write_table
 from saelib.report.film import KINDS, Film
 from saelib.report.index_page import build_index
-from saelib.report.left_open import NOT_RUN, OUTDATED, left_open, left_open_html
+from saelib.report.left_open import NOT_RUN, OUTDATED, left_open, left_open_html, renew_left_open
 from saelib.report.page import outside_references
 from saelib.report.side_work import LEFT_OPEN, side_work
 from saelib.report.tables import TABLE_MIME, keep_table, write_tables
@@ -166,6 +166,25 @@ def test_the_index_has_the_section_once_something_of_it_was_run(tmp_path: Path) 
     write_replacing(tmp_path)
     page = build_index(tmp_path, "mini", {}, []).read_text()
     assert page.count("What the post left open") == 1 and "after 7 steps" in page
+
+
+def test_a_notebook_that_is_run_later_has_its_line_on_the_index(tmp_path: Path) -> None:
+    renew_left_open(tmp_path)
+    assert not (tmp_path / "index.html").exists()  # no index, nothing to renew
+    (tmp_path / "01_narrow_sae.html").write_text("page")
+    listed = [{"title": "The narrow SAE", "href": "01_narrow_sae.html"}]
+    without = build_index(tmp_path, "mini", {}, listed).read_text()
+    write_replacing(tmp_path)
+    renew_left_open(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert page.split() == build_index(tmp_path, "mini", {}, listed).read_text().split() and page != without
+    table = pd.read_csv(tmp_path / "14_replacing.csv")
+    table.replace({7.0: 8.0}).to_csv(tmp_path / "14_replacing.csv", index=False)
+    renew_left_open(tmp_path)
+    renewed = (tmp_path / "index.html").read_text()
+    assert (
+        "after 8 steps" in renewed and "after 7 steps" not in renewed and renewed.count("What the post left open") == 1
+    )
 
 
 def test_each_notebook_has_its_work_in_as_many_parts_as_run_side_by_side(root: Path) -> None:
