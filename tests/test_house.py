@@ -88,6 +88,16 @@ def test_torch_is_pinned_exactly_and_first(root: Path, locked: dict[str, str]) -
     assert "torch==" in installs[0] and "-e" in installs[1]
 
 
+def test_committed_reports_are_light(root: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", "-z", "reports"], cwd=root, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    sizes = {
+        name: (root / name).stat().st_size for name in listed.stdout.split("\0") if name and (root / name).exists()
+    }
+    assert sum(sizes.values()) < 20e6, sorted(sizes.items(), key=lambda one: -one[1])[:10]
+
+
 def test_environment_yml_has_not_drifted(root: Path, pin: ModuleType) -> None:
     text = (root / "environment.yml").read_text()
     assert text == pin.environment_yml(pin.read_pyproject(), (root / "requirements.lock").read_text()), "run make lock"
