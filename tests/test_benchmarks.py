@@ -16,6 +16,9 @@ from saelib.sae.step import loss_and_grads
 pytest.importorskip("numba", reason="the roofline is that of the compiled step")
 
 
+pytestmark = pytest.mark.slow
+
+
 def run(root, *arguments):
     done = subprocess.run(
         [sys.executable, root / "benchmarks" / arguments[0], *arguments[1:]],

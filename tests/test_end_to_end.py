@@ -31,7 +31,7 @@ SAELIB = Path(sys.executable).parent / "saelib"
 OUTSIDE = re.compile(
     r"""(?:src|href|action)\s*=\s*["']?\s*(?:https?:)?//|@import|url\(\s*["']?(?:https?:)?//|\bfetch\(["']http"""
 )
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the smoke study: four minutes alone on two cores
 
 
 def saelib(*arguments: str | Path, cache: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
