@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +66,14 @@ def code_fingerprint(text: str) -> str:
     A notebook that cannot be parsed reaches none; it fails when it is run.
     """
     try:
-        return source_hash(imported(text, leave_out=_NOT_PART_OF_RESULTS))
+        return content_key(files=[_hash_of(path) for path in imported(text, leave_out=_NOT_PART_OF_RESULTS)])
     except SyntaxError:
-        return source_hash([])
+        return content_key(files=[])
+
+
+@cache  # most notebooks reach the same modules
+def _hash_of(path: Path) -> str:
+    return source_hash([path])
 
 
 def notebook_key(source: NotebookSource, parameters: dict[str, Scalar], key_extra: dict[str, Any] | None = None) -> str:

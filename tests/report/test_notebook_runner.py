@@ -296,7 +296,6 @@ def test_a_cache_folder_that_is_a_file_is_a_user_error(
 
 FUNCTIONS = """\
 import os, time
-from saelib.base.code_version import imported, source_hash
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 
