@@ -7,13 +7,12 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from collections import Counter
-from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
+
+from saelib.base.code_version import imported_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "rooms.svg"
@@ -51,7 +50,7 @@ def arrows(package: Path) -> list[Arrow]:
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).parts
         source = parts[0] if len(parts) > 1 else "top"
-        for line, name in _names(ast.parse(path.read_text(encoding="utf-8")), package):
+        for line, name in imported_names(path.read_text(encoding="utf-8"), package.name):
             if name == "saelib.__version__":  # a constant, set before any room is loaded
                 continue
             first = name.split(".")[1] if "." in name else ""
@@ -59,23 +58,6 @@ def arrows(package: Path) -> list[Arrow]:
             if target != source:
                 found.append(Arrow("/".join((package.name, *parts)), line, source, target))
     return found
-
-
-def _names(tree: ast.AST, package: Path) -> Iterator[tuple[int, str]]:
-    """(line, full name) of what is imported from the package."""
-    name = package.name
-    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] == name)
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                raise SyntaxError(f"line {node.lineno}: imports name the whole path, saelib.room.module")
-            if (node.module or "").split(".")[0] == name:
-                yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            if re.fullmatch(rf"{name}(\.\w+)+(:\w+)?", node.value):  # for importlib, or "module:function" of a job
-                yield node.lineno, node.value.partition(":")[0]
 
 
 def upward(found: list[Arrow]) -> list[Arrow]:

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from saelib.base.code_version import imported_names
+
 KNOWN_UPWARD: dict[tuple[str, str], str] = {}
 """(file, room it imports from): why that arrow points up, for as long as it does."""
 
@@ -45,10 +47,7 @@ def test_tests_lie_in_the_room_that_they_test(rooms: ModuleType, root: Path) -> 
     for path in (root / "tests").glob("test_*.py"):
         if (root / path.stem.removeprefix("test_")).is_dir():
             continue
-        nodes = (
-            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module
-        )
-        imported = {node.module.split(".")[1] for node in nodes if str(node.module).startswith("saelib.")}
+        imported = {name.split(".")[1] for _, name in imported_names(path.read_text(), "saelib") if "." in name}
         assert len(imported & set(rooms.ROOMS) - {"base"}) != 1, f"{path.name} tests {imported} alone: put it there"
 
 

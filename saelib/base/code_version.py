@@ -15,7 +15,6 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """Where the modules lie."""
-_TARGET = re.compile(r"\w+(\.\w+)+(:\w+)?")
 
 
 def code_version(*modules: str) -> str:
@@ -65,20 +64,31 @@ def _imports_of(path: Path, package: Path) -> tuple[Path, ...]:
     return tuple(_named_in(path.read_text(encoding="utf-8"), package))
 
 
-def _named_in(source: str, package: Path) -> Iterator[Path]:
-    for node in ast.walk(ast.parse(source)):
+def imported_names(source: str, package: str) -> Iterator[tuple[int, str]]:
+    """(line, full name) of what some Python text imports from a package, docstrings left out and targets in strings not.
+
+    Raises:
+        SyntaxError: a relative import, or no Python.
+    """
+    tree = ast.parse(source)
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _TARGET.fullmatch(node.value):
-            names = [node.value.partition(":")[0]]
-        else:
-            continue
-        for name in names:
-            first, *parts = name.split(".")
-            if first == package.name and (path := _file_of(parts, package)):
-                yield path
+            yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] == package)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise SyntaxError(f"line {node.lineno}: imports name the whole path, {package}.room.module")
+            if (node.module or "").split(".")[0] == package:
+                yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            if re.fullmatch(rf"{package}(\.\w+)+(:\w+)?", node.value):  # for importlib, or "module:function" of a job
+                yield node.lineno, node.value.partition(":")[0]
+
+
+def _named_in(source: str, package: Path) -> Iterator[Path]:
+    for _, name in imported_names(source, package.name):
+        if path := _file_of(name.split(".")[1:], package):
+            yield path
 
 
 def _file_of(parts: list[str], package: Path) -> Path | None:
