@@ -63,6 +63,16 @@ def beginning(
     return sae.on(device), ShuffledBatches(view, train.batch_size, train.seed)
 
 
+def is_trained(name: str, key: str) -> bool:
+    """Whether `train_once` has finished this training and kept it."""
+    return _summary(training_folder(name, key)).exists()
+
+
+def _summary(folder: Path) -> Path:
+    """What is written last: a folder that holds it is finished."""
+    return folder / "summary.json"
+
+
 def train_once(
     key: str,
     name: str,
@@ -81,7 +91,7 @@ def train_once(
     """
     folder = training_folder(name, key)
     with locked(folder):
-        if not (folder / "summary.json").exists():
+        if not _summary(folder).exists():
 
             def on_step(done: int, total: int) -> None:
                 report_progress(name, done, total)
@@ -96,7 +106,7 @@ def train_once(
             with atomic_path(history) as temporary:
                 result.history.to_csv(temporary, index=False)
             summary = {"seconds": result.seconds, "n_tokens": result.n_tokens, "history_sha256": file_sha256(history)}
-            write_json(folder / "summary.json", sealed(summary))
+            write_json(_summary(folder), sealed(summary))
         for checkpoint in (folder / "checkpoints").glob("*"):  # also those of a process that was killed just here
             checkpoint.unlink()
     return _finished_training(folder)
@@ -105,7 +115,7 @@ def train_once(
 def _finished_training(folder: Path) -> TrainResult:
     """What `train_once` left in a folder; a damaged file is a `UserError`, since training again takes minutes."""
     remedy = f"delete {folder}; it will be trained again"
-    summary = read_sealed(folder / "summary.json", remedy)
+    summary = read_sealed(_summary(folder), remedy)
     path = folder / "history.csv"
     digest = file_sha256(path) if path.exists() else None
     if digest != summary.get("history_sha256", digest) or digest is None:

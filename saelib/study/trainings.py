@@ -11,7 +11,7 @@ from saelib.acts.batches import ShuffledBatches, View
 from saelib.acts.filter import filter_view
 from saelib.base.cache import content_key
 from saelib.base.device import choose_device, in_key
-from saelib.sae.kept import beginning, train_once, training_folder, weights_hash
+from saelib.sae.kept import beginning, is_trained, train_once, training_folder, weights_hash
 from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE, SAEConfig
 from saelib.sae.scaled import scaled_acts
@@ -102,9 +102,7 @@ def kept_run(
 ) -> TrainResult | None:
     """As `train_run`, of a training that is finished and kept; None where there is none: nothing is trained."""
     plan = _run_plan(profile, spec, chosen, filter_by, n_steps)
-    if not (training_folder(plan.name, plan.key) / "summary.json").exists():
-        return None
-    return train_run(profile, spec, chosen, filter_by, n_steps)
+    return train_run(profile, spec, chosen, filter_by, n_steps) if is_trained(plan.name, plan.key) else None
 
 
 def trained_run(profile: Profile, run: int) -> TrainResult:
