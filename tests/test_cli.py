@@ -98,6 +98,7 @@ def test_an_unknown_profile_is_one_line_and_exit_2(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["reproduce"], ["notebook", "01_narrow_sae"]])
 def test_an_unusable_folder_is_one_line_and_exit_2(
     command: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -44,6 +44,8 @@ from saelib.split.wide import WideConfig
 from saelib.study.profiles import DEVICE_VARIABLE, get_profile
 from saelib.text.tokens import TokenStore
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent / "data" / "saelens"
 FEATURE = 3
 

@@ -255,6 +255,7 @@ def test_every_tool_is_put_to_every_kind() -> None:
     assert set(missing) <= {"Member", "load_embedded", "load_sae", "text_store"}, missing
 
 
+@pytest.mark.slow
 def test_a_feature_page(
     sae: SAE, model: OneLayerModel, store: ActivationStore, dense: np.ndarray, wanted: list[int], tmp_path: Path
 ) -> None:
@@ -292,6 +293,7 @@ def acts(model: OneLayerModel, tmp_path_factory: pytest.TempPathFactory) -> Acti
     return MadeActivations(model, stores, {})
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_split_and_its_page(sae: SAE, acts: Activations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parent fires on about half of the tokens; the features beside it do what they did, and the page has every child."""

@@ -26,6 +26,7 @@ from saelib.split.result import Split
 from saelib.study import prompt_check, selection, study
 from saelib.study.profiles import SMOKE
 
+pytestmark = pytest.mark.slow
 CONFIG = SplitConfig(least=20, tau=0.0, K=4, seeds=1, controls=False, children=ChildrenConfig(n_steps=60))
 REFUSED = r'tokenizer must hold the hyphen "-" as one token; got none in saelib-mini: ask for other contexts'
 

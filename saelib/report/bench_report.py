@@ -61,6 +61,8 @@ def bench(request: BenchRequest) -> Path:
         get_method(name)
     cfg = replace(QUICK if request.quick else BenchConfig(), device=device_of(request))
     origins = world_origins() if request.quick else read_suite(request.suite or out / "suite.json")
+    beside = {name for name in request.parents if name.partition(":")[0] not in {origin.name for origin in origins}}
+    refuse(sorted(beside))  # before parents are chosen, which takes minutes
     path, results = out / "parents.csv", out / "splitbench.csv"
     there = read_table(results) if results.is_file() else as_table([])
     before = read_parents(path) if path.is_file() else []
@@ -125,6 +127,15 @@ def only(parents: Sequence[Parent], names: Sequence[str]) -> list[Parent]:
         UserError: a name that is neither.
     """
     known = {p.parent for p in parents} | {p.origin for p in parents}
-    if unknown := [name for name in names if name not in known]:
-        raise UserError("a parent must be in parents.csv", ", ".join(unknown), "name an SAE, or <SAE>:<feature>")
+    refuse([name for name in names if name not in known])
     return [p for p in parents if not names or p.parent in names or p.origin in names]
+
+
+def refuse(unknown: Sequence[str]) -> None:
+    """Stop at names that are no parents.
+
+    Raises:
+        UserError: there is one.
+    """
+    if unknown:
+        raise UserError("a parent must be in parents.csv", ", ".join(unknown), "name an SAE, or <SAE>:<feature>")

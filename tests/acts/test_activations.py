@@ -64,6 +64,7 @@ def sae(store: ActivationStore) -> SAE:
     return init_random(cfg, torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_rows_are_transformer_lens_mlp_out_in_bf16(store: ActivationStore, model: OneLayerModel) -> None:
     tokens = torch.from_numpy(store.contexts[40:44].astype(np.int64))
     _, cache = model.hooked.run_with_cache(tokens, names_filter=HOOK_NAME)
@@ -75,6 +76,7 @@ def test_rows_are_transformer_lens_mlp_out_in_bf16(store: ActivationStore, model
     assert store.token_ids[40 * POSITIONS] == store.contexts[40, 1]
 
 
+@pytest.mark.slow
 def test_interrupted_harvest_resumes_to_the_same_bytes(
     store: ActivationStore, model: OneLayerModel, tokens: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +108,7 @@ def test_plain_arithmetic_that_disagrees_is_refused(
     assert not list(empty_cache.glob("activations/*/acts*"))
 
 
+@pytest.mark.slow
 def test_bf16_harvest_is_another_store_with_its_error_stated(
     store: ActivationStore, model: OneLayerModel, tokens: TokenStore
 ) -> None:
@@ -117,6 +120,7 @@ def test_bf16_harvest_is_another_store_with_its_error_stated(
     assert 1e-4 < float((exact - rough).abs().max() / exact.abs().max()) < 3e-2
 
 
+@pytest.mark.slow
 def test_serving_costs_little_and_memory_is_bounded_whatever_the_store(tmp_path: Path) -> None:
     """A store ten times the memory allowed: the process that serves from it grows by less than that."""
     allowed, d_in, batch = 64 * 2**20, 64, 1024
@@ -222,6 +226,7 @@ def test_a_damaged_manifest_is_named(store: ActivationStore, model: OneLayerMode
         harvest(model, tokens, "train", 600)
 
 
+@pytest.mark.slow
 def test_a_harvest_killed_anywhere_goes_on(
     store: ActivationStore, model: OneLayerModel, tokens: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +281,7 @@ def test_activations_that_are_not_finite_are_refused(
     assert not list(empty_cache.glob("activations/*/manifest.json"))
 
 
+@pytest.mark.slow
 def test_batches_visit_every_token_once_an_epoch_and_depend_on_seed_and_step_alone(store: ActivationStore) -> None:
     batches = ShuffledBatches(View(store), 512, seed=3)
     per_epoch = store.n_tokens // 512

@@ -145,6 +145,7 @@ def test_a_folder_has_checksums_that_other_tools_read(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout == "deep/x: OK\ny: OK\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x", "y", SUMS_FILE])
 def test_every_flipped_bit_in_a_folder_is_found(tmp_path: Path, name: str) -> None:
     with atomic_dir(tmp_path / "b") as temporary:

@@ -39,6 +39,7 @@ from saelib.bench.run import methods_of, run_bench, subset
 from saelib.bench.sides import OVERLAP, assign_sides, overlapping
 from saelib.bench.suite import WORLD_SEED, BenchConfig, Origin, read_suite, world_origins
 from saelib.bench.table import ROW, TIMES, as_table, read_table, write_table
+from saelib.report import bench_report
 from saelib.report.bench_charts import cost_svg, l0_figure
 from saelib.report.bench_page import write_bench
 from saelib.report.bench_report import BenchRequest, bench, only
@@ -65,6 +66,7 @@ def parents(session_cache: Path) -> list[Parent]:
 # --- the rule ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_parents_follow_the_rule(parents: list[Parent]) -> None:
     children, none = parents
     assert (children.stratum, children.separable, none.stratum, none.separable) == ("separable", 3, "none", 0)
@@ -165,6 +167,7 @@ def table(parents: list[Parent]) -> pd.DataFrame:
     return run_bench(origins(), parents, METHODS, CONFIG, jobs=1)
 
 
+@pytest.mark.slow
 def test_one_row_a_parent_method_and_seed(table: pd.DataFrame, parents: list[Parent]) -> None:
     assert list(table.columns) == [*ROW]
     seeds = {"children-8": 2, "rest": 1, "k-means": 2}
@@ -491,9 +494,11 @@ def test_best_and_worst_are_not_the_same_parents_and_what_has_no_seconds_is_name
     assert "as their rows have no seconds: children-64, no-target." in page
 
 
+@pytest.mark.slow
 def test_bad_input_of_the_command_is_one_line(
-    tmp_path: Path, empty_cache: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, empty_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bench_report, "chosen", lambda *_: pytest.fail("parents are chosen before names are looked at"))
     for arguments, message in (
         (["--methods", "magic"], "method must be one of children, children-8"),
         ([], "a suite must be a JSON file"),
@@ -536,6 +541,7 @@ def test_a_world_of_sae_lens_lays_its_samples_under_our_text(tmp_path: Path) -> 
 # --- what is committed ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_committed_leaderboard_is_that_of_the_committed_rows(root: Path, tmp_path: Path) -> None:
     folder = root / "reports" / "splitbench"
     rows, parents = read_table(folder / "splitbench.csv"), read_parents(folder / "parents.csv")
@@ -552,6 +558,7 @@ def test_the_committed_leaderboard_is_that_of_the_committed_rows(root: Path, tmp
     assert record["parents"] == rows.groupby("side")["parent"].nunique().to_dict()
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_committed_rows_is_what_comes_out(root: Path, session_cache: Path) -> None:
     """A made-up parent needs neither text nor model; seconds and memory are the machine's."""
     folder = root / "reports" / "splitbench"

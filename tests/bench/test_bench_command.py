@@ -24,6 +24,8 @@ from saelib.bench.table import ROW, read_table, write_table
 from saelib.report.bench_page import bench_page
 from saelib.report.bench_report import BenchRequest, device_of
 
+pytestmark = pytest.mark.slow
+
 WORLD = World("made-3", d_in=24, n_background=40, contexts=(200, 120, 120))
 ORIGIN = Origin(WORLD.name, "known", world=WORLD)
 CONFIG = BenchConfig(K=6, seeds=1, least=20, swap=False)

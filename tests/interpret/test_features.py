@@ -77,6 +77,7 @@ def dense(store: ActivationStore, sae: SAE) -> np.ndarray:
 BLOCKS = [None, 1, 17, 500, 10**6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 def test_top_examples_are_the_dense_ones(
     store: ActivationStore, sae: SAE, dense: np.ndarray, block: int | None
@@ -102,6 +103,7 @@ def test_one_feature_or_several_share_a_pass(store: ActivationStore, sae: SAE, m
     pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True), check_exact=False, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 def test_quantile_examples_lie_at_their_ranks(
     store: ActivationStore, sae: SAE, dense: np.ndarray, block: int | None
@@ -175,6 +177,7 @@ def test_the_raw_score_only_by_name(store: ActivationStore, sae: SAE) -> None:
     assert highest_activating_tokens(sae, None, store, 3).empty
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 def test_density_is_the_dense_one(store: ActivationStore, sae: SAE, dense: np.ndarray, block: int | None) -> None:
     frame = activation_density(sae, store, block=block)
@@ -187,6 +190,7 @@ def test_density_is_the_dense_one(store: ActivationStore, sae: SAE, dense: np.nd
     assert np.isnan(frame["mean"][3]) and frame["tokens"].eq(store.n_tokens).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 def test_histogram_is_that_of_a_second_pass(
     store: ActivationStore, sae: SAE, dense: np.ndarray, block: int | None
@@ -311,6 +315,7 @@ def test_bad_numbers_of_examples(store: ActivationStore, sae: SAE) -> None:
 # --- memory ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_store(root: Path, tmp_path: Path) -> None:
     """A smaller form of benchmarks/tools_memory.py, in a process of its own: its dense matrix would take 1.6 GB."""
     command = [sys.executable, str(root / "benchmarks" / "tools_memory.py"), "--features", "1024", "--tokens", "400000"]

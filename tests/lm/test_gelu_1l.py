@@ -49,6 +49,7 @@ def small(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("at_home", "empty_cache")
 def test_full_size_from_a_hub_cache_offline() -> None:
     model = load_gelu_1l()

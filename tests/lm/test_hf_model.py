@@ -106,6 +106,7 @@ def test_the_pass_is_left_at_the_hook(folder: Path, tokens: torch.Tensor) -> Non
         handle.remove()
 
 
+@pytest.mark.slow
 def test_harvest_and_quality(folder: Path, tmp_path: Path, empty_cache: Path) -> None:
     model = load_hf_folder(folder, "blocks.1.hook_mlp_out")
     contexts = np.random.default_rng(0).integers(3, 8192, (6, CONTEXT_LENGTH)).astype(np.uint16)
@@ -161,6 +162,7 @@ def cached(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return snapshot
 
 
+@pytest.mark.slow
 def test_a_model_by_its_name(folder: Path, cached: Path, tokens: torch.Tensor, empty_cache: Path) -> None:
     name = f"someone/tiny-{folder.name}"
     assert find_hf_folder(name) == find_hf_folder(f"tiny-{folder.name}") == cached

@@ -44,6 +44,7 @@ def tokens() -> torch.Tensor:
     return tokens
 
 
+@pytest.mark.slow
 def test_logits_and_mlp_out_equal_transformer_lens(model: OneLayerModel, tokens: torch.Tensor) -> None:
     logits, cache = model.hooked.run_with_cache(tokens)
     with torch.no_grad():
@@ -92,6 +93,7 @@ def test_incomplete_model_folder_is_named(tmp_path: Path, name: str) -> None:
         load_embedded(folder)
 
 
+@pytest.mark.slow
 def test_card_holds_when_measured_again_on_a_sample(
     model_card: ModuleType, model: OneLayerModel, study_text: list[np.ndarray]
 ) -> None:

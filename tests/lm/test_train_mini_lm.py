@@ -64,6 +64,7 @@ def trained(
     return safetensors.torch.load_file(package / "model.safetensors"), pd.read_csv(package / "loss_curve.csv")
 
 
+@pytest.mark.slow
 def test_killed_twice_and_damaged_it_ends_with_the_same_bits(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,8 @@ from saelib.split.result import Split
 from saelib.split.verdict import Verdict
 from saelib.split.yardstick import Interval
 
+pytestmark = pytest.mark.slow  # on one split of planted children, which takes seconds
+
 SECTIONS = [
     "What the parent is", "What it is made of", "What it is told apart by", "The children, a card each",
     "Which child fires in running text", "How the children relate", "What the swap does to the SAE", "Controls",

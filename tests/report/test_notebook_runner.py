@@ -31,6 +31,8 @@ from saelib.report.notebook_runner import (
 )
 from saelib.report.notebook_source import load_notebook
 
+pytestmark = pytest.mark.slow  # each starts a kernel
+
 HEAD = """\
 # %% [markdown]
 # # What is x?

@@ -136,6 +136,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saelib.split.engine.split_feature", split_quickly)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("contexts", ["hyphen", "automatic"])
 def test_a_split_prints_its_children_and_prompts(
@@ -151,6 +152,7 @@ def test_a_split_prints_its_children_and_prompts(
     assert (out / "index.html").is_file() and load_sae(out / "sae").cfg.architecture == "jumprelu"
 
 
+@pytest.mark.slow
 def test_bad_input_in_a_process_of_its_own(command: list[str], place: Path) -> None:
     for change, message in (
         (["--feature", "99"], "feature must be in [0, d_sae=12); got 99: pass a feature of the SAE"),

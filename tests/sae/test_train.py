@@ -64,6 +64,7 @@ def same_bits(first, second):
 # The study's trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["dense", "sparse"])
 @pytest.mark.parametrize("zero_parent", [None, 3])
 @pytest.mark.parametrize("init", ["random", "narrow, normalised", "narrow, as it is"])
@@ -115,6 +116,7 @@ def test_a_zeroed_parent_keeps_its_encoder(tmp_path):
     assert (moved > 0).sum() > D_SAE // 2
 
 
+@pytest.mark.slow
 def test_known_features_are_recovered_and_an_untrained_sae_does_not_have_them(tmp_path):
     batches = Superposition(n_features=40, d_in=24, batch_size=256, share=0.04)
     sae = init_random(sae_config(d_sae=80, d_in=24), torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ from saelib.split.synthetic import ARCS, IMPOSTORS, make_case
 from saelib.split.tokens import SPLITS
 from saelib.split.verdict import BOUNDS, Bounds, Verdict
 
-pytestmark = pytest.mark.calibration
+pytestmark = [pytest.mark.calibration, pytest.mark.slow]
 SEEDS = range(100, 103)
 """Not the seeds of the calibration's own report."""
 

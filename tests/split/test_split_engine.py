@@ -163,6 +163,7 @@ def split(acts: Activations, sae: SAE) -> Split:
 # --- a planted split, end to end ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_planted_child_is_found(split: Split) -> None:
     assert {c.name for c in split.contexts if c.primary} == {f'after "{colour}"' for colour in COLOURS}
     for c, colour in enumerate(COLOURS):
@@ -182,6 +183,7 @@ def test_each_planted_child_is_found(split: Split) -> None:
     assert split.stability is not None and split.stability > 0.5
 
 
+@pytest.mark.slow
 def test_from_the_filter_to_what_is_written_the_planted_tree_stands(
     split: Split, acts: Activations, sae: SAE, tmp_path: Path
 ) -> None:
@@ -293,6 +295,7 @@ def test_the_swap_lowers_the_error_on_the_parent_and_leaves_the_rest(split: Spli
     assert on["l0_before"] < on["l0_after"] < on["l0_before"] + 2
 
 
+@pytest.mark.slow
 def test_the_split_is_given_before_its_controls_are_trained(split: Split, acts: Activations, sae: SAE) -> None:
     early: list[Split] = []
     cfg = SplitConfig(contexts="automatic", K=4, seeds=2, children=ChildrenConfig(n_steps=60))
@@ -302,6 +305,7 @@ def test_the_split_is_given_before_its_controls_are_trained(split: Split, acts: 
     pd.testing.assert_frame_equal(early[0].children.drop(columns="stability"), last.children.drop(columns="stability"))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_split(acts: Activations, sae: SAE) -> None:
     cfg = SplitConfig(contexts="automatic", K=4, seeds=1, controls=False, children=ChildrenConfig(n_steps=60))
     one, two = (split_feature(sae, PARENT, acts, cfg) for _ in range(2))

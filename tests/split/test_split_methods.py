@@ -102,6 +102,7 @@ def test_negatives_keep_children_silent_elsewhere(judge_: Judge) -> None:
     assert float(run(judge_, "children").row["leak"]) < 0.2 < 0.6 < float(run(judge_, "no-negatives").row["leak"])
 
 
+@pytest.mark.slow
 def test_seeds_differ(judge_: Judge) -> None:
     for name in ("children", "ica", "spherical-k-means", "matryoshka", "random-decoder"):
         assert not np.array_equal(run(judge_, name).fires, run(judge_, name, seed=1).fires), name
@@ -284,6 +285,7 @@ def test_a_registered_method_has_a_name_of_its_own() -> None:
         method("k-means", "local", "")(lambda task: task.targets)
 
 
+@pytest.mark.slow
 def test_split_by_writes_its_tables(judge_: Judge, tmp_path: Path) -> None:
     work = judge_.work
     folder = run(judge_, "all-data").sae.save(tmp_path / "sae")  # type: ignore[arg-type]
@@ -299,6 +301,7 @@ def test_split_by_writes_its_tables(judge_: Judge, tmp_path: Path) -> None:
         assert "rest alone" in found.text()
 
 
+@pytest.mark.slow
 def test_children_that_come_back_are_the_true_ones_and_each_stands_there_once(judge_: Judge) -> None:
     acts, rows = known_activations(WORLD), judge_.work.tokens.on["test"].rows
     truth, background = acts.truth("test", rows), acts.background("test", rows)
@@ -309,6 +312,7 @@ def test_children_that_come_back_are_the_true_ones_and_each_stands_there_once(ju
     assert (iou(fires, fires) - np.eye(fires.shape[1])).max() < 0.7
 
 
+@pytest.mark.slow
 def test_nothing_comes_back_where_there_is_nothing(session_cache: Path) -> None:
     world = World("nothing", d_in=24, n_background=40, contexts=(200, 120, 120), alpha=0.0, seed=4)
     acts, (sae, parent) = known_activations(world), known_sae(world)
@@ -317,6 +321,7 @@ def test_nothing_comes_back_where_there_is_nothing(session_cache: Path) -> None:
         get_method("again").make(Task(acts, work, 16, 0, CONFIG.children, WIDE, Meter()))
 
 
+@pytest.mark.slow
 def test_an_encoder_is_refitted_to_where_it_fires(judge_: Judge) -> None:
     pools = judge_.work.targets
     found = get_method("children-16").make(task(judge_))
@@ -362,6 +367,7 @@ def test_a_child_with_a_name_fires_on_all_that_the_name_means() -> None:
     assert torch.equal(to_names(twins, pools, on).W[:, 1], both.W[:, 0])  # one name, one refit
 
 
+@pytest.mark.slow
 def test_the_ceiling_is_above_children_and_is_refused_where_nothing_is_judged(
     judge_: Judge, session_cache: Path
 ) -> None:

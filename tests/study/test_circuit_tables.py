@@ -24,6 +24,8 @@ from saelib.study import circuit_answer, circuits
 from saelib.study.circuit_cases import CaseTokens, feature_way, neuron_way, rotation_way, worth, written
 from saelib.study.circuit_tables import PREVIOUS, Case, contrast_draws, mean_draws, rank_correlation
 
+pytestmark = pytest.mark.slow
+
 NAN = math.nan
 
 

@@ -19,6 +19,8 @@ from saelib.study.profiles import Profile
 from saelib.study.replacing import ARMS, Watch, end_measures, watch_arm, watched_tokens
 from saelib.study.replacing_tables import run_row
 
+pytestmark = pytest.mark.slow
+
 PROFILE = dataclasses.replace(
     tiny_study.PROFILE, name="left-open", train_contexts=200, select_contexts=60, test_contexts=60, narrow_steps=60,
     data_steps=4, data_first_tokens=256, data_points=3, replacing_steps=4, replacing_seeds=1,

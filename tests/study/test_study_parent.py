@@ -28,6 +28,8 @@ from saelib.study import arms, children_rows, claims, graded, outcome, selection
 from saelib.study.graded import Graded
 from saelib.study.profiles import Profile
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_threshold_of_best_f1_by_hand() -> None:
     values = np.array([0.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0], dtype=np.float32)
@@ -267,7 +269,6 @@ def test_too_little_text_gives_no_separation_and_no_children(made_up: Profile) -
     assert children_rows.made_of(profile, chosen) == []
 
 
-@pytest.mark.slow
 def test_children_results_and_their_csv(made_up: Profile, tmp_path: Path) -> None:
     chosen = selection.parent(made_up)
     rows = children_rows.children_results(made_up, chosen, seeds=(0, 1))
@@ -283,7 +284,6 @@ def test_children_results_and_their_csv(made_up: Profile, tmp_path: Path) -> Non
     assert read["S_2"].tolist() == pytest.approx([row.outcome.graded.S_2 for row in rows], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_arms_on_narrow_saes_of_their_own(made_up: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"claim_blocks": 2, "claim_wide_seeds": 1, "claim_trials": 2, "claim_steps": 12, "claim_early": 4}
     profile = dataclasses.replace(made_up, **small)

@@ -57,6 +57,7 @@ def test_nothing_is_put_in_or_left_out(adding: tokenizers.Tokenizer) -> None:
     assert adding.truncation is not None and adding.padding is not None  # the caller's is as it was
 
 
+@pytest.mark.slow
 def test_study_text_and_own_text_are_cut_alike(adding: tokenizers.Tokenizer, empty_cache: Path, tmp_path: Path) -> None:
     documents = [f"Speech {i}: " + f"a well-known rule, {i} of it, and two-thirds more. " * 12 for i in range(60)]
     study = built(adding, documents, empty_cache, tmp_path)

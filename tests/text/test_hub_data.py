@@ -216,6 +216,7 @@ def test_interpretation_text(model: OneLayerModel, tmp_path: Path, monkeypatch: 
     assert len(store.contexts) == 3 and model.to_str_tokens(store.contexts[0, :4]) == ["<|BOS|>", *WORDS[:3]]
 
 
+@pytest.mark.slow
 def test_the_profile_runs_on_the_stand_ins(
     local: Path, model_folder: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
