@@ -17,12 +17,15 @@ from jaxtyping import Float
 
 from saelib.base.stats import wilson_interval
 from saelib.bench.table import TIMES
+from saelib.split.wide import RECIPES
 
 OURS = "children-64"
 """The row that stands for our method: fixed, so that the best K is not picked on test."""
 PLAIN = "all-data"
 CEILING = "supervised"
 """A row that is given the contexts: what encoders reach in the children's place, no competitor."""
+MADE_FOR_ONE = tuple(name for name, (recipe, _) in RECIPES.items() if recipe.per_parent)
+"""Wide methods that train an SAE for each parent."""
 DRAWS = 2000
 MEANS = (
     "S_1", "S_4", "added_2", "S_2_current", "mcc_2", "ceiling", "S_2_alone", "fvu_on_P", "l0_on_P", "loss_recovered_on_P",
@@ -133,9 +136,15 @@ def by_model(rows: pd.DataFrame, models: Mapping[str, str], measure: str = "S_2"
     return out.reset_index()
 
 
-def best_wide(rows: pd.DataFrame) -> str | None:
-    """The wide method with the highest mean S_2 on the development side: chosen there and nowhere else; None without one."""
+def best_wide(rows: pd.DataFrame, per_parent: bool | None = None) -> str | None:
+    """The wide method with the highest mean S_2 on the development side: chosen there and nowhere else; None without one.
+
+    Args:
+        per_parent: only those whose SAE is trained for one parent (True), or only those whose SAE serves all (False).
+    """
     dev = rows[(rows["side"] == "dev") & (rows["stratum"] == "separable") & (rows["kind"] == "wide")]
+    if per_parent is not None:
+        dev = dev[dev["method"].isin(MADE_FOR_ONE) == per_parent]
     if dev["S_2"].notna().sum() == 0:
         return None
     return str(dev.groupby("method")["S_2"].mean().idxmax())

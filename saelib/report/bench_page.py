@@ -34,6 +34,8 @@ SIDE_WORDS = {
     "dev": "Development parents: on these methods were tuned, and the best wide SAE is chosen",
     "known": "Made-up parents whose true children are known",
 }
+BRIEF_BEST = 6
+"""Methods that are shown of each parent, beside ours, the rest and the wide SAE."""
 MOST_PARENTS = 10
 """Best and worst parents that are shown."""
 SEES = {"named": "sees the words", "named-128": "sees the words", CEILING: "sees the contexts"}
@@ -55,7 +57,8 @@ UNBROKEN = "\u2011"
 def bench_page(rows: pd.DataFrame, models: Mapping[str, str] | None = None) -> HtmlView:
     """The page of a finished table (columns of `saelib.bench.table.ROW`); `models` is the model of each SAE."""
     ours, plain = present(rows)
-    chosen = best_wide(rows) or plain
+    chosen = best_wide(rows, per_parent=False) or plain
+    for_one = best_wide(rows, per_parent=True)
     real = rows[rows["stratum"] == "separable"]
     sides = [
         _side(real[real["side"] == side], ours, chosen, models or {})
@@ -88,16 +91,18 @@ def bench_page(rows: pd.DataFrame, models: Mapping[str, str] | None = None) -> H
         title="Which way of splitting a feature tells its contexts apart, and at what cost?",
         context=context,
         record={
-            "ours": ours, "plain": plain, "best_wide_on_dev": best_wide(rows), "parents": counted,
+            "ours": ours, "plain": plain, "parents": counted,
+            "best_wide_on_dev": best_wide(rows, per_parent=False), "best_made_for_one_on_dev": for_one,
             "methods": sorted(rows["method"].unique()), "scorer": sorted(map(str, rows["scorer"].dropna().unique())),
             "rows_by_device": {str(name): int(n) for name, n in made_on.items()},
             "leaderboard": {side["side"]: side["record"] for side in sides},
             "parents_with_three_contexts": int((contexts >= 3).sum()), "with_fewer": int((contexts < 3).sum()),
             "break_even": even,
             "best_wide": {s["side"]: row for s in sides for row in s["record"] if row["method"] == chosen},
+            "best_made_for_one": {s["side"]: row for s in sides for row in s["record"] if row["method"] == for_one},
         },
         kicker="SplitBench",
-        answer=_answer(sides, ours, chosen),
+        answer=_answer(sides, ours, chosen, for_one),
     )  # fmt: skip
 
 
@@ -129,7 +134,7 @@ def write_bench(rows: pd.DataFrame, folder: Path, models: Mapping[str, str] | No
     return page.save(folder / "index.html")
 
 
-def _answer(sides: Sequence[dict[str, Any]], ours: str, wide: str) -> str:
+def _answer(sides: Sequence[dict[str, Any]], ours: str, wide: str, for_one: str | None) -> str:
     shown = next((side for side in sides if side["side"] == "test"), sides[0] if sides else None)
     if shown is None:
         return "No parent with separable contexts was run."
@@ -144,7 +149,13 @@ def _answer(sides: Sequence[dict[str, Any]], ours: str, wide: str) -> str:
     said = f"Mean S_2 on {own['parents']} {where} parents, where 0 is free and 1 is a linear probe: {', '.join(words)}."
     if wide in board and own.get("over_plain") is not None and wide != ours:
         n = board[wide]["parents"]
-        said += f" Over the best wide SAE it gains {_between(own, 'over_plain')} on the {n} that both have."
+        gain = _between(own, "over_plain")
+        said += f" Over the best wide SAE that serves all parents it gains {gain} on the {n} that both have."
+    if (one := board.get(for_one or "")) and one.get("over_ours") is not None:
+        said += (
+            f" A whole wide SAE for each parent ({for_one}) stands {_between(one, 'over_ours')} above ours on the "
+            f"{one['parents']} that both have; {one['leak']:.0%} of what its features fire is not the parent's."
+        )
     first = next(row for row in shown["record"] if row["method"] != CEILING)
     if first["method"] not in (ours, wide):
         more = _between(first, "over_ours")
@@ -201,10 +212,11 @@ def _side(rows: pd.DataFrame, ours: str, plain: str, models: Mapping[str, str]) 
         "picture": cost_svg(board),
         "untimed": [short(m) for m in board.loc[board["S_2"].notna() & board["seconds"].isna(), "method"]],
         "l0": figure,
+        "brief_best": BRIEF_BEST,
         "best": table(order.head(few).reset_index(drop=True), shown),
         "worst": table(order.tail(few).iloc[::-1].reset_index(drop=True), shown),
         "all": table(order.reset_index(drop=True), shown),
-        "parents": [_brief(rows[rows["parent"] == name], str(name)) for name in order["parent"]],
+        "parents": [_brief(rows[rows["parent"] == name], str(name), {ours, plain, "rest"}) for name in order["parent"]],
         "record": board.replace({np.nan: None}).to_dict("records"),
     }
 
@@ -222,13 +234,14 @@ BRIEF = {
 }
 
 
-def _brief(rows: pd.DataFrame, name: str) -> dict[str, Any]:
-    """One parent: every method, the best first; seeds are averaged, the verdict is the first seed's."""
+def _brief(rows: pd.DataFrame, name: str, always: set[str]) -> dict[str, Any]:
+    """One parent: its `BRIEF_BEST` best methods and those of `always`; seeds are averaged, the verdict is the first seed's."""
     numbers = [column for column in BRIEF if column not in ("method", "verdict")]
     each = rows.groupby("method")[numbers].mean()
     each["verdict"] = rows.groupby("method")["verdict"].first()
     each = (
         each.sort_values("S_2", ascending=False, na_position="last")
+        .loc[lambda best: (np.arange(len(best)) < BRIEF_BEST) | best.index.isin(list(always))]
         .rename(index=short)
         .rename_axis("method")
         .reset_index()

@@ -308,7 +308,7 @@ def test_a_run_joins_the_table_that_is_there(tmp_path: Path, monkeypatch: pytest
 
 
 def row(parent: str, method: str, S_2: float, seed: int = 0, **more: Any) -> dict[str, Any]:
-    kind = {"all-data": "wide", "warm": "wide"}.get(method, "local")
+    kind = "wide" if method in ("all-data", "warm", "warm-zeroed", "token-filter") else "local"
     feature = int(parent[1:].removeprefix(":"))
     given = {"parent": parent, "origin": parent[0], "side": "test", "stratum": "separable", "feature": feature}
     return dict.fromkeys(ROW) | given | {"method": method, "kind": kind, "seed": seed, "S_2": S_2} | more
@@ -352,10 +352,41 @@ def test_the_best_wide_sae_is_chosen_on_development_parents_alone() -> None:
         [
             row("a1", "all-data", 0.2), row("a1", "warm", 0.9), row("d1", "all-data", 0.6, side="dev"),
             row("d1", "warm", 0.5, side="dev"), row("d1", "children-64", 0.9, side="dev"),
+            row("d1", "token-filter", 0.8, side="dev"), row("d1", "warm-zeroed", 0.7, side="dev"),
         ]
     )  # fmt: skip
-    assert best_wide(rows) == "all-data"
+    assert best_wide(rows) == "token-filter"
+    assert best_wide(rows, per_parent=False) == "all-data"
+    assert best_wide(rows, per_parent=True) == "token-filter"
+    assert best_wide(rows[rows["method"] == "warm"], per_parent=True) is None
     assert best_wide(rows[rows["side"] == "test"]) is None
+
+
+def test_the_first_sentence_names_the_wide_sae_for_all_and_that_for_one(tmp_path: Path) -> None:
+    def parent(name: str, side: str, token_filter: float) -> list[dict[str, Any]]:
+        more = {"side": side, "judged": 3, "leak": 0.9, "stratum": "separable", "device": "cpu"}
+        values = {"children-64": 0.5, "all-data": 0.4, "token-filter": token_filter, "rest": 0.1}
+        values |= {f"other-{i}": 0.3 - i / 100 for i in range(9)}
+        return [row(name, method, value, **more) for method, value in values.items()]
+
+    rows = as_table([*parent("a1", "test", 0.8), *parent("d1", "dev", 0.7)])
+    page = write_bench(rows, tmp_path).read_text()
+    assert "Over the best wide SAE that serves all parents it gains 0.10" in page
+    assert (
+        "A whole wide SAE for each parent (token-filter) stands 0.30" in page
+        and "90% of what its features fire" in page
+    )
+    brief = page.split("a1: 3 contexts", 1)[1].split("</details>", 1)[0]
+    shown = [
+        name for name in ("token-filter", "children-64", "all-data", "other-2", "other-3", "rest") if name in brief
+    ]
+    assert shown == [
+        "token-filter",
+        "children-64",
+        "all-data",
+        "other-2",
+        "rest",
+    ]  # six, and ours, the rest and the wide one
 
 
 def test_break_even_and_false_splits_by_hand() -> None:
