@@ -81,7 +81,7 @@ def children_page(
         title=f"What is feature {split.parent.feature} made of?",
         context=_context(split, prompts, finished) | {"wide_rows": wide_rows},
         record={
-            **split.to_json(),
+            **{name: value for name, value in split.to_json().items() if name != "children"},  # those are in split.json
             "finished": finished,
             "sources": {name: text for name, text in origin.items() if text},
         },
