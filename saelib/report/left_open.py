@@ -73,22 +73,26 @@ def _answered(folder: Path, question: str, stem: Path, answer: Callable[[pd.Data
 def _other_features(table: pd.DataFrame) -> str:
     """From splitbench.csv, a row a parent, method and seed: the leaderboard of the parents that nothing was chosen on."""
     test = table[(table["side"] == "test") & (table["stratum"] == "separable")]
-    wide = best_wide(table) or ""
+    wide, for_one = (best_wide(table, per_parent=alone) or "" for alone in (False, True))
     board = leaderboard(test, plain=wide).to_dict("records")
     found: dict[str, dict[str, Any]] = {row["method"]: {str(k): v for k, v in row.items()} for row in board}
     if OURS not in found:
         return "No parent was measured."
     ours = found[OURS]
 
-    def between(name: str) -> str:
-        return f"{ours[name]:.2f} (95% {ours[f'{name}_low']:.2f} to {ours[f'{name}_high']:.2f})"
+    def between(name: str, of: dict[str, Any] = ours) -> str:
+        return f"{of[name]:.2f} (95% {of[f'{name}_low']:.2f} to {of[f'{name}_high']:.2f})"
 
     said = f"On {ours['parents']} parents on which nothing was tuned mean S_2 is {between('S_2')} with children"
     said += f", {found['rest']['S_2']:.2f} without" if "rest" in found else ""
     if wide in found:
         said += (
-            f"; over the best wide SAE they gain {between('over_plain')} on the {found[wide]['parents']} that both have"
+            f"; over the best wide SAE that serves all parents they gain {between('over_plain')} on the "
+            f"{found[wide]['parents']} that both have"
         )
+    if (one := found.get(for_one)) and one["over_ours"] == one["over_ours"]:
+        above = between("over_ours", one)
+        said += f"; a whole wide SAE for each parent ({for_one}) stands {above} above them on {one['parents']}"
     return f"{said}."
 
 
