@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
+from scipy.special import stdtr, stdtrit  # scipy.stats has the same numbers and takes 0.3 s to import
 
 
 def wilson_interval(share: float, n: float | int, z: float = 1.959964) -> tuple[float, float]:
@@ -44,8 +44,8 @@ def t_test(values: Sequence[float] | np.ndarray, against: float = 0.0) -> TTest:
     if n < 2 or not np.isfinite(x).all():
         return TTest(float(x.mean()) if n else math.nan, math.nan, math.nan, math.nan)
     mean, error = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(n)
-    half = float(student_t.ppf(0.975, n - 1)) * error
-    p = 2 * float(student_t.sf(abs(mean - against) / error, n - 1)) if error else float(mean == against)
+    half = float(stdtrit(n - 1, 0.975)) * error
+    p = 2 * float(stdtr(n - 1, -abs(mean - against) / error)) if error else float(mean == against)
     return TTest(mean, mean - half, mean + half, p)
 
 
@@ -55,7 +55,7 @@ def equivalence_p(values: Sequence[float] | np.ndarray, margin: float) -> float:
     if len(x) < 2 or not np.isfinite(x).all():
         return math.nan
     error, room = float(x.std(ddof=1)) / math.sqrt(len(x)), margin - abs(float(x.mean()))
-    return float(student_t.sf(room / error, len(x) - 1)) if error else float(room <= 0)
+    return float(stdtr(len(x) - 1, -room / error)) if error else float(room <= 0)
 
 
 def smallest_effect(values: Sequence[float] | np.ndarray) -> float:
@@ -63,7 +63,7 @@ def smallest_effect(values: Sequence[float] | np.ndarray) -> float:
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         return math.nan
-    quantiles = student_t.ppf([0.975, 0.80], len(x) - 1).sum()
+    quantiles = stdtrit(len(x) - 1, [0.975, 0.80]).sum()
     return float(quantiles * x.std(ddof=1) / math.sqrt(len(x)))
 
 

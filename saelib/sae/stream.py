@@ -148,14 +148,17 @@ def feature_activations(store: ActivationStore, sae: SAE, feature: int) -> Float
         center_writing_weights=manifest.get("center_writing_weights"),
     )
     out = np.empty(store.n_tokens, dtype=np.float32)
-    size, workers = block_rows(sae.n_encoded(1)), torch.get_num_threads()
+    size, workers = min(block_rows(sae.n_encoded(1)), 4096), torch.get_num_threads()
 
     @torch.no_grad()
     def encode(first: int) -> None:
+        x = torch.empty(size, store.d_in)
         with one_thread():
-            for begin in range(first * size, store.n_tokens, workers * size):
-                rows = np.arange(begin, min(begin + size, store.n_tokens))
-                out[rows] = sae.encode_feature(store.read(rows).float().to(sae.device), feature).cpu().numpy()
+            for rows, stored in store.chunks(first, workers):
+                for place, part in enumerate(stored.split(size)):
+                    begin = rows.start + place * size
+                    block = x[: len(part)].copy_(part).to(sae.device)
+                    out[begin : begin + len(part)] = sae.encode_feature(block, feature).cpu().numpy()
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(encode, range(workers)))

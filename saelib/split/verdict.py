@@ -14,7 +14,7 @@ from enum import StrEnum
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from saelib.base.errors import UserError
 from saelib.base.stats import wilson_interval
@@ -240,7 +240,7 @@ def simultaneous(draws: Float[np.ndarray, " draws"], m: int, n: float | None = N
 
     With `n`, a share of n trials: the wider of these ends and Wilson's at the same z, so that none seen is not none.
     """
-    z = float(norm.ppf(1 - level / (2 * m)))
+    z = float(ndtri(1 - level / (2 * m)))
     value, spread = float(draws[0]), float(np.std(draws[1:]))
     low, high = value - z * spread, value + z * spread
     if n is not None:

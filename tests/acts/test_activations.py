@@ -206,6 +206,23 @@ def test_a_flipped_bit_is_found_when_it_is_read(store: ActivationStore, position
         again.read(np.array([chunk * 256 * POSITIONS + 5]))
     with pytest.raises(UserError, match=message):
         list(again.blocks())
+    with pytest.raises(UserError, match=message):
+        list(ActivationStore(store.folder, store.manifest, store.contexts).chunks())
+
+
+def test_chunks_are_the_rows_and_threads_share_them(store: ActivationStore) -> None:
+    whole, found = store.rows(slice(None)), torch.full((store.n_tokens, store.d_in), torch.nan)
+    for first in (0, 1):
+        for rows, x in store.chunks(first, 2):
+            assert found[rows].isnan().all() and rows.start // (256 * POSITIONS) % 2 == first
+            found[rows] = x.float()
+    assert torch.equal(found, whole)
+    again = ActivationStore(store.folder, store.manifest, store.contexts)
+    list(again.chunks())
+    assert len(again._checked) == len(store.manifest["chunks"]) == 3
+    (store.folder / "acts.bin").write_bytes((store.folder / "acts.bin").read_bytes()[:-512])
+    with pytest.raises(UserError, match="activation file must be whole"):
+        list(again.chunks())
 
 
 def test_a_store_of_an_older_version_is_read_by_its_sha256(store: ActivationStore) -> None:
@@ -213,6 +230,9 @@ def test_a_store_of_an_older_version_is_read_by_its_sha256(store: ActivationStor
     digests = [hashlib.sha256(data[i : i + size]).hexdigest() for i in range(0, len(data), size)]
     older = {**{k: v for k, v in store.manifest.items() if k != "checksum"}, "chunks": digests}
     assert torch.equal(ActivationStore(store.folder, older, store.contexts).rows(slice(None)), store.rows(slice(None)))
+    assert [len(x) for _, x in ActivationStore(store.folder, older, store.contexts).chunks()] == [
+        256 * POSITIONS
+    ] * 2 + [88 * POSITIONS]
     with pytest.raises(UserError, match="as they were harvested"):
         ActivationStore(store.folder, {**older, "chunks": [digests[0][::-1], *digests[1:]]}, store.contexts).rows(
             slice(1)
