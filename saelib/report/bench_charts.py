@@ -12,6 +12,7 @@ import markupsafe
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from PIL import Image
 
 from saelib.bench.table import first_parent_seconds
 from saelib.report.charts import GREY, svg, svg_text
@@ -51,8 +52,10 @@ def l0_figure(rows: pd.DataFrame) -> tuple[str, int]:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     image = BytesIO()
     figure.savefig(image, format="png", dpi=110)
+    small = BytesIO()  # in 64 colours a third of the bytes
+    Image.open(image).convert("RGB").quantize(64).save(small, format="png", optimize=True)
     plt.close(figure)
-    return b64encode(image.getvalue()).decode(), len(parents)
+    return b64encode(small.getvalue()).decode(), len(parents)
 
 
 def cost_svg(board: pd.DataFrame, width: int = 900, height: int = 420) -> markupsafe.Markup:

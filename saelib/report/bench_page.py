@@ -34,7 +34,7 @@ SIDE_WORDS = {
     "dev": "Development parents: on these methods were tuned, and the best wide SAE is chosen",
     "known": "Made-up parents whose true children are known",
 }
-BRIEF_BEST = 6
+BRIEF_BEST = 4
 """Methods that are shown of each parent, beside ours, the rest and the wide SAE."""
 MOST_PARENTS = 10
 """Best and worst parents that are shown."""
@@ -217,7 +217,7 @@ def _side(rows: pd.DataFrame, ours: str, plain: str, models: Mapping[str, str]) 
         "worst": table(order.tail(few).iloc[::-1].reset_index(drop=True), shown),
         "all": table(order.reset_index(drop=True), shown),
         "parents": [_brief(rows[rows["parent"] == name], str(name), {ours, plain, "rest"}) for name in order["parent"]],
-        "record": board.replace({np.nan: None}).to_dict("records"),
+        "record": board.round(6).replace({np.nan: None}).to_dict("records"),
     }
 
 
@@ -225,10 +225,8 @@ BRIEF = {
     "method": "method",
     "S_2": "S_2",
     "added_2": "added_2",
-    "S_2_current": "S_2 current",
     "fvu_on_P": "FVU on P",
     "leak": "leak",
-    "features": "features",
     "verdict": "verdict",
     "seconds": "seconds",
 }
