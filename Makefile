@@ -36,7 +36,7 @@ test: venv ## Lint, types, and all tests, notebooks included. All three run, whi
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS) || status=$$?; \
 	exit $$status
 
-test-fast: venv ## Only the tests that take a second or less, some 1,200 in a minute and a half: for while you work.
+test-fast: venv ## Only the tests that take a second or less, some 1,100 in a minute and a half: for while you work.
 	@$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 test-saelens: venv ## SAEs exchanged with sae-lens itself, in both directions, in .venv-saelens.

@@ -101,18 +101,18 @@ class ActivationStore:
         digests = self.manifest.get("chunks", [])
         if len(self._checked) == len(digests):
             return
-        path, chunk_rows = self.folder / "acts.bin", self.manifest["chunk_contexts"] * POSITIONS
-        chunks = sorted(set(np.unique(rows // chunk_rows).tolist()) - self._checked)
+        path = self.folder / "acts.bin"
+        chunks = sorted(set(np.unique(rows // self._chunk_rows).tolist()) - self._checked)
         if not chunks:
             return
         width = self.d_in * _BYTES
         with disk_errors(path), open(path, "rb", buffering=0) as file:
-            ends = [(chunk * chunk_rows, min((chunk + 1) * chunk_rows, self.n_tokens)) for chunk in chunks]
+            ends = [self._rows_of(chunk) for chunk in chunks]
             kind = self.manifest.get("checksum", "sha256")
             with ThreadPoolExecutor(min(len(chunks), os.cpu_count() or 1)) as pool:  # hashing lets other threads go on
                 found = pool.map(lambda e: _digest_at(file.fileno(), e[0] * width, (e[1] - e[0]) * width, kind), ends)
-            for chunk, rows_of, digest in zip(chunks, ends, found, strict=True):
-                self._compare(chunk, rows_of, digest)
+            for chunk, digest in zip(chunks, found, strict=True):
+                self._compare(chunk, digest)
 
     def chunks(self, first: int = 0, step: int = 1) -> Iterator[tuple[slice, BFloat16[Tensor, "rows d_in"]]]:
         """Every `step`-th chunk from `first` on, as stored, in a buffer that the next one overwrites.
@@ -123,25 +123,33 @@ class ActivationStore:
             UserError: a chunk is not as it was harvested, or the file is short.
         """
         digests, kind = self.manifest.get("chunks", []), self.manifest.get("checksum", "sha256")
-        chunk_rows = self.manifest.get("chunk_contexts", _CHUNK_CONTEXTS) * POSITIONS
-        buffer = np.empty((min(chunk_rows, self.n_tokens), self.d_in), dtype=np.int16)
+        buffer = np.empty((min(self._chunk_rows, self.n_tokens), self.d_in), dtype=np.int16)
         path, width = self.folder / "acts.bin", self.d_in * _BYTES
         with disk_errors(path), open(path, "rb", buffering=0) as file:
-            for chunk in range(first, -(-self.n_tokens // chunk_rows), step):
-                begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, self.n_tokens)
+            for chunk in range(first, -(-self.n_tokens // self._chunk_rows), step):
+                begin, end = self._rows_of(chunk)
                 part = buffer[: end - begin]
                 if os.preadv(file.fileno(), [part.data], begin * width) != part.nbytes:
                     raise self._damaged("activation file must be whole", path)
                 if digests and chunk not in self._checked:
                     digest = _digest(kind)
                     digest.update(part.data)
-                    self._compare(chunk, (begin, end), digest.hexdigest())
+                    self._compare(chunk, digest.hexdigest())
                 yield slice(begin, end), torch.from_numpy(part).view(torch.bfloat16)
 
-    def _compare(self, chunk: int, rows: tuple[int, int], digest: str) -> None:
+    @property
+    def _chunk_rows(self) -> int:
+        return int(self.manifest.get("chunk_contexts", _CHUNK_CONTEXTS)) * POSITIONS
+
+    def _rows_of(self, chunk: int) -> tuple[int, int]:
+        """The first row of a chunk, and the one after its last."""
+        return chunk * self._chunk_rows, min((chunk + 1) * self._chunk_rows, self.n_tokens)
+
+    def _compare(self, chunk: int, digest: str) -> None:
         """Take a chunk's checksum for right, or refuse the chunk."""
         if digest != self.manifest["chunks"][chunk]:
-            contexts = f"contexts {rows[0] // POSITIONS} to {rows[1] // POSITIONS - 1}"
+            begin, end = self._rows_of(chunk)
+            contexts = f"contexts {begin // POSITIONS} to {end // POSITIONS - 1}"
             raise self._damaged("activations must be as they were harvested", f"{self.folder / 'acts.bin'}, {contexts}")
         self._checked.add(chunk)
 

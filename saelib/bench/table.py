@@ -43,6 +43,7 @@ ROW: dict[str, str] = {
 }
 """Name and meaning of the columns of splitbench.csv, in order."""
 PLACES = 4
+"""Of measures, in the file."""
 TIMES = ("seconds", "seconds_shared", "peak_memory")
 """Those that are the machine's, and not the same twice; all others are the same bits wherever a processor makes them."""
 

@@ -57,8 +57,8 @@ UNBROKEN = "\u2011"
 def bench_page(rows: pd.DataFrame, models: Mapping[str, str] | None = None) -> HtmlView:
     """The page of a finished table (columns of `saelib.bench.table.ROW`); `models` is the model of each SAE."""
     ours, plain = present(rows)
-    chosen = best_wide(rows, per_parent=False) or plain
-    for_one = best_wide(rows, per_parent=True)
+    for_all, for_one = (best_wide(rows, per_parent=alone) for alone in (False, True))
+    chosen = for_all or plain
     real = rows[rows["stratum"] == "separable"]
     sides = [
         _side(real[real["side"] == side], ours, chosen, models or {})
@@ -92,7 +92,7 @@ def bench_page(rows: pd.DataFrame, models: Mapping[str, str] | None = None) -> H
         context=context,
         record={
             "ours": ours, "plain": plain, "parents": counted,
-            "best_wide_on_dev": best_wide(rows, per_parent=False), "best_made_for_one_on_dev": for_one,
+            "best_wide_on_dev": for_all, "best_made_for_one_on_dev": for_one,
             "methods": sorted(rows["method"].unique()), "scorer": sorted(map(str, rows["scorer"].dropna().unique())),
             "rows_by_device": {str(name): int(n) for name, n in made_on.items()},
             "leaderboard": {side["side"]: side["record"] for side in sides},

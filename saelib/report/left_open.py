@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -90,7 +91,7 @@ def _other_features(table: pd.DataFrame) -> str:
             f"; over the best wide SAE that serves all parents they gain {between('over_plain')} on the "
             f"{found[wide]['parents']} that both have"
         )
-    if (one := found.get(for_one)) and one["over_ours"] == one["over_ours"]:
+    if (one := found.get(for_one)) and math.isfinite(one["over_ours"]):
         above = between("over_ours", one)
         said += f"; a whole wide SAE for each parent ({for_one}) stands {above} above them on {one['parents']}"
     return f"{said}."
