@@ -72,13 +72,11 @@ class ActivationStore:
         """The token of each row."""
         return np.asarray(self.contexts[:, 1:]).reshape(-1)
 
-    def _raw(self) -> np.ndarray:
-        return np.memmap(self.folder / "acts.bin", dtype=np.int16, mode="r", shape=(self.n_tokens, self.d_in))
-
     def rows(self, index: np.ndarray | slice) -> Float[Tensor, "rows d_in"]:
         """The activations of some rows, fp32."""
         self.check(np.arange(self.n_tokens)[index])
-        return torch.from_numpy(np.array(self._raw()[index])).view(torch.bfloat16).float()
+        stored = np.memmap(self.folder / "acts.bin", dtype=np.int16, mode="r", shape=(self.n_tokens, self.d_in))
+        return torch.from_numpy(np.array(stored[index])).view(torch.bfloat16).float()
 
     def read(self, rows: Integer[np.ndarray, " rows"]) -> BFloat16[Tensor, "rows d_in"]:
         """The activations of ascending rows, as stored: one read for each run of neighbours, nothing left mapped."""
@@ -98,8 +96,7 @@ class ActivationStore:
         Raises:
             UserError: a chunk is not as it was harvested; the message names the file and the contexts.
         """
-        digests = self.manifest.get("chunks", [])
-        if len(self._checked) == len(digests):
+        if len(self._checked) == len(self.manifest.get("chunks", [])):
             return
         path = self.folder / "acts.bin"
         chunks = sorted(set(np.unique(rows // self._chunk_rows).tolist()) - self._checked)
@@ -198,12 +195,10 @@ def harvest(
         UserError: the plain arithmetic disagrees with transformer_lens, an activation is not finite, the disk is full or
             read-only, or the finished file is not whole.
     """
-    available = tokens.contexts(split)
-    n_contexts = min(n_contexts, len(available))
+    contexts = tokens.contexts(split)[:n_contexts]
+    n_contexts = len(contexts)
     key = harvest_key(model, tokens, split, n_contexts, dtype)
     folder = cache_dir() / "activations" / f"{split}-{key}"
-    contexts = available[:n_contexts]
-    d_in = model.d_in
     part, finished = folder / "acts.part", folder / "acts.bin"
     with locked(folder):
         if not (folder / "manifest.json").exists():
@@ -215,9 +210,9 @@ def harvest(
             with disk_errors(folder):
                 os.replace(part, finished)
             manifest = {
-                "key": key, "split": split, "n_contexts": n_contexts, "d_in": d_in, "dtype": "bfloat16",
-                "computed_in": dtype,
-                "hook_name": model.hook_name, "model_name": model.name, "model_key": model.key, "text_key": tokens.key,
+                "key": key, "split": split, "n_contexts": n_contexts, "d_in": model.d_in,
+                "dtype": "bfloat16", "computed_in": dtype, "hook_name": model.hook_name,
+                "model_name": model.name, "model_key": model.key, "text_key": tokens.key,
                 "center_writing_weights": model.center_writing_weights, "error_against_transformer_lens": error,
                 "chunk_contexts": _CHUNK_CONTEXTS, "checksum": _CHECKSUM, "chunks": digests,
             }  # fmt: skip
@@ -225,7 +220,7 @@ def harvest(
         _digest_file(part).unlink(missing_ok=True)
     remedy = f"delete {folder}; they will be harvested again"
     store = ActivationStore(folder, read_sealed(folder / "manifest.json", remedy), contexts)
-    expected = n_contexts * POSITIONS * d_in * _BYTES
+    expected = n_contexts * POSITIONS * model.d_in * _BYTES
     actual = finished.stat().st_size if finished.exists() else 0
     if actual != expected:
         raise UserError(f"activation file must hold {expected} bytes", f"{finished} with {actual}", remedy)
