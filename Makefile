@@ -62,7 +62,8 @@ bench-saes: venv ## The SAEs of its suite that sae-lens trains (BatchTopK, JumpR
 	@PYTHON=.venv-saelens/bin/python scripts/train_bench_saes.sh
 
 faults: venv ## 120 kills, damaged files, full disks, races, wrong clocks: writes reports/faults/. Option: FAULTS="--seed 1".
-	@OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py $(FAULTS)
+	@scripts/overlay.sh .venv-cluster "distributed==2026.8.0"
+	@OMP_NUM_THREADS=1 JUPYTER_PATH=$(CURDIR)/.venv/share/jupyter .venv-cluster/bin/python tests/faults.py $(FAULTS)
 
 lint: venv ## Ruff: rules and formatting.
 	@$(BIN)/ruff check .

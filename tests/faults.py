@@ -1,6 +1,7 @@
 """Faults, seeded: kill, fill, damage, race and misdate a whole study, then run it again and compare every hash.
 
     python tests/faults.py                    # 120 kills and every other fault; minutes; writes reports/faults/
+    python tests/faults.py --kills 1000       # about an hour
     python tests/faults.py --short            # 8 kills and each other fault once
 
 The study is `tiny_study`: the library's own functions from text to report. This process loads them once and is forked for
@@ -18,6 +19,7 @@ import argparse
 import contextlib
 import csv
 import ctypes
+import importlib.util
 import io
 import json
 import os
@@ -37,6 +39,7 @@ from typing import Any, NamedTuple
 
 import tiny_study
 import torch
+from dask_cluster import Cluster
 from tiny_study import PROFILE, STAGES, run_stages
 
 from saelib.acts.batches import ShuffledBatches
@@ -162,6 +165,24 @@ class Bench:
         shutil.rmtree(folder)
 
     # --- faults ------------------------------------------------------------------------------------------------------
+
+    def lost_workers(self, cases: int) -> None:
+        """SIGKILL both workers of a Dask cluster on which the benchmark runs, each replaced by a new one; nobody restarts it."""
+        with tempfile.TemporaryDirectory(prefix="saelib-faults-") as folder, Cluster(Path(folder)) as cluster:
+            running = [cluster.worker(self.root / "work") for _ in range(2)]
+            for case in range(-1, cases):  # the first loads what the workers need
+                began, shares = time.monotonic(), sorted(self.rng.random() for _ in running)
+                with self.work(self.before("bench")) as work:
+                    child = start(work, ("bench",), scheduler=cluster.address)
+                    for place, share in enumerate(shares if case >= 0 else ()):
+                        time.sleep(max(0.0, child.began + 2 * share * self.seconds["bench"] - time.monotonic()))
+                        running[place].kill()
+                        running[place].wait()
+                        running[place] = cluster.worker(work)
+                    verdict = self._verdict(child.wait(), work, ("bench",))
+                    moment = " and ".join(f"{share:.0%}" for share in shares) + " of twice its time"
+                    if case >= 0:
+                        self.add("Dask worker killed", "bench", moment, len(shares), (verdict, ""), began)
 
     def kill(self, stage: str, by_clock: bool, times: int) -> None:
         """SIGKILL, `times` times over, then run to the end."""
@@ -343,6 +364,7 @@ def start(
     clock: str | None = None,
     poison: tuple[int, float] | None = None,
     file_limit: int | None = None,
+    scheduler: str | None = None,
 ) -> Child:
     """Start stages in `work`; `kill_at` kills at that file operation."""
     counted = [0]
@@ -355,6 +377,8 @@ def start(
 
     def run() -> dict[str, Any]:
         os.environ["SAELIB_CACHE"] = str(work)
+        if scheduler is not None:
+            os.environ[tiny_study.CLUSTER] = scheduler
         if clock is not None:
             run_clock_backwards()
         if poison is not None:
@@ -532,6 +556,8 @@ def strike(bench: Bench, kills: int, repeats: int) -> None:
         bench.kill(KILLED_STAGES[number % len(KILLED_STAGES)], by_clock, 1 + (number % 4 == 3) * 2)
         by_clock = not by_clock if number % len(KILLED_STAGES) == len(KILLED_STAGES) - 1 else by_clock
         by_clock = not by_clock
+    if repeats > 1 and importlib.util.find_spec("distributed"):
+        bench.lost_workers(max(1, kills // 50))
     half = half_done(bench, "training", 2, "runs/run-*/checkpoints/*.json")
     part = half_done(bench, "harvest", 1, "activations/*/acts.part", "activations/*/acts.xxh3_128")
     tensors, scalars = "runs/run-*/checkpoints/*.safetensors", "runs/run-*/checkpoints/*.json"

@@ -60,6 +60,8 @@ PROFILE = dataclasses.replace(
 RUN = 7  # warm start, filtered, with a probe
 CHUNK_CONTEXTS = 12  # so that a harvest has several chunks
 CHILDREN = ChildrenConfig(n_steps=60)
+CLUSTER = "FAULTS_SCHEDULER"
+"""Environment variable with the address of the Dask scheduler on which the benchmark runs."""
 WORLD = World("faults", d_in=16, n_background=30, contexts=(100, 60, 60))
 _WORDS = (
     "people work country year nation government public power law peace report service system state measure trade "
@@ -153,10 +155,11 @@ def splitting(profile: Profile) -> dict[str, str]:
 
 
 def bench(profile: Profile) -> dict[str, str]:
-    """Some pieces of the benchmark on a made-up parent, and their table without times."""
+    """Some pieces of the benchmark on a made-up parent, and their table without times; on the Dask cluster of `CLUSTER`."""
     cfg = BenchConfig(K=4, seeds=1, least=10, swap=False, children=CHILDREN)
     origin = Origin(WORLD.name, "known", world=WORLD)
-    rows = run_bench([origin], choose_parents(origin, cfg, 1, 0), ("children-8", "rest", "k-means"), cfg, jobs=1)
+    parents, methods = choose_parents(origin, cfg, 1, 0), ("children-8", "rest", "k-means")
+    rows = run_bench([origin], parents, methods, cfg, jobs=1, scheduler=os.environ.get(CLUSTER))
     path = write_table(rows.assign(**dict.fromkeys(TIMES, 0.0)), reports_dir() / "splitbench.csv")
     return {"rows": file_sha256(path)}
 

@@ -5,10 +5,7 @@ Needs the extra `cluster`; `make test-cluster` has it in an environment of its o
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from dask_cluster import Cluster
 
 pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
 
@@ -40,42 +38,21 @@ ORIGINS = tuple(
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """The address of a scheduler with two workers, and the workers; each has a cache of its own."""
-    contact = tmp_path / "scheduler.json"
-    run = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
-    log = (tmp_path / "log").open("wb")
-    options = {"stdout": log, "stderr": subprocess.STDOUT}
-    scheduler = subprocess.Popen(
-        [*run, "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(contact)], **options
-    )  # type: ignore[call-overload]
-    workers = []
-    for i in range(2):
-        environment = os.environ | {"SAELIB_CACHE": str(tmp_path / f"cache-{i}"), "OMP_NUM_THREADS": "1"}
-        (tmp_path / f"cache-{i}").mkdir()
-        command = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(contact)]
-        command += ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(tmp_path / f"work-{i}")]
-        workers.append(subprocess.Popen(command, env=environment, **options))  # type: ignore[call-overload]
-    try:
-        import json
-
-        deadline = time.monotonic() + 120
-        while not contact.exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        yield json.loads(contact.read_text())["address"], workers
-    finally:
-        for process in (*workers, scheduler):
-            process.kill()
-            process.wait()
-        log.close()
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A scheduler with two workers, each with a cache of its own."""
+    with Cluster(tmp_path) as found:
+        for i in range(2):
+            (tmp_path / f"cache-{i}").mkdir()
+            found.worker(tmp_path / f"cache-{i}")
+        yield found
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::RuntimeWarning")
 def test_a_cluster_that_loses_a_worker_gives_the_rows_of_the_local_run(
-    cluster: tuple[str, list[subprocess.Popen[bytes]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address, workers = cluster
+    workers = cluster.workers
     monkeypatch.setenv("SAELIB_CACHE", str(tmp_path / "local"))
     (tmp_path / "local").mkdir()
     parents: list[Parent] = [p for origin in ORIGINS for p in choose_parents(origin, CONFIG, 1, 1, jobs=1)]
@@ -95,7 +72,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_rows_of_the_local_run(
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    found = run_bench(ORIGINS, parents, METHODS, CONFIG, scheduler=address)
+    found = run_bench(ORIGINS, parents, METHODS, CONFIG, scheduler=cluster.address)
     assert began.is_set(), "no worker was killed: the run was over before"
     workers[0].wait(timeout=10)
     assert workers[1].poll() is None
