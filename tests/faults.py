@@ -191,15 +191,15 @@ class Bench:
             while kills < times and len(moments) < 5 * times:
                 if by_clock:
                     share = self.rng.random()
-                    moments.append(f"{share:.0%} of its time")
+                    moments.append(f"{share:.0%}")
                     done = attempt(work, (stage,), kill_after=share * self.seconds[stage])
                 else:
                     n = self.rng.randint(1, max(1, self.operations[stage] - (kills > 0) * self.operations[stage] // 2))
-                    moments.append(f"file operation {n} of {self.operations[stage]}")
+                    moments.append(f"{n}/{self.operations[stage]}")
                     done = attempt(work, (stage,), kill_at=n)
                 kills += done.code == -signal.SIGKILL
                 require(done.code in (0, -signal.SIGKILL), "a kill must be a kill", done)
-            self.add("SIGKILL", stage, ", then ".join(moments), kills, self.judge(work, (stage,)), began)
+            self.add("SIGKILL", stage, " ".join(moments), kills, self.judge(work, (stage,)), began)
 
     def damage(
         self,
@@ -643,16 +643,33 @@ def _body(bench: Bench, lines: list[dict[str, Any]]) -> Any:
         ["fault", "cases", "SIGKILLs", "same hashes", "one line, then same hashes", "lost"],
         [[line[name] for name in ("fault", "cases", "kills", "same", "told", "lost")] for line in lines],
     )
+    killed = [row for row in bench.rows if row.fault == "SIGKILL"]
+    kills = table(
+        ["stage", "cases", "SIGKILLs", "lost"],
+        [
+            [stage, len(own), sum(r.kills for r in own), sum(r.outcome not in (SAME, TOLD) for r in own)]
+            for stage in KILLED_STAGES
+            if (own := [r for r in killed if r.stage == stage])
+        ],
+    )
     cases = table(
         ["", "fault", "where", "moment", "outcome", "said", "seconds"],
-        [[r.number, r.fault, r.stage, r.moment, r.outcome, r.said, show_seconds(r.seconds)] for r in bench.rows],
+        [
+            [r.number, r.fault, r.stage, r.moment, r.outcome, r.said, show_seconds(r.seconds)]
+            for r in bench.rows
+            if r.fault != "SIGKILL" or r.outcome not in (SAME, TOLD)
+        ],
     )
     how = (
         "<p>A study of a few seconds on made-up text, through the functions of the real one, is struck and started again. It "
         "must end with the hashes of an undisturbed run, or say in one line, with exit code 2, which file is bad and what to "
         "delete; that is then done, and the next start must end with those hashes.</p>"
     )
-    return Markup(f"{how}<h2>By kind</h2>{counts}<h2>Every case</h2>{cases}")
+    return Markup(
+        f"{how}<h2>By kind</h2>{counts}<h2>SIGKILLs by stage</h2>"
+        "<p>Each case with its moments (a share of the stage's time, or the file operation of so many) stands in faults.csv.</p>"
+        f"{kills}<h2>Every other case</h2>{cases}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -42,7 +42,7 @@ ROW: dict[str, str] = {
     **REST,
 }
 """Name and meaning of the columns of splitbench.csv, in order."""
-PLACES = 4
+PLACES = 3
 """Of measures, in the file."""
 TIMES = ("seconds", "seconds_shared", "peak_memory")
 """Those that are the machine's, and not the same twice; all others are the same bits wherever a processor makes them."""
@@ -64,7 +64,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> Path:
-    """Write splitbench.csv; shares, correlations and separations to four places, counts whole."""
+    """Write splitbench.csv; shares, correlations and separations to three places, counts whole."""
     measures = frame.select_dtypes("float").columns.difference([*TIMES, "arithmetic", "tokens_sae", "tokens_lm"])
     with atomic_path(path) as temporary:
         frame.round(dict.fromkeys(measures, PLACES)).to_csv(

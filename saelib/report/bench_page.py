@@ -106,6 +106,11 @@ def bench_page(rows: pd.DataFrame, models: Mapping[str, str] | None = None) -> H
     )  # fmt: skip
 
 
+def plain_number(value: Any) -> Any:
+    """A number of the record to five places; None for NaN."""
+    return value if not isinstance(value, float) else None if value != value else round(value, 5)
+
+
 WRONG = {
     "method": "method",
     "missed": "true splits missed",
@@ -217,7 +222,7 @@ def _side(rows: pd.DataFrame, ours: str, plain: str, models: Mapping[str, str]) 
         "worst": table(order.tail(few).iloc[::-1].reset_index(drop=True), shown),
         "all": table(order.reset_index(drop=True), shown),
         "parents": [_brief(rows[rows["parent"] == name], str(name), {ours, plain, "rest"}) for name in order["parent"]],
-        "record": board.round(6).replace({np.nan: None}).to_dict("records"),
+        "record": [{str(k): plain_number(v) for k, v in row.items()} for row in board.to_dict("records")],
     }
 
 

@@ -1,7 +1,8 @@
 """`saelib split --all`: every feature of an SAE that passes the parent rule, split; an index that sorts.
 
-A feature's folder holds split.json, its tables and a page in brief; the new SAE is left out, since `saelib split --feature` makes
-it again in seconds. What a folder says that it was made of is not made again.
+It is an overview (`saelib.split.parent.OVERVIEW`): of each parent a sample of the tokens that `saelib split --feature` looks at,
+those of many parents found in one pass. A feature's folder holds split.json, its tables and a page in brief; the new SAE is left
+out, since `saelib split --feature` makes it again in seconds. What a folder says that it was made of is not made again.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.sparse import csc_array
 
+from saelib.acts.activations import Activations
 from saelib.base.cache import atomic_path, content_key, ensure_dir
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
@@ -25,8 +30,11 @@ from saelib.report.html_view import HtmlView
 from saelib.report.page import show
 from saelib.sae.kept import sae_key
 from saelib.sae.load import load_sae
+from saelib.sae.sae import SAE
+from saelib.sae.stream import Firings, stream
 from saelib.split.engine import SplitConfig, split_feature
 from saelib.split.methods import JUDGE_CODE, LOCAL_CODE
+from saelib.split.parent import OVERVIEW
 from saelib.study.texts import activations
 
 COLUMNS: dict[str, str] = {
@@ -48,6 +56,10 @@ COLUMNS: dict[str, str] = {
     "reason": "why it was not split",
 }
 """Name and meaning of the columns of splits.csv, in order."""
+
+
+BATCH = 32
+"""Parents whose tokens are found in one pass: of each its activation on every token is held, as a sparse column."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,8 @@ def split_all(
         raise UserError("a feature must be on for 0.1% to 5% of the tokens", "none of the SAE's", "use more text")
     began, rows = time.perf_counter(), []
     report_progress("features", 0, len(features))
-    work = [(request, feature) for feature in features]
+    batches = [tuple(features[i : i + BATCH]) for i in range(0, len(features), BATCH)]
+    work = [(request, feature, batch) for batch in batches for feature in batch]
     for done, (_, row) in enumerate(side_by_side(_one, work, jobs, scheduler), 1):
         rows.append(row)
         report_progress("features", done, len(features))
@@ -90,11 +103,28 @@ def split_all(
     return splits_page(frame, time.perf_counter() - began).save(out / "index.html", standalone=False)
 
 
-def _one(work: tuple[AllRequest, int]) -> dict[str, Any]:
-    """Split one feature, or read what its folder says."""
-    request, feature = work
+@lru_cache(maxsize=1)
+def _opened(request: AllRequest) -> tuple[SAE, Activations]:
     sae = load_sae(request.folder)
-    acts = activations(request.model, request.text, sae=sae, device="cpu")
+    return sae, activations(request.model, request.text, sae=sae, device="cpu")
+
+
+@lru_cache(maxsize=1)
+def _firings(request: AllRequest, features: tuple[int, ...]) -> dict[str, csc_array]:
+    """The activations of a batch of parents on every token of each split, found in one pass."""
+    sae, acts = _opened(request)
+    found = {}
+    for split, store in acts.stores.items():
+        firings = Firings()
+        stream(sae, store, np.array(features), [firings])
+        found[split] = firings.table(store.n_tokens, len(features))
+    return found
+
+
+def _one(work: tuple[AllRequest, int, tuple[int, ...]]) -> dict[str, Any]:
+    """Split one feature of a batch, or read what its folder says."""
+    request, feature, batch = work
+    sae, acts = _opened(request)
     folder = ensure_dir(Path(request.out).expanduser() / f"feature-{feature}")
     key = content_key(
         sae=sae_key(sae), stores=[store.key for store in acts.stores.values()], feature=feature,
@@ -106,10 +136,14 @@ def _one(work: tuple[AllRequest, int]) -> dict[str, Any]:
         return dict(found["row"])
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row["feature"] = feature
-    cfg = SplitConfig(contexts=request.contexts, K=request.K, seeds=1, controls=False, seed=request.seed)
+    cfg = SplitConfig(
+        contexts=request.contexts, K=request.K, seeds=1, controls=False, seed=request.seed, samples=OVERVIEW
+    )
     try:
         with one_thread():
-            split = split_feature(sae, feature, acts, cfg)
+            found, place = _firings(request, batch), batch.index(feature)
+            values = {name: table[:, [place]].toarray()[:, 0] for name, table in found.items()}
+            split = split_feature(sae, feature, acts, cfg, values=values)
     except UserError as error:
         row["reason"] = str(error)
     else:

@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
-from scipy.sparse import csr_array, vstack
+from jaxtyping import Bool, Float, Integer
+from scipy.sparse import csc_array, csr_array, vstack
 from torch import Tensor
 
 from saelib.acts.store import ActivationStore
@@ -55,7 +55,9 @@ def block_rows(n_features: int) -> int:
 
 def finite(x: Float[Tensor, "rows d_in"], first_row: int) -> Float[Tensor, "rows d_in"]:
     """The block itself; NaN and infinity would otherwise read as "does not fire"."""
-    if not bool(torch.isfinite(x).all()):
+    if not bool(x.sum().isfinite()) and not bool(
+        torch.isfinite(x).all()
+    ):  # the sum is one look at each, and holds no mask
         row = first_row + int((~torch.isfinite(x).all(1)).nonzero()[0])
         raise UserError("activations must be finite", f"NaN or infinity in row {row}", "harvest them again")
     return x
@@ -178,6 +180,23 @@ def sparse_acts(sae: SAE, x: Float[Tensor, "n d_in"], without: int | None = None
 
 
 # --- accumulators ----------------------------------------------------------------------------------------------------
+
+
+class Firings:
+    """The entries themselves, of all rows of a store or of some."""
+
+    def __init__(self, rows: Bool[np.ndarray, " n_tokens"] | None = None) -> None:
+        self.rows, self.parts = rows, list[tuple[np.ndarray, np.ndarray, np.ndarray]]()
+
+    def add(self, entries: Entries) -> None:
+        """Take the entries of the next block."""
+        keep = slice(None) if self.rows is None else self.rows[entries.row]
+        self.parts.append((entries.row[keep].astype(np.int32), entries.feature[keep], entries.value[keep]))
+
+    def table(self, n_tokens: int, n_features: int) -> csc_array:
+        """Activations of every row, (n_tokens, n_features)."""
+        row, feature, value = (np.concatenate(parts) for parts in zip(*self.parts, strict=True))
+        return csc_array((value, (row, feature)), shape=(n_tokens, n_features))
 
 
 class Counts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,7 +38,7 @@ from saelib.split.controls import (
 )
 from saelib.split.effects import child_effects
 from saelib.split.exported import child_numbers
-from saelib.split.parent import gather
+from saelib.split.parent import Samples, gather
 from saelib.split.result import Split, describe_parent
 from saelib.split.silent import silent_firings
 from saelib.split.stability import iou, overall, stability
@@ -74,6 +74,8 @@ class SplitConfig:
     seed: int = 0
     require_separable: bool = False
     """Refuse contexts none of which counts (see `saelib.split.yardstick.require_separable`), in place of judging by nothing."""
+    samples: Samples = field(default_factory=Samples)
+    """How much of the text is looked at."""
     children: ChildrenConfig = field(default_factory=ChildrenConfig)
     """How the children are trained; its K and seed are replaced by the ones above."""
 
@@ -110,11 +112,13 @@ class Beside:
 
 
 def split_feature(
-    sae: SAE, feature: int, acts: Activations, config: SplitConfig | None = None, first: Callable[[Split], object] | None = None
+    sae: SAE, feature: int, acts: Activations, config: SplitConfig | None = None, first: Callable[[Split], object] | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
 ) -> Split:  # fmt: skip
     """Split one feature.
 
     Args:
+        values: as of `gather`.
         first: is given the split as soon as its children are judged, before other seeds and controls are trained.
 
     Raises:
@@ -123,7 +127,7 @@ def split_feature(
     """
     began = time.perf_counter()
     cfg, sae = config or SplitConfig(), sae.on(acts.device)
-    tokens = gather(acts, sae, feature, cfg.tau)
+    tokens = gather(acts, sae, feature, cfg.tau, cfg.samples, values)
     give_back_freed_memory()
     work = Work.of(acts, tokens, sae, cfg.contexts, cfg.least, cfg.most)
     if cfg.require_separable:
@@ -158,7 +162,7 @@ def _judged(acts: Activations, sae: SAE, work: Work, product: Product, cfg: Spli
         added=adds.ratio,
         judgement=work.judge(made, separation, None),
         stability=None,
-        swap=swap_table(acts, work.original, made.sae, tokens.on["test"].rows),
+        swap=swap_table(acts, work.original, made.sae, tokens.on["test"].rows, cfg.samples),
         effects=child_effects(acts, made.sae, ordered, tokens.on["test"], fires[:, order]),
         relations={
             "iou": iou(fires, fires)[np.ix_(order, order)],

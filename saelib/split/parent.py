@@ -12,6 +12,9 @@ are drawn some 30 bytes more.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
@@ -27,14 +30,32 @@ from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
 
 TAU_SHARE = 2 / 9.23
 """Default threshold, as a share of the parent's largest activation: that of the 2024 post (2 of 9.23)."""
-MOST_ON = 60_000
-"""Tokens of P that are kept a split; a parent with more is sampled, and its natural rate is remembered."""
-MOST_WEAK = 20_000
-"""Weaker tokens kept a split."""
-MOST_OFF = {"train": 100_000, "select": 200_000, "test": 200_000}
-"""Tokens kept on which the parent is silent: negatives on train, leak elsewhere."""
 LEAST_ON = 200
 """A parent with fewer tokens in P on train, or a quarter of it on select and test, is refused."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How much of a text is looked at."""
+
+    on: int = 60_000
+    """Tokens of P that are kept a split; a parent with more is sampled, and its natural rate is remembered."""
+    weak: int = 20_000
+    """Weaker tokens kept a split."""
+    off_train: int = 100_000
+    """Tokens of train kept on which the parent is silent: negatives."""
+    off: int = 200_000
+    """The same of select and of test: thresholds and leak."""
+    silent: bool = True
+    """Whether the leak is counted on all tokens of test on which the parent is silent, or on that sample."""
+    swapped_on: int = 300
+    """Test contexts with tokens of P that the model reads with the SAE in place; of a deep model a fifth of them."""
+    swapped: int = 48
+    """The same of all test contexts; of a deep model a third."""
+
+
+OVERVIEW = Samples(on=12_000, weak=4_000, off_train=25_000, off=50_000, silent=False, swapped_on=100, swapped=16)
+"""For many parents at once: the same numbers with wider intervals, at a fifth of the work."""
 
 
 @torch.no_grad()
@@ -48,11 +69,15 @@ def parent_target(sae: SAE, feature: int, x: Float[Tensor, "n d_in"]) -> Float[T
     return (x - sae.decode(acts, x)) / sae.normalised(x).scale
 
 
-def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) -> ParentTokens:
+def gather(
+    acts: Activations, sae: SAE, feature: int, tau: float | None = None, samples: Samples | None = None,
+    values: Mapping[str, Float[np.ndarray, " n"]] | None = None,
+) -> ParentTokens:  # fmt: skip
     """Find P and samples of the rest in one pass a split.
 
     Args:
         tau: the parent is on above this; None is `TAU_SHARE` of its largest activation on the select split.
+        values: the parent's activation on every token of each split, where a pass for many parents has found them.
 
     Raises:
         UserError: the feature is not one of the SAE, the SAE belongs to other activations, the parent never fires on the
@@ -60,7 +85,7 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
     """
     if not 0 <= feature < sae.cfg.d_sae:
         raise UserError(f"feature must be in [0, d_sae={sae.cfg.d_sae})", feature, "pass a feature of the SAE")
-    values = {split: _values(acts.stores[split], sae, feature, split) for split in SPLITS}
+    most, values = samples or Samples(), values or {s: _values(acts.stores[s], sae, feature, s) for s in SPLITS}
     largest = float(values["select"].max(initial=0.0))
     if largest <= 0:
         got = f"feature {feature} never fires on {len(values['select']):,} select tokens"
@@ -74,10 +99,11 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
     for split in SPLITS:
         a = values[split]
         chosen = {"on": a > tau, "weak": (a > 0) & (a <= tau), "off": a == 0}
-        for name, most in (("on", MOST_ON), ("weak", MOST_WEAK), ("off", MOST_OFF[split])):
+        off = most.off_train if split == "train" else most.off
+        for name, n in (("on", most.on), ("weak", most.weak), ("off", off)):
             rows = np.flatnonzero(chosen[name])
             counts[name][split] = len(rows)
-            kept = sample_rows(rows, most)
+            kept = sample_rows(rows, n)
             part = token_set(acts, split, kept, a[kept])
             parts[name][split] = part.packed() if name == "off" and split != "train" else part
         least = LEAST_ON if split == "train" else LEAST_ON // 4
@@ -87,7 +113,8 @@ def gather(acts: Activations, sae: SAE, feature: int, tau: float | None = None) 
     return ParentTokens(
         feature=feature, tau=tau, on=parts["on"], weak=parts["weak"], off=parts["off"],
         n_tokens={split: store.n_tokens for split, store in acts.stores.items()},
-        n_on=counts["on"], n_weak=counts["weak"], n_off=counts["off"], silent=values["test"] == 0,
+        n_on=counts["on"], n_weak=counts["weak"], n_off=counts["off"],
+        silent=values["test"] == 0 if most.silent else None,
     )  # fmt: skip
 
 

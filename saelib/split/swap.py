@@ -22,42 +22,45 @@ from saelib.acts.store import POSITIONS
 from saelib.lm.model import LanguageModel
 from saelib.sae.evaluate import LossEnds, loss_recovered
 from saelib.sae.sae import SAE
+from saelib.split.parent import Samples
 
-CONTEXTS = {"on P": 300, "overall": 48}
-"""Test contexts that are read at random: of those that hold tokens of P, and of all."""
-DEEP, DEEP_CONTEXTS = 6, {"on P": 60, "overall": 16}
-"""Of a model of more layers than `DEEP` fewer are read: each is a pass through all of them for every SAE."""
+DEEP, DEEP_SHARE = 6, {"on P": 5, "overall": 3}
+"""Of a model of more layers than `DEEP` so many times fewer contexts are read: each passes through all layers for every SAE."""
 _BATCH = 16
 
 
 @torch.no_grad()
-def swap_table(acts: Activations, before: SAE, after: SAE, rows_on: np.ndarray) -> pd.DataFrame:
+def swap_table(
+    acts: Activations, before: SAE, after: SAE, rows_on: np.ndarray, samples: Samples | None = None
+) -> pd.DataFrame:
     """Rows `on P` and `overall`; columns fvu, l0 and loss_recovered, each `_before` and `_after`, and tokens.
 
     Args:
         rows_on: rows of P in the test store.
+        samples: how many test contexts are read, drawn at random: of those that hold tokens of P, and of all.
     """
-    return Swaps(acts, before, rows_on).table(after)
+    return Swaps(acts, before, rows_on, samples).table(after)
 
 
 class Swaps:
     """One SAE's swaps: what the text says without it, and with it, is read once for all that may take its place."""
 
     @torch.no_grad()
-    def __init__(self, acts: Activations, before: SAE, rows_on: np.ndarray) -> None:
+    def __init__(self, acts: Activations, before: SAE, rows_on: np.ndarray, samples: Samples | None = None) -> None:
         """Read the text; arguments as of `swap_table`."""
         store, rng = acts.stores["test"], np.random.default_rng(0)
         total = len(store.contexts)
         flat = np.zeros(store.n_tokens, dtype=bool)
         flat[rows_on] = True
         mask = flat.reshape(total, POSITIONS)
-        most = DEEP_CONTEXTS if acts.model.n_layers > DEEP else CONTEXTS
+        most, deep = samples or Samples(), acts.model.n_layers > DEEP
         self.parts: dict[str, list[_Part]] = {}
-        for where, among, at in (
-            ("on P", np.flatnonzero(mask.any(1)), mask),
-            ("overall", np.arange(total), np.ones_like(mask)),
+        for where, n, among, at in (
+            ("on P", most.swapped_on, np.flatnonzero(mask.any(1)), mask),
+            ("overall", most.swapped, np.arange(total), np.ones_like(mask)),
         ):
-            chosen = np.sort(rng.choice(among, min(most[where], len(among)), replace=False))
+            n = n // DEEP_SHARE[where] if deep else n
+            chosen = np.sort(rng.choice(among, min(n, len(among)), replace=False))
             self.parts[where] = []
             for begin in range(0, len(chosen), _BATCH):
                 part = chosen[begin : begin + _BATCH]

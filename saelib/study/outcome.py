@@ -26,7 +26,7 @@ from saelib.sae.sae import SAE
 from saelib.sae.stream import block_rows
 from saelib.split.classes import CLASSES, hyphen_mask
 from saelib.split.leak import Firings, choose_theta, leak
-from saelib.split.parent import MOST_OFF, sample_rows
+from saelib.split.parent import Samples, sample_rows
 from saelib.split.separation import Separation
 from saelib.split.tokens import SPLITS
 from saelib.split.verdict import Judgement, Verdict, gather_evidence, judge
@@ -133,7 +133,7 @@ def _leak_rows(profile: Profile, split: str) -> dict[str, np.ndarray]:
     """Every hyphen of a split (`on`), and a sample of the other tokens (`off`)."""
     store = study.activations(profile, split)
     hyphen = hyphen_mask(store, study.language_model(profile))
-    return {"on": np.flatnonzero(hyphen), "off": sample_rows(np.flatnonzero(~hyphen), MOST_OFF[split])}
+    return {"on": np.flatnonzero(hyphen), "off": sample_rows(np.flatnonzero(~hyphen), Samples().off)}
 
 
 def _inside(profile: Profile, contexts: list[str]) -> np.ndarray:

@@ -388,15 +388,15 @@ def test_the_first_sentence_names_the_wide_sae_for_all_and_that_for_one(tmp_path
     ]
 
 
-def test_measures_are_written_to_four_places_and_counts_whole(tmp_path: Path) -> None:
+def test_measures_are_written_to_three_places_and_counts_whole(tmp_path: Path) -> None:
     given = row(
         "a1", "children-64", 0.123456, tokens_sae=1_234_567, arithmetic=3.14354e9, seconds=0.000654321, leak=1 / 3
     )
     text = write_table(as_table([given]), tmp_path / "splitbench.csv").read_text()
     found = dict(zip(*(line.split(",") for line in text.splitlines()), strict=True))
     wanted = {
-        "S_2": "0.1235",
-        "leak": "0.3333",
+        "S_2": "0.123",
+        "leak": "0.333",
         "tokens_sae": "1234567",
         "arithmetic": "3.14354e+09",
         "seconds": "0.000654321",

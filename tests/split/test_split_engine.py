@@ -23,7 +23,6 @@ from torch import Tensor
 
 import saelib
 import saelib.split.engine as engine
-import saelib.split.parent as parent_module
 from saelib.acts.activations import Activations
 from saelib.acts.filter import filter_view
 from saelib.acts.store import POSITIONS, ActivationStore
@@ -32,7 +31,7 @@ from saelib.lm.model import LanguageModel
 from saelib.report.split_report import write_split
 from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE, SAEConfig
-from saelib.sae.stream import feature_activations
+from saelib.sae.stream import Firings, feature_activations, stream
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
 from saelib.split.detectors import mcc
@@ -40,7 +39,7 @@ from saelib.split.effects import child_effects
 from saelib.split.engine import SplitConfig, Work, choose_K, fvu_on, make_product, split_feature
 from saelib.split.exported import as_jumprelu, child_numbers, replace_parent, thresholds_at
 from saelib.split.names import best_other, name_child
-from saelib.split.parent import gather, parent_target
+from saelib.split.parent import Samples, gather, parent_target
 from saelib.split.result import Split
 from saelib.split.silent import silent_firings
 from saelib.split.stability import iou, matched_iou, overall, stability
@@ -585,11 +584,17 @@ def test_the_parents_target_by_hand() -> None:
     torch.testing.assert_close(parent_target(sae, 1, x), x - out.x_hat + out.feature_acts[:, 1:] * sae.W_dec[1])
 
 
-def test_gather_keeps_natural_counts(acts: Activations, sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gather_keeps_natural_counts(acts: Activations, sae: SAE) -> None:
     whole = gather(acts, sae, PARENT)
-    monkeypatch.setattr(parent_module, "MOST_OFF", dict.fromkeys(SPLITS, 50))
-    monkeypatch.setattr(parent_module, "MOST_ON", 40)
-    few = gather(acts, sae, PARENT)
+    few = gather(acts, sae, PARENT, samples=Samples(on=40, off_train=50, off=50, silent=False))
+    found = {split: Firings() for split in SPLITS}  # as a pass for many parents finds them
+    for split, firings in found.items():
+        stream(sae, acts.stores[split], np.array([PARENT + 1, PARENT]), [firings])
+    tables = {s: f.table(acts.stores[s].n_tokens, 2)[:, [1]].toarray()[:, 0] for s, f in found.items()}
+    passed = gather(acts, sae, PARENT, values=tables)
+    assert whole.silent is not None and few.silent is None
+    assert passed.tau == pytest.approx(whole.tau) and passed.n_on == whole.n_on
+    np.testing.assert_allclose(passed.on["test"].parent, whole.on["test"].parent, rtol=1e-5)
     for s in SPLITS:
         store = acts.stores[s]
         assert whole.n_tokens[s] == store.n_tokens == whole.n_on[s] + whole.n_weak[s] + whole.n_off[s]
