@@ -4,6 +4,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV ?= .venv
 BIN := $(VENV)/bin
+DISTRIBUTED := "distributed==2026.8.0"
 PROFILE ?= mini
 export VENV
 
@@ -48,7 +49,7 @@ test-tl4: venv ## The model adapter on transformer_lens 4.3, in .venv-tl4.
 	@.venv-tl4/bin/python -m pytest tests/lm/test_model.py tests/lm/test_gelu_1l.py tests/lm/test_hf_model.py $(PYTEST_ARGS)
 
 test-cluster: venv ## The benchmark on a real Dask cluster of two workers, one of them killed, in .venv-cluster.
-	@scripts/overlay.sh .venv-cluster "distributed==2026.8.0"
+	@scripts/overlay.sh .venv-cluster $(DISTRIBUTED)
 	@.venv-cluster/bin/python -m pytest tests/bench/test_bench_cluster.py $(PYTEST_ARGS)
 
 test-gelu-1l: venv ## The study's own profile through its notebooks, on stand-ins in full size: minutes.
@@ -62,8 +63,8 @@ bench-saes: venv ## The SAEs of its suite that sae-lens trains (BatchTopK, JumpR
 	@PYTHON=.venv-saelens/bin/python scripts/train_bench_saes.sh
 
 faults: venv ## 120 kills, damaged files, full disks, races, wrong clocks: writes reports/faults/. Option: FAULTS="--seed 1".
-	@scripts/overlay.sh .venv-cluster "distributed==2026.8.0"
-	@OMP_NUM_THREADS=1 JUPYTER_PATH=$(CURDIR)/.venv/share/jupyter .venv-cluster/bin/python tests/faults.py $(FAULTS)
+	@scripts/overlay.sh .venv-cluster $(DISTRIBUTED)
+	@OMP_NUM_THREADS=1 JUPYTER_PATH=$(abspath $(VENV))/share/jupyter .venv-cluster/bin/python tests/faults.py $(FAULTS)
 
 lint: venv ## Ruff: rules and formatting.
 	@$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from saelib.base.cache import atomic_path
+from saelib.base.table import plain_value
 from saelib.bench.aggregate import (
     CEILING,
     OURS,
@@ -104,11 +105,6 @@ def bench_page(rows: pd.DataFrame, models: Mapping[str, str] | None = None) -> H
         kicker="SplitBench",
         answer=_answer(sides, ours, chosen, for_one),
     )  # fmt: skip
-
-
-def plain_number(value: Any) -> Any:
-    """A number of the record to five places; None for NaN."""
-    return value if not isinstance(value, float) else None if value != value else round(value, 5)
 
 
 WRONG = {
@@ -222,7 +218,7 @@ def _side(rows: pd.DataFrame, ours: str, plain: str, models: Mapping[str, str]) 
         "worst": table(order.tail(few).iloc[::-1].reset_index(drop=True), shown),
         "all": table(order.reset_index(drop=True), shown),
         "parents": [_brief(rows[rows["parent"] == name], str(name), {ours, plain, "rest"}) for name in order["parent"]],
-        "record": [{str(k): plain_number(v) for k, v in row.items()} for row in board.to_dict("records")],
+        "record": plain_value(board.infer_objects().round(5).to_dict("records")),
     }
 
 

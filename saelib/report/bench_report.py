@@ -74,7 +74,7 @@ def bench(request: BenchRequest) -> Path:
     asked = only(parents, request.parents)
     made = run_bench(origins, asked, methods, cfg, request.jobs, request.scheduler)
     rows = merged(there, made, before, parents)
-    write_table(rows, results)
+    rows = read_table(write_table(rows, results))  # so that the page says what the table says
     report_progress("page", 0, 1)
     return write_bench(rows, out, {origin.name: origin.model for origin in origins})
 
