@@ -1,15 +1,18 @@
 """How time and memory grow: of a split and of a wide SAE's steps with the store, with the SAE, and with the number of parents.
 
-    python benchmarks/growth.py [--json] [--quick] [--tokens 1e6,4e6,16e6] [--d-sae 2048,16384,65536] [--parents 1,10,100]
+    python benchmarks/growth.py [--json] [--quick] [--tokens 1e6,1e7,1e8] [--d-sae 2048,16384,65536] [--parents 1,10,100,1000]
                                 [--folder DIR]
 
-The activations are a made-up world of 512 dimensions (`saelib.bench.known`), its text written again and again until the store on
-disk has the tokens asked for: 1,024 bytes each, so 16M tokens take 17 GB in `--folder`. The SAE reads the world's parent and 511
-background features; the rest of its features are random, 16 of them active a token. Every point is a process of its own.
+The activations are a made-up world of 512 dimensions (`saelib.bench.known`), its text written again and again until the store has
+the tokens asked for: 1,024 bytes each, 102 GB for 100M. Copies beyond the first 16M tokens share the blocks of the first on a
+file system that can (Btrfs, XFS): `--folder` on one needs 17 GB, and every byte is still read from the disk. A store is removed
+after its last point. The SAE reads the world's parent and 511 background features; the rest of its features are random, 16 of
+them active a token. Every point is a process of its own.
 
     split    one parent, 64 children, no controls: seconds, peak_mb (resident)
     wide     a step of 4,096 tokens of an SAE with d_sae features on the same store: seconds a step, peak_mb of the process
-    parents  many parents of one SAE split side by side on all cores: seconds in all
+    parents  many parents of one SAE of 64 dimensions split side by side on all cores, as `saelib split --all` does: seconds in
+             all, peak_mb of the process that hands them out
 
 `exponents` are slopes of log(seconds) and log(peak_mb) over log(size): 0 does not grow, 1 grows in proportion.
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,6 +49,7 @@ from saelib.sae.train import train
 from saelib.sae.train_config import TrainConfig
 from saelib.split.children import ChildrenConfig
 from saelib.split.engine import SplitConfig, split_feature
+from saelib.split.parent import OVERVIEW, Samples
 from saelib.text.tokens import CONTEXT_LENGTH
 
 WORLDS = {
@@ -53,12 +58,14 @@ WORLDS = {
 }
 """Of a whole measurement, and of `--quick`."""
 READ = {False: 511, True: 127}
+OWN = 16_000_000
+"""Tokens of a store that are written; what is beyond them shares their blocks where the file system can."""
 ACTIVE = 16
 """Random features that are active a token."""
 WIDE_STEPS = {False: 10, True: 3}
 CHILDREN_STEPS = {False: 1000, True: 100}
-SMALL_STORE = {False: 500_000, True: 40_000}
-"""Tokens on which many parents are split."""
+SMALL_SAE, SMALL_STORE = 256, 40_000
+"""Features and tokens with which many parents are split, always of the small world: a thousand are done within the hour."""
 LEAST = {False: 20, True: 5}
 """Tokens that a context must have: the words of a world are drawn alike, so that each stands beside few of a parent's."""
 
@@ -73,16 +80,25 @@ def grown(folder: Path, n_tokens: int, quick: bool) -> KnownActivations:
         n, contexts = len(store.contexts) * times, np.ascontiguousarray(store.contexts)
         if not (part / "whole").exists():
             part.mkdir(parents=True, exist_ok=True)
-            acts = (store.folder / "acts.bin").read_bytes()
+            acts, own = (store.folder / "acts.bin").read_bytes(), max(1, OWN * times // n_tokens)
             for name, data in (("acts.bin", acts), ("contexts.bin", contexts.tobytes())):
-                with open(part / name, "wb") as file:
-                    for _ in range(times):
-                        file.write(data)
+                write_again(part / name, data, times, own)
             (part / "whole").touch()
         ids = np.memmap(part / "contexts.bin", dtype=contexts.dtype, mode="r", shape=(n, CONTEXT_LENGTH))
         manifest = store.manifest | {"key": f"{store.key}-{times}", "n_contexts": n}
         stores[split] = ActivationStore(part, manifest, ids)
     return replace(base, stores=stores)
+
+
+def write_again(path: Path, data: bytes, times: int, own: int) -> None:
+    """The data so many times: the first `own` written, the others copied within the file."""
+    with open(path, "w+b") as file:
+        for _ in range(min(times, own)):
+            file.write(data)
+        file.flush()
+        done, end, fd = len(data) * min(times, own), len(data) * times, file.fileno()
+        while done < end:
+            done += os.copy_file_range(fd, fd, min(done, end - done), 0, done)
 
 
 @lru_cache(maxsize=1)
@@ -102,11 +118,16 @@ def made_sae(d_sae: int, quick: bool) -> tuple[SAE, int]:
     return sae, parent
 
 
-def split_once(acts: KnownActivations, d_sae: int, quick: bool, feature: int | None = None) -> bool:
-    """Split one feature; whether it has the tokens."""
-    sae, parent = made_sae(d_sae, quick)
-    children = ChildrenConfig(n_steps=CHILDREN_STEPS[quick])
-    cfg = SplitConfig("automatic", LEAST[quick], K=64, seeds=1, controls=False, children=children)
+def split_once(
+    acts: KnownActivations, of: tuple[SAE, int], n_steps: int, least: int, feature: int | None = None,
+    samples: Samples | None = None,
+) -> bool:  # fmt: skip
+    """Split the parent, or another feature; whether it has the tokens."""
+    sae, parent = of
+    cfg = SplitConfig(
+        "automatic", least, K=64, seeds=1, controls=False, children=ChildrenConfig(n_steps=n_steps),
+        samples=samples or Samples(),
+    )  # fmt: skip
     try:
         split_feature(sae, parent if feature is None else feature, acts, cfg)
     except UserError:
@@ -118,7 +139,7 @@ def of_split(folder: Path, n_tokens: int, d_sae: int, quick: bool) -> dict[str, 
     """One split."""
     acts = grown(folder, n_tokens, quick)
     began = time.perf_counter()
-    assert split_once(acts, d_sae, quick)
+    assert split_once(acts, made_sae(d_sae, quick), CHILDREN_STEPS[quick], LEAST[quick])
     return {"seconds": time.perf_counter() - began}
 
 
@@ -134,22 +155,22 @@ def of_wide(folder: Path, n_tokens: int, d_sae: int, quick: bool) -> dict[str, f
 
 def of_parents(folder: Path, n_parents: int, d_sae: int, quick: bool) -> dict[str, float]:
     """Many parents side by side: features that the SAE reads, again from the first where there are more parents than those."""
-    work = [(folder, d_sae, i % READ[quick], quick) for i in range(n_parents)]
-    grown(folder, SMALL_STORE[quick], quick)
+    work = [(folder, d_sae, i % READ[True], CHILDREN_STEPS[quick]) for i in range(n_parents)]
+    grown(folder, SMALL_STORE, True)
     began = time.perf_counter()
     done = sum(found for _, found in side_by_side(_one_parent, work))
     return {"seconds": time.perf_counter() - began, "split": float(done)}
 
 
 @lru_cache(maxsize=1)
-def _opened(folder: Path, quick: bool) -> KnownActivations:
-    return grown(folder, SMALL_STORE[quick], quick)
+def _opened(folder: Path) -> KnownActivations:
+    return grown(folder, SMALL_STORE, True)
 
 
-def _one_parent(given: tuple[Path, int, int, bool]) -> bool:
-    folder, d_sae, feature, quick = given
+def _one_parent(given: tuple[Path, int, int, int]) -> bool:
+    folder, d_sae, feature, n_steps = given
     with one_thread():
-        return split_once(_opened(folder, quick), d_sae, quick, feature)
+        return split_once(_opened(folder), made_sae(d_sae, True), n_steps, LEAST[True], feature, OVERVIEW)
 
 
 POINTS: dict[str, Callable[[Path, int, int, bool], dict[str, float]]] = {
@@ -210,22 +231,23 @@ def main() -> None:
         found = POINTS[args.point](Path(args.folder), args.size, args.d_sae[0], args.quick)
         print(json.dumps({name: round(value, 3) for name, value in found.items()} | {"peak_mb": round(peak_mb())}))
         return
-    tokens = args.tokens or ([40_000, 80_000] if args.quick else [1_000_000, 4_000_000, 16_000_000])
+    tokens = args.tokens or ([40_000, 80_000] if args.quick else [1_000_000, 10_000_000, 100_000_000])
     widths = args.d_sae or ([256, 512] if args.quick else [2048, 16_384, 65_536])
-    parents = args.parents or ([1, 2] if args.quick else [1, 10, 100])
+    parents = args.parents or ([1, 2] if args.quick else [1, 10, 100, 1000])
+    curves: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         args.folder = args.folder or folder
-        curves = {
-            f"{what} over tokens": [point(what, n, widths[0], args) for n in tokens] for what in ("split", "wide")
-        }
-        curves |= {
-            f"{what} over d_sae": [
-                curves[f"{what} over tokens"][0],
-                *(point(what, tokens[0], d, args) for d in widths[1:]),
-            ]
-            for what in ("split", "wide")
-        }
-        curves["parents"] = [point("parents", n, widths[0], args) for n in parents]
+        for n, d_sae in [(n, widths[0]) for n in tokens] + [(tokens[0], d) for d in widths[1:]]:
+            stores = grown(Path(args.folder), n, args.quick).stores.values()
+            for what in ("split", "wide"):
+                found = point(what, n, d_sae, args)
+                for over, belongs in (("tokens", d_sae == widths[0]), ("d_sae", n == tokens[0])):
+                    if belongs:
+                        curves.setdefault(f"{what} over {over}", []).append(found)
+            if n != tokens[0]:
+                for store in stores:
+                    shutil.rmtree(store.folder)
+        curves["parents"] = [point("parents", n, SMALL_SAE, args) for n in parents]
     exponents = {name: slopes(points, "d_sae" if "d_sae" in name else "size") for name, points in curves.items()}
     if args.json:
         print(json.dumps({"curves": curves, "exponents": exponents}))

@@ -78,23 +78,24 @@ def scatter_svg(
         marks.append(svg_text(22 + i * 220, 16, f"{group} ({(points['group'] == group).sum()})", "start"))
     named: list[str] = []
     written: list[tuple[float, float]] = []
-    for group, feature, x, y, hover in points[["group", "feature", "x", "y", "hover"]].itertuples(index=False):
-        words = (marked or {}).get((group, int(feature)))
-        cx = margin + place(x, "x", width - 2 * margin)
-        cy = height - margin - place(y, "y", height - 2 * margin - head)
-        colour = PALETTE[groups.index(group) % len(PALETTE)]
-        look = (
-            f'r="6" fill="{colour}" stroke="#000" stroke-width="1.5"'
-            if words
-            else f'r="2.6" fill="{colour}" fill-opacity=".6"'
-        )
-        mark = f'<circle cx="{cx:.1f}" cy="{cy:.1f}" {look}><title>{html.escape(str(hover))}</title></circle>'
-        (named if words else marks).append(mark)
-        if words:
+    for i, group in enumerate(groups):
+        marks.append(f'<g fill="{PALETTE[i % len(PALETTE)]}" fill-opacity=".6">')
+        own = points.loc[points["group"] == group, ["feature", "x", "y", "hover"]]
+        for feature, x, y, hover in own.itertuples(index=False):
+            words = (marked or {}).get((group, int(feature)))
+            cx = margin + place(x, "x", width - 2 * margin)
+            cy = height - margin - place(y, "y", height - 2 * margin - head)
+            at, title = f'cx="{cx:.1f}" cy="{cy:.1f}"', f"<title>{html.escape(str(hover))}</title>"
+            if not words:
+                marks.append(f'<circle {at} r="2.6">{title}</circle>')
+                continue
+            look = f'r="6" fill="{PALETTE[i % len(PALETTE)]}" stroke="#000" stroke-width="1.5"'
+            named.append(f"<circle {at} {look}>{title}</circle>")
             side = ("end", cx - 9) if cx > width * 0.7 else ("start", cx + 9)
             y_words = cy + 4
             while any(abs(cx - x) < 110 and abs(y_words - y) < 12 for x, y in written):
                 y_words += 12  # below the words that are there already
             written.append((cx, y_words))
             named.append(svg_text(side[1], y_words, words, side[0], "#1c1e21"))
+        marks.append("</g>")
     return svg(width, height, f"map of {len(points)} features", [*marks, *named])

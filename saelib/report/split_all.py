@@ -58,7 +58,7 @@ COLUMNS: dict[str, str] = {
 """Name and meaning of the columns of splits.csv, in order."""
 
 
-BATCH = 32
+BATCH = 256
 """Parents whose tokens are found in one pass: of each its activation on every token is held, as a sparse column."""
 
 

@@ -147,7 +147,7 @@ def _judged(acts: Activations, sae: SAE, work: Work, product: Product, cfg: Spli
     """All that the product alone says: no other seed, no control."""
     made, tokens, feature = product.made, work.tokens, work.feature
     report_progress("judging", 0, 1)
-    separation, adds = work.separate(made)
+    separation, adds = work.separate(made, None if cfg.samples.unjudged else work.yardstick.judged)
     children = children_table(acts.model, work, made, separation["rest"])
     order = children.index.to_numpy()
     numbers = child_numbers(work.sae, len(made.theta))

@@ -52,9 +52,13 @@ class Samples:
     """Test contexts with tokens of P that the model reads with the SAE in place; of a deep model a fifth of them."""
     swapped: int = 48
     """The same of all test contexts; of a deep model a third."""
+    unjudged: bool = True
+    """Whether separation is measured on contexts that are not judged too; no verdict and no S_k rests on them."""
 
 
-OVERVIEW = Samples(on=12_000, weak=4_000, off_train=25_000, off=50_000, silent=False, swapped_on=100, swapped=16)
+OVERVIEW = Samples(
+    on=12_000, weak=4_000, off_train=25_000, off=50_000, silent=False, swapped_on=100, swapped=16, unjudged=False
+)
 """For many parents at once: the same numbers with wider intervals, at a fifth of the work."""
 
 

@@ -223,11 +223,11 @@ class Work:
         both = {s: csc_array(hstack([self.rest_acts(s), columns(acts[s][used[s]])])) for s in SPLITS}
         return measure(yardstick or self.yardstick, both, among)
 
-    def separate(self, made: Made) -> tuple[dict[str, Separation], Added]:
-        """The product, the children alone and the rest alone, and what the children add."""
-        rest = measure(self.yardstick, {s: self.rest_acts(s) for s in SPLITS})
-        both = self.with_rest(made.acts["on"])
-        found = {"rest + children": both, "children": self.alone(made.acts["on"]), "rest": rest}
+    def separate(self, made: Made, among: Bool[np.ndarray, " m"] | None = None) -> tuple[dict[str, Separation], Added]:
+        """The product, the children alone and the rest alone, and what the children add; `among` is that of `measure`."""
+        rest = measure(self.yardstick, {s: self.rest_acts(s) for s in SPLITS}, among)
+        both = self.with_rest(made.acts["on"], among=among)
+        found = {"rest + children": both, "children": self.alone(made.acts["on"], among), "rest": rest}
         return found, added(rest, both, self.yardstick)
 
     def fires(self, made: Made) -> Bool[np.ndarray, "n K"]:

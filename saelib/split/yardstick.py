@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -70,9 +71,7 @@ class Documents:
     def drawn(document: Integer[np.ndarray, " n"], draws: int = DRAWS, seed: int = 0) -> Documents:
         """Draw the documents of some tokens."""
         names, index = np.unique(document, return_inverse=True)
-        count = max(len(names), 1)
-        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-        return Documents(index, np.vstack([np.ones((1, count)), drawn]))
+        return Documents(index, _draws_of(max(len(names), 1), draws, seed))
 
     def sums(self, counts: np.ndarray | csr_array) -> Float[np.ndarray, "draws k"]:
         """Sums over the drawn documents of a number a token, (n, k)."""
@@ -85,6 +84,15 @@ class Documents:
         """MCC in every draw, from each document's (TP, FP, FN, TN)."""
         kinds = (fires & member, fires & ~member, ~fires & member, ~fires & ~member)
         return mcc(*np.split(self.sums(np.concatenate(kinds, axis=1)), 4, axis=1))
+
+
+@lru_cache(maxsize=4)
+def _draws_of(count: int, draws: int, seed: int) -> Float[np.ndarray, "draws count"]:
+    """The weights of so many documents: one parent's leak is measured several times, on the same tokens."""
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+    weights = np.vstack([np.ones((1, count)), drawn])
+    weights.flags.writeable = False
+    return weights
 
 
 @dataclass(frozen=True)
