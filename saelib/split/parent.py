@@ -45,9 +45,7 @@ class Samples:
     off_train: int = 100_000
     """Tokens of train kept on which the parent is silent: negatives."""
     off: int = 200_000
-    """The same of select and of test: thresholds and leak."""
-    silent: bool = True
-    """Whether the leak is counted on all tokens of test on which the parent is silent, or on that sample."""
+    """The same of select and of test, for thresholds; the leak is counted on all such tokens of test."""
     swapped_on: int = 300
     """Test contexts with tokens of P that the model reads with the SAE in place; of a deep model a fifth of them."""
     swapped: int = 48
@@ -56,10 +54,9 @@ class Samples:
     """Whether separation is measured on contexts that are not judged too; no verdict and no S_k rests on them."""
 
 
-OVERVIEW = Samples(
-    on=12_000, weak=4_000, off_train=25_000, off=50_000, silent=False, swapped_on=100, swapped=16, unjudged=False
-)
-"""For many parents at once: the same numbers with wider intervals, at a fifth of the work."""
+OVERVIEW = Samples(on=12_000, weak=4_000, off_train=25_000, off=50_000, swapped_on=48, swapped=16, unjudged=False)
+"""For many parents at once: the same numbers with wider intervals. The leak is counted on all silent tokens here too: of a sample
+its interval is so wide that hardly a context passes."""
 
 
 @torch.no_grad()
@@ -118,7 +115,7 @@ def gather(
         feature=feature, tau=tau, on=parts["on"], weak=parts["weak"], off=parts["off"],
         n_tokens={split: store.n_tokens for split, store in acts.stores.items()},
         n_on=counts["on"], n_weak=counts["weak"], n_off=counts["off"],
-        silent=values["test"] == 0 if most.silent else None,
+        silent=values["test"] == 0,
     )  # fmt: skip
 
 

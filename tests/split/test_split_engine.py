@@ -586,13 +586,13 @@ def test_the_parents_target_by_hand() -> None:
 
 def test_gather_keeps_natural_counts(acts: Activations, sae: SAE) -> None:
     whole = gather(acts, sae, PARENT)
-    few = gather(acts, sae, PARENT, samples=Samples(on=40, off_train=50, off=50, silent=False))
+    few = gather(acts, sae, PARENT, samples=Samples(on=40, off_train=50, off=50))
     found = {split: Firings() for split in SPLITS}  # as a pass for many parents finds them
     for split, firings in found.items():
         stream(sae, acts.stores[split], np.array([PARENT + 1, PARENT]), [firings])
     tables = {s: f.table(acts.stores[s].n_tokens, 2)[:, [1]].toarray()[:, 0] for s, f in found.items()}
     passed = gather(acts, sae, PARENT, values=tables)
-    assert whole.silent is not None and few.silent is None
+    assert whole.silent is not None and np.array_equal(few.silent, whole.silent)
     assert passed.tau == pytest.approx(whole.tau) and passed.n_on == whole.n_on
     np.testing.assert_allclose(passed.on["test"].parent, whole.on["test"].parent, rtol=1e-5)
     for s in SPLITS:
@@ -829,3 +829,14 @@ def test_activations_of_a_text_of_ones_own() -> None:
         activations("no-such-model", ["text"])
     with pytest.raises(UserError):
         activations("mini", "no-such-file.txt")
+
+
+def test_an_overview_passes_the_contexts_that_a_split_passes(split: Split, acts: Activations, sae: SAE) -> None:
+    """Few tokens of P are sampled and few silent ones, but leak is counted on all of these: of a sample no context passes."""
+    n_on = split.parent.n_on["test"]
+    few = Samples(on=n_on // 2, off_train=2000, off=100, swapped_on=4, swapped=4, unjudged=False)
+    cfg = SplitConfig("automatic", least=30, K=6, seeds=1, controls=False, samples=few, children=ChildrenConfig(n_steps=1500))
+    found = split_feature(sae, PARENT, acts, cfg)
+    assert found.judgement.passed == split.judgement.passed > 0
+    unasked = [c for c in found.separation["rest"].contexts if not c.judged]
+    assert all(np.isnan(c.mcc[2].value) for c in unasked)
