@@ -23,6 +23,7 @@ from saelib.base.cache import atomic_path, content_key, ensure_dir
 from saelib.base.code_version import code_version
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
+from saelib.base.table import plain_value
 from saelib.bench.backend import one_thread, side_by_side
 from saelib.bench.parents import eligible, survey
 from saelib.report.children_page import split_html
@@ -159,7 +160,7 @@ def _one(work: tuple[AllRequest, int, tuple[int, ...]]) -> dict[str, Any]:
             "fvu_on_P_before": on["fvu_before"], "fvu_on_P_after": on["fvu_after"],
             "names": "; ".join(children["name"].head(3)), "seconds": split.cost["seconds"],
         }  # fmt: skip
-        row = {k: None if isinstance(v, float) and v != v else v for k, v in row.items()}
+        row = plain_value(row)
         (folder / "split.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         children.to_csv(folder / "children.csv", index=False)
         brief = HtmlView("splits_one.html.j2", f"Feature {feature}", {"body": split_html(split)}, record)
