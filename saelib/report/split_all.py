@@ -28,7 +28,6 @@ from saelib.bench.backend import one_thread, side_by_side
 from saelib.bench.parents import eligible, survey
 from saelib.report.children_page import split_html
 from saelib.report.html_view import HtmlView
-from saelib.report.page import show
 from saelib.sae.kept import sae_key
 from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE
@@ -52,12 +51,16 @@ COLUMNS: dict[str, str] = {
     "leak": "foreign leak of the children, weighted by how often they fire",
     "fvu_on_P_before": "FVU on P before the swap",
     "fvu_on_P_after": "and after it",
-    "names": "the children whose names say best where they fire",
+    "names": "the children that fire most and whose names say when: by share of P times MCC of the name",
     "seconds": "wall time",
     "reason": "why it was not split",
 }
 """Name and meaning of the columns of splits.csv, in order."""
-
+SHOWN: dict[str, str] = {
+    "feature": "d", "names": "", "verdict": "", "gain": "z.2f", "S_2": "z.2f", "S_2_rest": "z.2f", "passed": "d", "judged": "d",
+    "leak": ".1%", "rate": ".2%",
+}  # fmt: skip
+"""Those on the page, and how a value is written."""
 
 BATCH = 256
 """Parents whose tokens are found in one pass: of each its activation on every token is held, as a sparse column."""
@@ -150,7 +153,7 @@ def _one(work: tuple[AllRequest, int, tuple[int, ...]]) -> dict[str, Any]:
     else:
         record = split.to_json()
         children, on = split.children, split.swap.loc["on P"].to_dict()
-        fired = children["share"].sum()
+        fired, weight = children["share"].sum(), children["share"] * children["name_mcc"]
         S, rest = (split.separation[name].S[2].value for name in ("rest + children", "rest"))
         row |= {
             "verdict": split.verdict_text, "rate": split.parent.rate, "children": len(children), "S_2": S, "S_2_rest": rest,
@@ -158,7 +161,7 @@ def _one(work: tuple[AllRequest, int, tuple[int, ...]]) -> dict[str, Any]:
             "judged": sum(c.judged and c.primary for c in split.separation["rest"].contexts),
             "leak": float((children["leak"] * children["share"]).sum() / fired) if fired else None,
             "fvu_on_P_before": on["fvu_before"], "fvu_on_P_after": on["fvu_after"],
-            "names": "; ".join(children["name"].head(3)), "seconds": split.cost["seconds"],
+            "names": "; ".join(children["name"][weight.nlargest(4).index]), "seconds": split.cost["seconds"],
         }  # fmt: skip
         row = plain_value(row)
         (folder / "split.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -174,17 +177,24 @@ def splits_page(frame: pd.DataFrame, seconds: float) -> HtmlView:
     """The index: a row a feature; a click on a heading sorts."""
     split = frame[frame["reason"].isna()]
     passed = int((split["passed"] > 0).sum())
-    shown = [name for name in COLUMNS if name not in ("reason", "fvu_on_P_before", "seconds")]
+    whole, part = (int(split["verdict"].astype(str).str.startswith(kind).sum()) for kind in ("split", "partial"))
     rows = []
     for row in split.sort_values("gain", ascending=False, na_position="last").to_dict("records"):
-        cells = [(_sort_key(row[name]), show(row[name])) for name in shown]
+        cells = [
+            (
+                _sort_key(row[name]),
+                "" if pd.isna(row[name]) else format(int(row[name]) if how == "d" else row[name], how),
+                how,
+            )
+            for name, how in SHOWN.items()
+        ]
         rows.append({"href": f"feature-{row['feature']}/index.html", "cells": cells})
     gain = split["gain"].mean()
     return HtmlView(
         template="splits.html.j2",
-        title=f"{len(split)} features, split",
+        title=f"{len(split)} features: {whole} split, {part} split in part",
         context={
-            "head": [(name, COLUMNS[name]) for name in shown],
+            "head": [(name, COLUMNS[name], how) for name, how in SHOWN.items()],
             "rows": rows,
             "refused": [(int(r["feature"]), r["reason"]) for r in frame[frame["reason"].notna()].to_dict("records")],
         },

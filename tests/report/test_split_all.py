@@ -39,6 +39,9 @@ def test_every_feature_has_a_row_and_those_that_split_a_page(
     assert "some token must stand before or after" in other["reason"] and pd.isna(other["S_2"])
     text = index.read_text()
     assert f'href="feature-{parent}/index.html"' in text and "1 features were not split" in text
+    children = pd.read_csv(index.parent / f"feature-{parent}" / "children.csv")
+    assert row["names"].split("; ")[0] == children["name"][(children["share"] * children["name_mcc"]).idxmax()]
+    assert "1 features: " in text and text.index(">names</th>") < text.index(">verdict</th>")
     record = json.loads((index.parent / f"feature-{parent}" / "split.json").read_text())
     assert record["verdict_text"] == row["verdict"]
     assert f"What is feature {parent} made of?" in (index.parent / f"feature-{parent}" / "index.html").read_text()
