@@ -54,10 +54,10 @@ class Activations:
 
     def beside(self, split: str, rows: Integer[np.ndarray, " n"], step: int) -> Integer[np.ndarray, " n"]:
         """The token `step` places after each row (before it, when negative); -1 outside its context."""
-        store = self.stores[split]
-        place = rows % POSITIONS + step
+        context, position = np.divmod(rows, POSITIONS)
+        place = position + step
         inside = (place >= 0) & (place < POSITIONS)
-        found = store.token_ids[np.clip(rows + step, 0, store.n_tokens - 1)].astype(np.int64)
+        found = self.stores[split].contexts[context, np.clip(place, 0, POSITIONS - 1) + 1].astype(np.int64)
         return np.where(inside, found, -1)
 
 

@@ -23,6 +23,8 @@ from saelib.sae.sae import SAE, require_fits
 
 _BLOCK_ENTRIES = 1 << 22
 """Activations computed at once: 17 MB."""
+_DENSE_ENTRIES = 1 << 26
+"""The same where what is computed is held as it is: 268 MB."""
 _PENDING_ENTRIES = 1 << 20
 """Entries an accumulator collects before it sorts them."""
 
@@ -51,6 +53,11 @@ class Accumulator(Protocol):
 def block_rows(n_features: int) -> int:
     """Tokens a block: its feature activations take 17 MB at most, and its own activations stay in the processor's cache."""
     return int(np.clip(_BLOCK_ENTRIES // max(n_features, 1), 64, 8192))
+
+
+def rows_at_once(d_sae: int) -> int:
+    """Tokens whose activations of all features, as a dense array, take 268 MB at most."""
+    return max(_DENSE_ENTRIES // d_sae, 64)
 
 
 def finite(x: Float[Tensor, "rows d_in"], first_row: int) -> Float[Tensor, "rows d_in"]:

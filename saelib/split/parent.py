@@ -6,8 +6,7 @@ Notation: the SAE gives activations a(x) and a reconstruction x_hat; p is the pa
     y(x) = x - x_hat(x) + a_p(x) d_p        what the rest leaves for the parent (and its children) to explain; `parent_target`
 
 One streaming pass over each split's store finds P, a sample of the parent's weaker tokens and a sample of tokens on which it
-is silent. Activations are held of these alone; of every other token the parent's own activation is (4 bytes), and while samples
-are drawn some 30 bytes more.
+is silent. Activations are held of these alone; of every other token the parent's own activation is (4 bytes).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from saelib.acts.activations import Activations
@@ -25,11 +24,13 @@ from saelib.acts.store import ActivationStore
 from saelib.base.errors import UserError
 from saelib.base.progress import report_progress
 from saelib.sae.sae import SAE
-from saelib.sae.stream import feature_activations, sample_key
+from saelib.sae.stream import feature_activations, rows_at_once, sample_key
 from saelib.split.tokens import SPLITS, ParentTokens, TokenSet
 
 TAU_SHARE = 2 / 9.23
 """Default threshold, as a share of the parent's largest activation: that of the 2024 post (2 of 9.23)."""
+_ROWS = 1 << 23
+"""Rows among which a sample is drawn at once: some 30 bytes each are held meanwhile."""
 LEAST_ON = 200
 """A parent with fewer tokens in P on train, or a quarter of it on select and test, is refused."""
 
@@ -65,9 +66,12 @@ def parent_target(sae: SAE, feature: int, x: Float[Tensor, "n d_in"]) -> Float[T
 
     y = x - x_hat(x) + a_p(x) d_p; for an SAE that normalises its input, in units of the normalised activation.
     """
-    acts = sae.encode(x)
-    acts[:, feature] = 0
-    return (x - sae.decode(acts, x)) / sae.normalised(x).scale
+    found = []
+    for rows in x.split(rows_at_once(sae.cfg.d_sae)):
+        acts = sae.encode(rows)
+        acts[:, feature] = 0
+        found.append((rows - sae.decode(acts, rows)) / sae.normalised(rows).scale)
+    return torch.cat(found)
 
 
 def gather(
@@ -102,9 +106,8 @@ def gather(
         chosen = {"on": a > tau, "weak": (a > 0) & (a <= tau), "off": a == 0}
         off = most.off_train if split == "train" else most.off
         for name, n in (("on", most.on), ("weak", most.weak), ("off", off)):
-            rows = np.flatnonzero(chosen[name])
-            counts[name][split] = len(rows)
-            kept = sample_rows(rows, n)
+            kept = sample_rows(chosen[name], n)
+            counts[name][split] = int(np.count_nonzero(chosen[name]))
             part = token_set(acts, split, kept, a[kept])
             parts[name][split] = part.packed() if name == "off" and split != "train" else part
         least = LEAST_ON if split == "train" else LEAST_ON // 4
@@ -129,12 +132,14 @@ def _values(store: ActivationStore, sae: SAE, feature: int, split: str) -> Float
     return out
 
 
-def sample_rows(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of the rows, always the same ones, ascending."""
-    if len(rows) <= most:
-        return rows
-    keys = sample_key(rows)
-    return np.sort(rows[np.argpartition(keys, most)[:most]])
+def sample_rows(chosen: Bool[np.ndarray, " n"], most: int) -> Integer[np.ndarray, " _"]:
+    """At most `most` of the chosen rows, always the same ones, ascending."""
+    kept = np.zeros(0, dtype=np.int64)
+    for begin in range(0, len(chosen), _ROWS):
+        kept = np.concatenate([kept, begin + np.flatnonzero(chosen[begin : begin + _ROWS])])
+        if len(kept) > most:
+            kept = kept[np.argpartition(sample_key(kept), most)[:most]]
+    return np.sort(kept)
 
 
 def token_set(

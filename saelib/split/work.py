@@ -17,6 +17,7 @@ from torch import Tensor
 from saelib.acts.activations import Activations
 from saelib.base.errors import UserError
 from saelib.sae.sae import SAE
+from saelib.sae.stream import rows_at_once
 from saelib.split.children import Dictionary, Pools
 from saelib.split.contexts import LEAST, MOST_CONTEXTS, Labels, label, member
 from saelib.split.detectors import feature_mcc
@@ -204,7 +205,8 @@ class Work:
         """The rest's activations on the tokens of P that the yardstick uses."""
         if split not in self._rest_acts:
             x = self.tokens.on[split].x[torch.from_numpy(self.yardstick.used[split])]
-            parts = [columns(self.sae.encode(rows)[:, self.rest]) for rows in x.split(4096)]
+            at_once = min(4096, rows_at_once(self.sae.cfg.d_sae))
+            parts = [columns(self.sae.encode(rows)[:, self.rest]) for rows in x.split(at_once)]
             self._rest_acts[split] = csc_array(vstack(parts))
         return self._rest_acts[split]
 
@@ -271,7 +273,9 @@ class Work:
     def fvu(self, made: Made) -> float:
         """sum |x_hat - x|^2 / sum |x - mean|^2 of the exported SAE on P of test."""
         x = self.tokens.on["test"].x
-        return float((made.sae(x).x_hat - x).square().sum() / (x - x.mean(0)).square().sum())
+        parts = x.split(rows_at_once(made.sae.cfg.d_sae))
+        error = torch.stack([(made.sae(rows).x_hat - rows).square().sum() for rows in parts]).sum()
+        return float(error / (x - x.mean(0)).square().sum())
 
 
 def columns(acts: Tensor | np.ndarray) -> csc_array:

@@ -133,7 +133,7 @@ def _leak_rows(profile: Profile, split: str) -> dict[str, np.ndarray]:
     """Every hyphen of a split (`on`), and a sample of the other tokens (`off`)."""
     store = study.activations(profile, split)
     hyphen = hyphen_mask(store, study.language_model(profile))
-    return {"on": np.flatnonzero(hyphen), "off": sample_rows(np.flatnonzero(~hyphen), Samples().off)}
+    return {"on": np.flatnonzero(hyphen), "off": sample_rows(~hyphen, Samples().off)}
 
 
 def _inside(profile: Profile, contexts: list[str]) -> np.ndarray:
