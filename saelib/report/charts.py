@@ -85,7 +85,7 @@ def scatter_svg(
             words = (marked or {}).get((group, int(feature)))
             cx = margin + place(x, "x", width - 2 * margin)
             cy = height - margin - place(y, "y", height - 2 * margin - head)
-            at, title = f'cx="{cx:.1f}" cy="{cy:.1f}"', f"<title>{html.escape(str(hover))}</title>"
+            at, title = f'cx="{cx:.0f}" cy="{cy:.0f}"', f"<title>{html.escape(str(hover))}</title>"
             if not words:
                 marks.append(f'<circle {at} r="2.6">{title}</circle>')
                 continue
