@@ -23,6 +23,7 @@ from torch import Tensor
 
 import saelib
 import saelib.split.engine as engine
+import saelib.split.parent as parent_module
 from saelib.acts.activations import Activations
 from saelib.acts.filter import filter_view
 from saelib.acts.store import POSITIONS, ActivationStore
@@ -39,7 +40,7 @@ from saelib.split.effects import child_effects
 from saelib.split.engine import SplitConfig, Work, choose_K, fvu_on, make_product, split_feature
 from saelib.split.exported import as_jumprelu, child_numbers, replace_parent, thresholds_at
 from saelib.split.names import best_other, name_child
-from saelib.split.parent import Samples, gather, parent_target
+from saelib.split.parent import Samples, gather, parent_target, sample_rows
 from saelib.split.result import Split
 from saelib.split.silent import silent_firings
 from saelib.split.stability import iou, matched_iou, overall, stability
@@ -835,8 +836,29 @@ def test_an_overview_passes_the_contexts_that_a_split_passes(split: Split, acts:
     """Few tokens of P are sampled and few silent ones, but leak is counted on all of these: of a sample no context passes."""
     n_on = split.parent.n_on["test"]
     few = Samples(on=n_on // 2, off_train=2000, off=100, swapped_on=4, swapped=4, unjudged=False)
-    cfg = SplitConfig("automatic", least=30, K=6, seeds=1, controls=False, samples=few, children=ChildrenConfig(n_steps=1500))
+    cfg = SplitConfig(
+        "automatic", least=30, K=6, seeds=1, controls=False, samples=few, children=ChildrenConfig(n_steps=1500)
+    )
     found = split_feature(sae, PARENT, acts, cfg)
     assert found.judgement.passed == split.judgement.passed > 0
     unasked = [c for c in found.separation["rest"].contexts if not c.judged]
     assert all(np.isnan(c.mcc[2].value) for c in unasked)
+
+
+def test_a_large_store_or_sae_is_looked_at_in_parts(sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = np.random.default_rng(0).random(5000) < 0.4
+    x = torch.randn(300, D, generator=torch.Generator().manual_seed(1))
+    whole, target = sample_rows(chosen, 70), parent_target(sae, PARENT, x)
+    assert len(whole) == 70 and chosen[whole].all() and whole.max() > 4000
+    seen: list[int] = []
+    monkeypatch.setattr(parent_module, "_ROWS", 512)
+
+    def at_once(d_sae: int) -> int:
+        seen.append(d_sae)
+        return 64
+
+    monkeypatch.setattr(parent_module, "rows_at_once", at_once)
+    np.testing.assert_array_equal(sample_rows(chosen, 70), whole)
+    np.testing.assert_array_equal(sample_rows(chosen, 5000), np.flatnonzero(chosen))
+    torch.testing.assert_close(parent_target(sae, PARENT, x), target)
+    assert seen == [sae.cfg.d_sae]
