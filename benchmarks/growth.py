@@ -7,12 +7,12 @@ The activations are a made-up world of 512 dimensions (`saelib.bench.known`), it
 the tokens asked for: 1,024 bytes each, 102 GB for 100M. Copies beyond the first 16M tokens share the blocks of the first on a
 file system that can (Btrfs, XFS): `--folder` on one needs 17 GB, and every byte is still read from the disk. A store is removed
 after its last point. The SAE reads the world's parent and 511 background features; the rest of its features are random, 16 of
-them active a token. Every point is a process of its own.
+them active a token. Every point of `split` and `wide` is a process of its own.
 
     split    one parent, 64 children, no controls: seconds, peak_mb (resident)
     wide     a step of 4,096 tokens of an SAE with d_sae features on the same store: seconds a step, peak_mb of the process
     parents  many parents of one SAE of 64 dimensions split side by side on all cores, as `saelib split --all` does: seconds in
-             all, peak_mb of the process that hands them out
+             all, peak_mb of the process that hands them out, until then
 
 `exponents` are slopes of log(seconds) and log(peak_mb) over log(size): 0 does not grow, 1 grows in proportion.
 """
@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib.externals.loky import get_reusable_executor
 from tools_memory import peak_mb
 
 from saelib.acts.batches import ShuffledBatches, View
@@ -159,6 +160,9 @@ def of_parents(folder: Path, n_parents: int, d_sae: int, quick: bool) -> dict[st
     grown(folder, SMALL_STORE, True)
     began = time.perf_counter()
     done = sum(found for _, found in side_by_side(_one_parent, work))
+    get_reusable_executor().shutdown(
+        wait=True
+    )  # this process ends without the interpreter's farewell, which would do it
     return {"seconds": time.perf_counter() - began, "split": float(done)}
 
 
@@ -180,24 +184,23 @@ POINTS: dict[str, Callable[[Path, int, int, bool], dict[str, float]]] = {
 }
 
 
-def point(what: str, size: int, d_sae: int, args: argparse.Namespace) -> dict[str, Any]:
-    """One measurement in a process of its own."""
-    command = [
-        sys.executable,
-        __file__,
-        "--point",
-        what,
-        "--size",
-        str(size),
-        "--d-sae",
-        str(d_sae),
-        "--folder",
-        args.folder,
-    ]
-    out = subprocess.run(
-        [*command, *(["--quick"] if args.quick else [])], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return {"size": size, "d_sae": d_sae, **json.loads(out.stdout.splitlines()[-1])}
+def measured(what: str, size: int, d_sae: int, folder: str, quick: bool) -> dict[str, Any]:
+    """One point, and the peak memory of the process that it had for itself."""
+    found = POINTS[what](Path(folder), size, d_sae, quick)
+    return {
+        "size": size,
+        "d_sae": d_sae,
+        **{name: round(x, 3) for name, x in found.items()},
+        "peak_mb": round(peak_mb()),
+    }
+
+
+def point(*given: Any) -> dict[str, Any]:
+    """One measurement in a process of its own, forked from one that has imported what it needs and done nothing."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["saelib.bench.known", "saelib.sae.train", "saelib.split.engine"])
+    with ProcessPoolExecutor(1, mp_context=server) as executor:
+        return executor.submit(measured, *given).result()
 
 
 def slopes(points: list[dict[str, Any]], over: str) -> dict[str, float | None]:
@@ -224,30 +227,24 @@ def main() -> None:
     parser.add_argument("--d-sae", type=numbers)
     parser.add_argument("--parents", type=numbers)
     parser.add_argument("--folder", help="where stores are written (default: a temporary folder)")
-    parser.add_argument("--point", choices=sorted(POINTS), help=argparse.SUPPRESS)
-    parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.point:
-        found = POINTS[args.point](Path(args.folder), args.size, args.d_sae[0], args.quick)
-        print(json.dumps({name: round(value, 3) for name, value in found.items()} | {"peak_mb": round(peak_mb())}))
-        return
     tokens = args.tokens or ([40_000, 80_000] if args.quick else [1_000_000, 10_000_000, 100_000_000])
     widths = args.d_sae or ([256, 512] if args.quick else [2048, 16_384, 65_536])
     parents = args.parents or ([1, 2] if args.quick else [1, 10, 100, 1000])
     curves: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         args.folder = args.folder or folder
+        curves["parents"] = [measured("parents", n, SMALL_SAE, args.folder, args.quick) for n in parents]
         for n, d_sae in [(n, widths[0]) for n in tokens] + [(tokens[0], d) for d in widths[1:]]:
             stores = grown(Path(args.folder), n, args.quick).stores.values()
             for what in ("split", "wide"):
-                found = point(what, n, d_sae, args)
+                found = point(what, n, d_sae, args.folder, args.quick)
                 for over, belongs in (("tokens", d_sae == widths[0]), ("d_sae", n == tokens[0])):
                     if belongs:
                         curves.setdefault(f"{what} over {over}", []).append(found)
             if n != tokens[0]:
                 for store in stores:
                     shutil.rmtree(store.folder)
-        curves["parents"] = [point("parents", n, SMALL_SAE, args) for n in parents]
     exponents = {name: slopes(points, "d_sae" if "d_sae" in name else "size") for name, points in curves.items()}
     if args.json:
         print(json.dumps({"curves": curves, "exponents": exponents}))

@@ -308,15 +308,15 @@ class Child:
     errors: Path
     began: float
 
-    def wait(self, kill_after: float | None = None) -> Attempt:
-        """Wait for its end, or kill it after so many seconds."""
+    def wait(self, kill_after: float | None = None, kill_when: Callable[[], bool] = lambda: False) -> Attempt:
+        """Wait for its end, or kill it after so many seconds, or as soon as something is so."""
         deadline = self.began + (GIVE_UP if kill_after is None else kill_after)
         killed = False
         while True:
             pid, status = os.waitpid(self.pid, 0 if killed else os.WNOHANG)
             if pid:
                 break
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or kill_when():
                 os.kill(self.pid, signal.SIGKILL)
                 killed = True
             else:
@@ -540,10 +540,16 @@ BAD_TRAININGS: tuple[tuple[str, Profile, float | None, str], ...] = (
 def half_done(bench: Bench, stage: str, at_least: int, *wanted: str) -> Path:
     """A folder as a kill left it in the middle of a stage, with so many files of each kind."""
     folder = bench.root / f"half-{stage}"
-    for share in (0.5, 0.6, 0.7, 0.8, 0.4, 0.3, 0.2, 0.9) * 4:
+
+    def there() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return all(sum(path.stat().st_size > 0 for path in folder.glob(kind)) >= at_least for kind in wanted)
+        return False
+
+    for _ in range(32):  # a file may be gone again when the kill comes
         copy(bench.before(stage), folder)
-        attempt(folder, (stage,), kill_after=share * bench.seconds[stage])
-        if all(sum(path.stat().st_size > 0 for path in folder.glob(kind)) >= at_least for kind in wanted):
+        start(folder, (stage,)).wait(kill_when=there)
+        if there():
             return folder
     raise SystemExit(f"error: a killed {stage} must leave {at_least} of {', '.join(wanted)}")
 
