@@ -119,28 +119,18 @@ def made_sae(d_sae: int, quick: bool) -> tuple[SAE, int]:
     return sae, parent
 
 
-def split_once(
-    acts: KnownActivations, of: tuple[SAE, int], n_steps: int, least: int, feature: int | None = None,
-    samples: Samples | None = None,
-) -> bool:  # fmt: skip
-    """Split the parent, or another feature; whether it has the tokens."""
-    sae, parent = of
-    cfg = SplitConfig(
-        "automatic", least, K=64, seeds=1, controls=False, children=ChildrenConfig(n_steps=n_steps),
-        samples=samples or Samples(),
-    )  # fmt: skip
-    try:
-        split_feature(sae, parent if feature is None else feature, acts, cfg)
-    except UserError:
-        return False
-    return True
+def split_config(n_steps: int, least: int, samples: Samples) -> SplitConfig:
+    """A split without controls."""
+    children = ChildrenConfig(n_steps=n_steps)
+    return SplitConfig("automatic", least, K=64, seeds=1, controls=False, children=children, samples=samples)
 
 
 def of_split(folder: Path, n_tokens: int, d_sae: int, quick: bool) -> dict[str, float]:
     """One split."""
     acts = grown(folder, n_tokens, quick)
+    sae, parent = made_sae(d_sae, quick)
     began = time.perf_counter()
-    assert split_once(acts, made_sae(d_sae, quick), CHILDREN_STEPS[quick], LEAST[quick])
+    split_feature(sae, parent, acts, split_config(CHILDREN_STEPS[quick], LEAST[quick], Samples()))
     return {"seconds": time.perf_counter() - began}
 
 
@@ -156,14 +146,14 @@ def of_wide(folder: Path, n_tokens: int, d_sae: int, quick: bool) -> dict[str, f
 
 def of_parents(folder: Path, n_parents: int, d_sae: int, quick: bool) -> dict[str, float]:
     """Many parents side by side: features that the SAE reads, again from the first where there are more parents than those."""
-    work = [(folder, d_sae, i % READ[True], CHILDREN_STEPS[quick]) for i in range(n_parents)]
+    cfg = split_config(CHILDREN_STEPS[quick], LEAST[True], OVERVIEW)
+    work = [(folder, d_sae, i % READ[True], cfg) for i in range(n_parents)]
     grown(folder, SMALL_STORE, True)
     began = time.perf_counter()
     done = sum(found for _, found in side_by_side(_one_parent, work))
-    get_reusable_executor().shutdown(
-        wait=True
-    )  # this process ends without the interpreter's farewell, which would do it
-    return {"seconds": time.perf_counter() - began, "split": float(done)}
+    seconds = time.perf_counter() - began
+    get_reusable_executor(reuse=True).shutdown(wait=True)  # the next point starts its own
+    return {"seconds": seconds, "split": float(done)}
 
 
 @lru_cache(maxsize=1)
@@ -171,10 +161,15 @@ def _opened(folder: Path) -> KnownActivations:
     return grown(folder, SMALL_STORE, True)
 
 
-def _one_parent(given: tuple[Path, int, int, int]) -> bool:
-    folder, d_sae, feature, n_steps = given
-    with one_thread():
-        return split_once(_opened(folder), made_sae(d_sae, True), n_steps, LEAST[True], feature, OVERVIEW)
+def _one_parent(given: tuple[Path, int, int, SplitConfig]) -> bool:
+    """Whether the feature has the tokens."""
+    folder, d_sae, feature, cfg = given
+    try:
+        with one_thread():
+            split_feature(made_sae(d_sae, True)[0], feature, _opened(folder), cfg)
+    except UserError:
+        return False
+    return True
 
 
 POINTS: dict[str, Callable[[Path, int, int, bool], dict[str, float]]] = {
