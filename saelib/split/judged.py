@@ -126,7 +126,7 @@ class Judge:
         made: Made | None = None
         if isinstance(found, Dictionary):
             timed = time.perf_counter()
-            made = asked.install(found, method.prune)
+            made = asked.install(found, method.prune, method.most_leak)
             seconds += time.perf_counter() - timed
             sae, numbers = made.sae, tuple(child_numbers(work.sae, len(made.theta)))
             alone: Sparse = {s: columns(made.acts["on"][s][yardstick.used[s]]) for s in SPLITS}

@@ -123,10 +123,14 @@ def foreign_share(firings: Firings) -> float:
 
 
 def choose_theta(
-    firings: Firings, inside: Integer[np.ndarray, "n_on K"] | None = None, most: float = MOST_FOREIGN
+    firings: Firings,
+    inside: Integer[np.ndarray, "n_on K"] | None = None,
+    most: float = MOST_FOREIGN,
+    strict: bool = False,
 ) -> Float[np.ndarray, " K"]:
     """Each child's threshold on select, of the candidates at which its foreign leak is at most `most`: the one with the highest
-    MCC for the child's context (the lowest, without `inside`). Where there is none, the candidate with the least leak.
+    MCC for the child's context (the lowest, without `inside`). Where there is none, the candidate with the least leak; infinity
+    if `strict`.
     A child that fires nowhere on P gets 0.
 
     Args:
@@ -145,8 +149,11 @@ def choose_theta(
         total = sum(firings.weight[name] * above[name] for name in SAMPLES)
         share = np.divide(firings.weight["off"] * above["foreign"], total, out=np.ones(len(theta)), where=total > 0)
         allowed = share <= most
-        if inside is None or not allowed.any():
-            out[j] = theta[allowed.argmax() if allowed.any() else share.argmin()]
+        if not allowed.any():
+            out[j] = np.inf if strict else theta[share.argmin()]
+            continue
+        if inside is None:
+            out[j] = theta[allowed.argmax()]
             continue
         tp, fp = (_above(np.sort(column["on"][inside[:, j] == kind]), theta) for kind in (1, 0))
         n_in, n_out = ((inside[:, j] == kind).sum() for kind in (1, 0))

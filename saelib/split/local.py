@@ -22,8 +22,10 @@ from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_child
 from saelib.split.methods import Task, method
 from saelib.split.tokens import SPLITS
 
-K_CURVE = (8, 16, 32, 64, 128)
+K_CURVE = (8, 16, 32, 64, 128, 256, 512)
 """Sizes at which our children are a row each."""
+CLEAN = 0.02
+"""Foreign leak on select above which `children-clean` leaves a child out."""
 PRICES = {"cheap": 0.5, "dear": 2.0}
 """Our children at other L0: multiples of their prices of activation."""
 _SAMPLE = 8192
@@ -65,6 +67,17 @@ def _register_curve() -> None:
 
 
 _register_curve()
+
+
+@method(
+    "children-clean",
+    "local",
+    f"ours with K = 256, and no child whose foreign leak on select is above {CLEAN:.0%}",
+    most_leak=CLEAN,
+)
+def children_clean(task: Task) -> Dictionary:
+    """More children, each held to less leak."""
+    return trained(task, task.targets, replace(task.config, K=256))
 
 
 @method("no-negatives", "local", "ours without off-parent tokens")

@@ -138,6 +138,8 @@ class Method:
     """Whether the work is done for one parent only; a plain wide SAE serves all."""
     seeded: bool = True
     """Whether a seed changes what it gives; else it is run once."""
+    most_leak: float | None = None
+    """The foreign leak that a child may have on select: those above it at every threshold are dropped; None: none are."""
     source: Path | None = None
     """The file of a method that is not the package's own."""
 
@@ -153,7 +155,7 @@ _REGISTRY: dict[str, Method] = {}
 
 
 def method(
-    name: str, kind: Kind, about: str, **options: bool
+    name: str, kind: Kind, about: str, **options: Any
 ) -> Callable[[Callable[[Task], Outcome]], Callable[[Task], Outcome]]:
     """Register a function as a method; `options` are the flags of `Method`.
 

@@ -22,7 +22,7 @@ from saelib.split.children import Dictionary, Pools
 from saelib.split.contexts import LEAST, MOST_CONTEXTS, Labels, label, member
 from saelib.split.detectors import feature_mcc
 from saelib.split.exported import as_jumprelu, child_numbers, replace_parent
-from saelib.split.leak import SAMPLES, Firings, Leak, choose_theta, foreign_share, leak
+from saelib.split.leak import MOST_FOREIGN, SAMPLES, Firings, Leak, choose_theta, foreign_share, leak
 from saelib.split.parent import parent_target
 from saelib.split.separation import Added, Separation, added, measure
 from saelib.split.silent import Silent
@@ -117,10 +117,11 @@ class Work:
         return Pools(x(on), y(on), a(on), x(weak), y(weak), a(weak), x(off))
 
     @torch.no_grad()
-    def install(self, found: Dictionary, prune: bool = True) -> Made:
+    def install(self, found: Dictionary, prune: bool = True, most_leak: float | None = None) -> Made:
         """Put children beside the parent's core: a context each, thresholds on select, the rows refitted, exported, encoded.
 
         With `prune` children that carry nothing are dropped: they fire on too little of P, or P is no worse without them.
+        With `most_leak`, also those whose foreign leak on select is above it at every threshold.
         """
         raw = found
         c = {name: self._encoded(lambda x: raw.encode(self.sae.encoder_input(x)), name, "select") for name in SAMPLES}
@@ -128,7 +129,10 @@ class Work:
         found, c = self._kept(found, c, share >= LEAST_SHARE if prune else share >= 0)
         context_of = self._contexts_of(c["on"])
         firings = Firings.of(self.tokens, "select", c, self.off_member["select"][:, context_of])
-        theta = torch.from_numpy(choose_theta(firings, self._inside()[:, context_of])).float()
+        bound = MOST_FOREIGN if most_leak is None else most_leak
+        above = choose_theta(firings, self._inside()[:, context_of], bound, strict=most_leak is not None)
+        found, c = self._kept(found, c, np.isfinite(above))
+        context_of, theta = context_of[np.isfinite(above)], torch.from_numpy(above[np.isfinite(above)]).float()
         refitted, _ = self._refit(found, theta)
         keep = torch.ones(len(theta), dtype=torch.bool)
         if prune:
@@ -160,7 +164,8 @@ class Work:
         found: Dictionary, c: dict[str, np.ndarray], keep: Bool[np.ndarray, " K"]
     ) -> tuple[Dictionary, dict[str, np.ndarray]]:
         if not keep.any():
-            raise UserError("at least one child must fire on the parent's tokens", 0, "lower the price of activation")
+            rule = "at least one child must fire on the parent's tokens and keep to the leak it may have"
+            raise UserError(rule, 0, "lower the price of activation, or allow more leak")
         if keep.all():
             return found, c
         mask = torch.from_numpy(keep)

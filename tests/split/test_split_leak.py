@@ -70,6 +70,8 @@ def test_a_child_that_always_leaks_gets_its_best_threshold() -> None:
     made = firings([1.0, 2.0, 3.0, 4.0], [0.0], [5.0] * 10 + [1.5] * 5, [0] * 15)
     # above 0: 45 of 49; from 1.5, of which 1.6 is the first candidate, 30 of 33
     assert choose_theta(made)[0] == pytest.approx(1.6)
+    assert choose_theta(made, most=0.9, strict=True)[0] == np.inf  # 30 of 33 are above it
+    assert choose_theta(made, most=0.91, strict=True)[0] == pytest.approx(1.6)
     inside = firings([1.0, 2.0, 3.0, 4.0], [0.0], [5.0] * 10 + [1.5] * 5, [1] * 15)
     assert choose_theta(inside)[0] == 0  # what is in the context is no leak
     assert choose_theta(firings([0.0] * 4, [0.0], [5.0], [0]))[0] == 0

@@ -34,7 +34,7 @@ from saelib.split.work import Work
 WORLD = World("tiny", d_in=24, n_background=40, contexts=(200, 120, 120))
 CONFIG = SplitConfig(contexts="automatic", least=20, seeds=1, children=ChildrenConfig(n_steps=250))
 WIDE = WideConfig(d_sae=48, n_tokens=60_000, batch_size=512, reinit_every=50)
-FEW = ("children-16", "children-32", "children-64", "children-128", "children-cheap", "named-128",
+FEW = ("children-16", "children-32", "children-64", "children-128", "children-256", "children-512", "children-cheap", "named-128",
        "all-data-3", "all-data-10", "all-data-wider")  # fmt: skip
 """The same code as another row, at another size."""
 
@@ -106,6 +106,16 @@ def test_negatives_keep_children_silent_elsewhere(judge_: Judge) -> None:
 def test_seeds_differ(judge_: Judge) -> None:
     for name in ("children", "ica", "spherical-k-means", "matryoshka", "random-decoder"):
         assert not np.array_equal(run(judge_, name).fires, run(judge_, name, seed=1).fires), name
+
+
+def test_children_that_cannot_keep_to_their_leak_are_left_out(judge_: Judge) -> None:
+    found = get_method("no-negatives").make(task(judge_))
+    assert isinstance(found, Dictionary)
+    every, held = judge_.work.install(found), judge_.work.install(found, most_leak=0.1)
+    assert 0 < len(held.theta) < len(every.theta) and bool(held.theta.isfinite().all())
+    assert judge_.work.foreign(held) < 0.15 < 0.5 < judge_.work.foreign(every)
+    with pytest.raises(UserError, match=r"keep to the leak it may have; got 0"):
+        judge_.work.install(found, most_leak=-1.0)
 
 
 def test_only_features_that_do_not_leak_are_left(judge_: Judge) -> None:
