@@ -42,10 +42,11 @@ from saelib.split.tokens import ParentTokens
 from saelib.split.work import Work
 
 DEFAULT_METHODS = (
-    "children-8", "children-16", "children-32", "children-64", "children-128", "children-cheap", "children-dear", "again",
-    "named", "named-128", "no-negatives", "no-target", "wrong-parent", "matryoshka", "subspace", "residual", "small-sae",
-    "k-means", "spherical-k-means", "ica", "random-decoder", "permuted", "rest", "quantiles", "supervised", "all-data",
-    "all-data-clean", "all-data-3", "context-filter", "token-filter", "warm", "warm-zeroed",
+    "children-8", "children-16", "children-32", "children-64", "children-128", "children-cheap", "children-dear",
+    "children-clean", "again", "named", "named-128", "no-negatives", "no-target", "wrong-parent", "matryoshka",
+    "subspace", "residual", "small-sae", "k-means", "spherical-k-means", "ica", "random-decoder", "permuted", "rest",
+    "quantiles", "supervised", "all-data", "all-data-clean", "all-data-3", "context-filter", "token-filter", "warm",
+    "warm-zeroed",
 )  # fmt: skip
 """Methods of a whole run; wide SAEs of ten times the tokens or four times the features are asked for by name."""
 QUICK_METHODS = ("children-16", "rest", "k-means", "random-decoder", "all-data")
