@@ -152,18 +152,21 @@ def _answer(sides: Sequence[dict[str, Any]], ours: str, wide: str, for_one: str 
         n = board[wide]["parents"]
         gain = _between(own, "over_plain")
         said += f" Over the best wide SAE that serves all parents it gains {gain} on the {n} that both have."
+    ranked = [row for row in shown["record"] if row["method"] != CEILING]
+    place = "first"
     if (one := board.get(for_one or "")) and one.get("over_ours") is not None:
+        verb = "comes first," if ranked[0] is one else "stands"
         said += (
-            f" A whole wide SAE for each parent ({for_one}) stands {_between(one, 'over_ours')} above ours on the "
+            f" A whole wide SAE for each parent ({for_one}) {verb} {_between(one, 'over_ours')} above ours on the "
             f"{one['parents']} that both have; {one['leak']:.0%} of what its features fire is not the parent's."
         )
-    first = next(row for row in shown["record"] if row["method"] != CEILING)
+        if ranked[0] is one:
+            ranked, place = ranked[1:], "next"
+    first = ranked[0]
     if first["method"] not in (ours, wide):
         more = _between(first, "over_ours")
         given = f", which {SEES[first['method']]}," if first["method"] in SEES else ""
-        said += (
-            f" {short(first['method'])}{given} comes first, {more} above ours on the {first['parents']} that both have."
-        )
+        said += f" {short(first['method'])}{given} comes {place}, {more} above ours on the {first['parents']} that both have."
     if CEILING in board:
         reached = _between(board[CEILING], "S_2")
         said += f" Encoders that are given the contexts ({CEILING}) reach {reached} in the children's place."

@@ -365,25 +365,26 @@ def test_the_best_wide_sae_is_chosen_on_development_parents_alone() -> None:
 def test_the_first_sentence_names_the_wide_sae_for_all_and_that_for_one(tmp_path: Path) -> None:
     def parent(name: str, side: str, token_filter: float) -> list[dict[str, Any]]:
         more = {"side": side, "judged": 3, "leak": 0.9, "stratum": "separable", "device": "cpu"}
-        values = {"children-64": 0.5, "all-data": 0.4, "token-filter": token_filter, "rest": 0.1}
+        values = {"children-64": 0.5, "all-data": 0.4, "token-filter": token_filter, "named": 0.45, "rest": 0.1}
         values |= {f"other-{i}": 0.3 - i / 100 for i in range(9)}
         return [row(name, method, value, **more) for method, value in values.items()]
 
     rows = as_table([*parent("a1", "test", 0.8), *parent("d1", "dev", 0.7)])
     page = write_bench(rows, tmp_path).read_text()
     assert "Over the best wide SAE that serves all parents it gains 0.10" in page
-    assert (
-        "A whole wide SAE for each parent (token-filter) stands 0.30" in page
-        and "90% of what its features fire" in page
-    )
+    assert "A whole wide SAE for each parent (token-filter) comes first, 0.30 (0.30 to 0.30) above ours" in page
+    assert "90% of what its features fire" in page and "comes next" not in page  # that is ours
+    rows.loc[rows["method"] == "named", "S_2"] = 0.6
+    page = write_bench(rows, tmp_path).read_text()
+    assert "named, which sees the words, comes next, 0.10 (0.10 to 0.10) above ours" in page
     brief = page.split("a1: 3 contexts", 1)[1].split("</details>", 1)[0]
-    looked_for = ("token-filter", "children-64", "all-data", "other-0", "other-1", "rest")
-    # four, and ours, the rest and the wide one
+    looked_for = ("token-filter", "named", "children-64", "all-data", "other-0", "rest")
+    # four, and the rest
     assert [name for name in looked_for if name in brief] == [
         "token-filter",
+        "named",
         "children-64",
         "all-data",
-        "other-0",
         "rest",
     ]
 
