@@ -153,16 +153,15 @@ def _answer(sides: Sequence[dict[str, Any]], ours: str, wide: str, for_one: str 
         gain = _between(own, "over_plain")
         said += f" Over the best wide SAE that serves all parents it gains {gain} on the {n} that both have."
     ranked = [row for row in shown["record"] if row["method"] != CEILING]
-    place = "first"
+    leads = False
     if (one := board.get(for_one or "")) and one.get("over_ours") is not None:
-        verb = "comes first," if ranked[0] is one else "stands"
+        leads = ranked[0] is one
+        verb = "comes first," if leads else "stands"
         said += (
             f" A whole wide SAE for each parent ({for_one}) {verb} {_between(one, 'over_ours')} above ours on the "
             f"{one['parents']} that both have; {one['leak']:.0%} of what its features fire is not the parent's."
         )
-        if ranked[0] is one:
-            ranked, place = ranked[1:], "next"
-    first = ranked[0]
+    first, place = (ranked[1], "next") if leads else (ranked[0], "first")
     if first["method"] not in (ours, wide):
         more = _between(first, "over_ours")
         given = f", which {SEES[first['method']]}," if first["method"] in SEES else ""

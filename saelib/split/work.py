@@ -131,8 +131,9 @@ class Work:
         firings = Firings.of(self.tokens, "select", c, self.off_member["select"][:, context_of])
         bound = MOST_FOREIGN if most_leak is None else most_leak
         above = choose_theta(firings, self._inside()[:, context_of], bound, strict=most_leak is not None)
-        found, c = self._kept(found, c, np.isfinite(above))
-        context_of, theta = context_of[np.isfinite(above)], torch.from_numpy(above[np.isfinite(above)]).float()
+        able = np.isfinite(above)
+        found, c = self._kept(found, c, able)
+        context_of, theta = context_of[able], torch.from_numpy(above[able]).float()
         refitted, _ = self._refit(found, theta)
         keep = torch.ones(len(theta), dtype=torch.bool)
         if prune:
