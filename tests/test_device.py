@@ -190,7 +190,14 @@ def test_every_method_works_elsewhere(acts: Activations, sae: SAE, elsewhere: to
     children = ChildrenConfig(n_steps=20, batch_on=64, batch_weak=16, batch_off=64)
     budget = WideConfig(d_sae=32, n_tokens=2048, batch_size=256, reinit_every=5)
     refused = {}
-    same = ("children-", "all-data-3", "all-data-10", "all-data-wider", "named-128")  # as others, in other sizes
+    same = (
+        "children-",
+        "all-data-3",
+        "all-data-10",
+        "all-data-wider",
+        "named-128",
+        "named-clean",
+    )  # as others, in other sizes
     for name in (name for name in method_names() if not name.startswith(same)):
         try:
             found = judge.run(get_method(name), Task(there, judge.work, 4, 0, children, budget), swap=name == "k-means")

@@ -43,7 +43,7 @@ from saelib.split.work import Work
 
 DEFAULT_METHODS = (
     "children-8", "children-16", "children-32", "children-64", "children-128", "children-cheap", "children-dear",
-    "children-clean", "again", "named", "named-128", "no-negatives", "no-target", "wrong-parent", "matryoshka",
+    "children-clean", "again", "named", "named-128", "named-clean", "no-negatives", "no-target", "wrong-parent", "matryoshka",
     "subspace", "residual", "small-sae", "k-means", "spherical-k-means", "ica", "random-decoder", "permuted", "rest",
     "quantiles", "supervised", "all-data", "all-data-clean", "all-data-3", "context-filter", "token-filter", "warm",
     "warm-zeroed",

@@ -39,7 +39,7 @@ BRIEF_BEST = 4
 """Methods that are shown of each parent, beside ours, the rest and the wide SAE."""
 MOST_PARENTS = 10
 """Best and worst parents that are shown."""
-SEES = {"named": "sees the words", "named-128": "sees the words", CEILING: "sees the contexts"}
+SEES = dict.fromkeys(("named", "named-128", "named-clean"), "sees the words") | {CEILING: "sees the contexts"}
 """Methods that are given more than activations."""
 MORE = {
     "S_1": ("S_1", 1.0), "S_4": ("S_4", 1.0), "added_2": ("added_2", 1.0), "S_2_current": ("S_2 current", 1.0),

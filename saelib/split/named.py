@@ -35,6 +35,8 @@ SAME = 0.5
 RIDGE = 30.0
 MOST_ON = 20_000
 """Tokens of P that encoders are refitted on."""
+CLEAN = 0.03
+"""Foreign leak on select above which `named-clean` leaves a child out."""
 SUPERVISED_RIDGES = (1.0, 10.0, 100.0)
 
 
@@ -53,6 +55,18 @@ def named(task: Task) -> Dictionary:
 def named_128(task: Task) -> Dictionary:
     """Twice the children of the benchmark's size."""
     found = trained(task, task.targets, replace(task.config, K=128))
+    return to_names(found, task.targets, task.work.tokens.on["train"], task.seed)
+
+
+@method(
+    "named-clean",
+    "local",
+    f"the same with K = 256, and no child whose foreign leak on select is above {CLEAN:.0%}",
+    most_leak=CLEAN,
+)
+def named_clean(task: Task) -> Dictionary:
+    """More children, each held to its name and to less leak."""
+    found = trained(task, task.targets, replace(task.config, K=256))
     return to_names(found, task.targets, task.work.tokens.on["train"], task.seed)
 
 

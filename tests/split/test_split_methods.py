@@ -34,7 +34,7 @@ from saelib.split.work import Work
 WORLD = World("tiny", d_in=24, n_background=40, contexts=(200, 120, 120))
 CONFIG = SplitConfig(contexts="automatic", least=20, seeds=1, children=ChildrenConfig(n_steps=250))
 WIDE = WideConfig(d_sae=48, n_tokens=60_000, batch_size=512, reinit_every=50)
-FEW = ("children-16", "children-32", "children-64", "children-128", "children-256", "children-512", "children-cheap", "named-128",
+FEW = ("children-16", "children-32", "children-64", "children-128", "children-256", "children-512", "children-cheap", "named-128", "named-clean",
        "all-data-3", "all-data-10", "all-data-wider")  # fmt: skip
 """The same code as another row, at another size."""
 
