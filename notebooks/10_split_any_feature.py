@@ -38,6 +38,7 @@ from pathlib import Path
 from saelib.report import report, split_command, views
 from saelib.report.children_page import children_page
 from saelib.report.split_report import example_text
+from saelib.split.result import Split
 
 request = split_command.SplitRequest(
     sae=sae, feature=feature, model=model, text=text, contexts=contexts, method=method, tokens=tokens,
@@ -49,8 +50,8 @@ request = split_command.SplitRequest(
 
 # %%
 split = split_command.split_of(request)
-ours = method == "children"
-children_page(split, request.prompts) if ours else split.rows
+has_children = isinstance(split, Split)
+children_page(split, request.prompts) if has_children else split.rows
 
 # %% [markdown]
 # ## Every child
@@ -62,7 +63,7 @@ split.children
 # ## Which child fires on which token, the parent first
 
 # %%
-if ours:
+if has_children:
     fires = split.on(prompt or example_text(split))
     names = [*fires.columns[2:]]
     display(views.top_contexts([fires["token"]] * len(names), [fires[n] for n in names], columns={"feature": names}))
@@ -72,7 +73,7 @@ if ours:
 # ## Every context
 
 # %%
-split.separation["rest + children"].frame() if ours else split.contexts
+split.separation["rest + children"].frame() if has_children else split.contexts
 
 # %%
 if out:

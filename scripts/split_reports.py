@@ -1,10 +1,10 @@
 """Write the committed split reports anew: reports/split-hyphen and reports/saelens-split.
 
-    python scripts/split_reports.py                      # the study's parent: the hyphen's classes, and automatic contexts
+    python scripts/split_reports.py                      # the study's parent: the hyphen's classes, automatic contexts, named-clean
     python scripts/split_reports.py --saes FOLDER        # also SAEs that sae-lens trained: FOLDER/standard, FOLDER/batchtopk
 
 Those of sae-lens come from `scripts/train_with_saelens.py` (standard, 256 features; BatchTopK, 512 features and L0 16; 1,000
-steps); what is split is their feature that best marks the hyphen on select. A minute each on 2 cores.
+steps); what is split is their feature that best marks the hyphen on select. A minute each on 2 cores, by named-clean four.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ def wanted(saes: Path | None) -> Iterator[tuple[str, SAE, int, SplitConfig]]:
     """Folder, SAE, feature and settings of each report."""
     profile = get_profile("mini")
     narrow, chosen, acts = study.narrow_sae(profile).sae, selection.parent(profile), texts.of_profile(profile)
-    for folder, contexts in (("split-hyphen", "hyphen"), ("split-hyphen/automatic", "automatic")):
-        yield folder, narrow, chosen.feature, SplitConfig(contexts=contexts, tau=chosen.tau)
+    for folder, contexts, method in (
+        ("split-hyphen", "hyphen", "children"),
+        ("split-hyphen/automatic", "automatic", "children"),
+        ("split-hyphen/named", "hyphen", "named-clean"),
+    ):
+        yield folder, narrow, chosen.feature, SplitConfig(contexts=contexts, tau=chosen.tau, method=method)
     if saes is None:
         return
     for name, folder in SAELENS.items():

@@ -116,8 +116,8 @@ def test_the_model_and_its_harvest(
 def test_a_split_is_the_same_elsewhere(
     acts: Activations, sae: SAE, elsewhere: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saelib.split.engine.K_GRID", (4, 8))
-    monkeypatch.setattr("saelib.split.engine.K_STEPS", 10)
+    monkeypatch.setattr("saelib.split.how_many.K_GRID", (4, 8))
+    monkeypatch.setattr("saelib.split.how_many.K_STEPS", 10)
     children = ChildrenConfig(n_steps=40, batch_on=64, batch_weak=16, batch_off=64)
     cfg = SplitConfig(contexts="hyphen", seeds=2, children=children)
     here = split_feature(sae, FEATURE, acts, cfg)

@@ -121,8 +121,8 @@ def test_a_step_waits_for_nothing(acts: Activations, gpu: torch.device) -> None:
 
 
 def test_a_split(acts: Activations, sae: SAE, gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saelib.split.engine.K_GRID", (4, 8))
-    monkeypatch.setattr("saelib.split.engine.K_STEPS", 50)
+    monkeypatch.setattr("saelib.split.how_many.K_GRID", (4, 8))
+    monkeypatch.setattr("saelib.split.how_many.K_STEPS", 50)
     cfg = SplitConfig(contexts="hyphen", seeds=2, children=ChildrenConfig(n_steps=200, batch_on=256, batch_off=256))
     here = split_feature(sae, FEATURE, acts, cfg)
     found = split_feature(sae, FEATURE, replace(acts, model=acts.model.on(gpu)), cfg)

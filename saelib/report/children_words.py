@@ -11,6 +11,7 @@ from saelib.report.children_charts import (
 )
 from saelib.report.page import show
 from saelib.split.leak import MOST_FOREIGN
+from saelib.split.methods import OURS
 from saelib.split.result import Split
 from saelib.split.yardstick import Reason
 
@@ -231,10 +232,17 @@ def _listed(names: Sequence[str], most: int = 6) -> str:
 
 
 def kicker_line(split: Split) -> str:
-    """Which feature of which SAE of which model."""
+    """Which feature of which SAE of which model, and how it was split."""
     cfg = split.original.cfg
     site = f" on {cfg.hook_name}" if cfg.hook_name else ""
-    return f"feature {split.parent.feature} of an SAE with {cfg.d_sae:,} features{site}, language model {split.acts.model.name}"
+    said = f"feature {split.parent.feature} of an SAE with {cfg.d_sae:,} features{site}, language model {split.acts.model.name}"
+    return "; ".join([said, *method_words(split)])
+
+
+def method_words(split: Split) -> list[str]:
+    """How the children were made, where they were not made by the method that is the default."""
+    method = split.method
+    return [] if method.name == OURS else [f"children by --method {method.name}: {method.about}"]
 
 
 def child_names(children: pd.DataFrame) -> list[str]:

@@ -50,9 +50,8 @@ class SplitRequest:
         if self.contexts not in CONTEXTS and not self.contexts.endswith(".json"):
             rule = f"contexts must be one of {', '.join(CONTEXTS)} or a .json of rules"
             raise UserError(rule, repr(self.contexts), "pass one")
-        if self.prompts and (self.method != OURS or self.everything is not None):
-            rule = "prompts are shown for one feature and the method children"
-            raise UserError(rule, self.method, "leave --prompt out")
+        if self.prompts and self.everything is not None:
+            raise UserError("prompts are shown for one feature", "--all", "leave --prompt out")
 
 
 def run_split(request: SplitRequest, say: Callable[[str], object]) -> None:
@@ -66,7 +65,8 @@ def run_split(request: SplitRequest, say: Callable[[str], object]) -> None:
     from saelib.split.methods import get_method
 
     everything, out = request.everything, request.out
-    get_method(request.method)
+    if not get_method(request.method).gives_children and request.prompts:
+        raise UserError("prompts are shown with children", request.method, "leave --prompt out, or take another method")
     if everything is not None and request.device == "cuda":  # on the processor only
         raise UserError("device must be cpu or auto for --all", request.device, "leave --device out")
     choose_device("cpu" if everything is not None else request.device)
@@ -97,7 +97,8 @@ def _split_one(request: SplitRequest, say: Callable[[str], object]) -> None:
 
 
 def split_of(request: SplitRequest) -> Split | MethodSplit:
-    """Split the feature by the method that is asked for; ours writes its page to `out` before other seeds are trained.
+    """Split the feature by the method that is asked for; one that gives children writes its page to `out` before other seeds
+    are trained.
 
     Raises:
         UserError: whatever splitting refuses.
@@ -105,6 +106,7 @@ def split_of(request: SplitRequest) -> Split | MethodSplit:
     from saelib.report.split_report import check_prompts, first_page
     from saelib.sae.load import load_sae
     from saelib.split.engine import SplitConfig, split_feature
+    from saelib.split.methods import get_method
     from saelib.split.split_by import split_by
     from saelib.split.wide import WideConfig
     from saelib.study.texts import activations
@@ -115,11 +117,11 @@ def split_of(request: SplitRequest) -> Split | MethodSplit:
     if not 0 <= feature < sae.cfg.d_sae:
         raise UserError(f"feature must be in [0, d_sae={sae.cfg.d_sae})", feature, "pass a feature of the SAE")
     cfg = SplitConfig(
-        contexts=request.contexts, tau=request.tau, K=request.K, seed=request.seed,
+        contexts=request.contexts, tau=request.tau, K=request.K, seed=request.seed, method=request.method,
         require_separable=request.contexts not in ("auto", "automatic"),
     )  # fmt: skip
     acts = activations(request.model, request.text, sae=sae, device=cast(Device, request.device))
-    if request.method != OURS:
+    if not get_method(request.method).gives_children:
         wide = WideConfig(d_sae=request.d_sae or 4 * sae.cfg.d_sae, n_tokens=request.tokens or WideConfig().n_tokens)
         return split_by(sae, feature, acts, request.method, cfg, wide)
     check_prompts(sae, feature, acts, prompts, request.tau)
@@ -128,7 +130,7 @@ def split_of(request: SplitRequest) -> Split | MethodSplit:
 
 
 def write(found: Split | MethodSplit, request: SplitRequest) -> Path:
-    """Write the tables and the new SAE to `out`, with the page where the method is ours. Returns what to open."""
+    """Write the tables and the new SAE to `out`, with the page where there are children. Returns what to open."""
     from saelib.report.split_report import write_split
     from saelib.split.result import Split
 

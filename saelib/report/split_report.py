@@ -19,6 +19,7 @@ from saelib.report.children_words import (
     cell_value,
     leak_sentence,
     leaks,
+    method_words,
     named_sentence,
     parent_sentence,
     verdict_sentence,
@@ -96,7 +97,7 @@ def split_text(split: Split, prompts: Sequence[str] = ()) -> str:
             "name": frame["name"].astype(str),
         }
     )
-    lines = [parent_sentence(split), ""]
+    lines = [parent_sentence(split), *(f"{words}." for words in method_words(split)), ""]
     if len(shown):
         wide = shutil.get_terminal_size((110, 24)).columns
         table = shown.head(MOST_ROWS).to_string(index=False, max_colwidth=max(wide - 50, 20), justify="right")

@@ -5,7 +5,6 @@ gather P -> contexts, yardstick -> K, children -> thresholds -> the exported SAE
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from saelib.base.memory import give_back_freed_memory
 from saelib.base.progress import report_progress
 from saelib.base.threads import one_thread
 from saelib.sae.sae import SAE
-from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children, train_several
+from saelib.split.children import ChildrenConfig, Dictionary, train_children
 from saelib.split.children_table import children_table
 from saelib.split.contexts import LEAST, MOST_CONTEXTS
 from saelib.split.controls import (
@@ -38,19 +37,16 @@ from saelib.split.controls import (
 )
 from saelib.split.effects import child_effects
 from saelib.split.exported import child_numbers
+from saelib.split.how_many import choose_K
+from saelib.split.methods import OURS, Method, Task, get_method, make
 from saelib.split.parent import Samples, gather
 from saelib.split.result import Split, describe_parent
 from saelib.split.silent import silent_firings
 from saelib.split.stability import iou, overall, stability
 from saelib.split.swap import swap_table
+from saelib.split.wide import WideConfig
 from saelib.split.work import Made, Work
 from saelib.split.yardstick import require_separable
-
-K_GRID = (8, 16, 32, 64, 128)
-K_GAIN = 0.02
-"""The rule for K: the smallest of `K_GRID` after which doubling lowers FVU on P (select) by less than this."""
-K_STEPS = 300
-"""Steps of each short training of the curve over K."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,9 @@ class SplitConfig:
     tau: float | None = None
     """The parent is on above this; None: the 2024 post's share of its largest activation."""
     K: int | None = None
-    """Children; None: by the rule over `K_GRID`."""
+    """Children; None: by `saelib.split.how_many`, or as many as the method has of its own."""
+    method: str = OURS
+    """How children are made: a local method of `saelib.split.methods`."""
     seeds: int = 3
     """Trainings, of which the first is the product; the others say how stable it is."""
     controls: bool = True
@@ -99,6 +97,8 @@ class Product:
     """Columns K, fvu, chosen."""
     seconds: float
     """Training."""
+    tokens: int
+    """That training saw, repeats included."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,13 @@ def split_feature(
     """
     began = time.perf_counter()
     cfg, sae = config or SplitConfig(), sae.on(acts.device)
+    local_method(cfg)
     tokens = gather(acts, sae, feature, cfg.tau, cfg.samples, values)
     give_back_freed_memory()
     work = Work.of(acts, tokens, sae, cfg.contexts, cfg.least, cfg.most)
     if cfg.require_separable:
         require_separable(work.yardstick)
-    product = make_product(work, cfg)
+    product = make_product(work, cfg, acts)
     numbers = np.array(child_numbers(work.sae, len(product.made.theta)))
     counted = silent_firings(acts, tokens, work.labels, product.made.sae, numbers)
     product = replace(product, made=product.made._replace(silent=counted))
@@ -140,7 +141,7 @@ def split_feature(
     split = _judged(acts, sae, work, product, cfg, began)
     if first and (cfg.controls or cfg.seeds > 1):
         first(split)
-    return _completed(split, work, product, make_beside(work, cfg, product), cfg, began)
+    return _completed(split, work, product, make_beside(work, cfg, product, acts), cfg, began)
 
 
 def _judged(acts: Activations, sae: SAE, work: Work, product: Product, cfg: SplitConfig, began: float) -> Split:
@@ -173,7 +174,7 @@ def _judged(acts: Activations, sae: SAE, work: Work, product: Product, cfg: Spli
         cost={
             "seconds": time.perf_counter() - began,
             "seconds_training": product.seconds,
-            "tokens_sae": cfg.children.tokens,
+            "tokens_sae": product.tokens,
             "tokens_lm": sum(tokens.n_tokens.values()),
         },
         acts=acts,
@@ -181,6 +182,7 @@ def _judged(acts: Activations, sae: SAE, work: Work, product: Product, cfg: Spli
         labels=work.labels,
         original=sae,
         numbers=ordered,
+        method=local_method(cfg),
     )
 
 
@@ -200,18 +202,51 @@ def _completed(split: Split, work: Work, product: Product, beside: Beside, cfg: 
     )
 
 
-def make_product(work: Work, cfg: SplitConfig) -> Product:
-    """Choose K, train the children and put them in the parent's place."""
-    K, curve = choose_K(work.targets, work.select_pools, cfg)
+def local_method(cfg: SplitConfig) -> Method:
+    """How children are made.
+
+    Raises:
+        UserError: an unknown method, one that gives no children, or one with a number of children of its own beside another K.
+    """
+    method = get_method(cfg.method)
+    if not method.gives_children:
+        raise UserError("a split's method must give children", cfg.method, "take saelib.split.split_by for others")
+    if method.K is not None and cfg.K not in (None, method.K):
+        raise UserError(f"{cfg.method} makes {method.K} children", f"K={cfg.K}", "leave K out")
+    return method
+
+
+def make_product(work: Work, cfg: SplitConfig, acts: Activations | None = None) -> Product:
+    """Choose K, make the children and put them in the parent's place.
+
+    Args:
+        acts: the activations, for a method that is not ours; synthetic parents have none.
+    """
+    method = local_method(cfg)
+    children = replace(cfg.children, seed=cfg.seed)
+    K, curve = choose_K(work.targets, work.select_pools, children, cfg.K or method.K)
     give_back_freed_memory()
     report_progress("children", 0, 1)
     began = time.perf_counter()
-    dictionary = train_children(work.targets, replace(cfg.children, K=K, seed=cfg.seed))
+    dictionary, tokens = _dictionary(work, cfg, K, cfg.seed, acts)
     seconds = time.perf_counter() - began
-    return Product(K, dictionary, work.install(dictionary), curve, seconds)
+    made = work.install(dictionary, method.prune, method.most_leak)
+    return Product(K, dictionary, made, curve, seconds, tokens)
 
 
-def make_beside(work: Work, cfg: SplitConfig, product: Product) -> Beside:
+def _dictionary(work: Work, cfg: SplitConfig, K: int, seed: int, acts: Activations | None) -> tuple[Dictionary, int]:
+    """Children of one seed, and the tokens that training saw."""
+    if cfg.method == OURS:
+        return train_children(work.targets, replace(cfg.children, K=K, seed=seed)), cfg.children.tokens
+    assert acts is not None
+    task = Task(acts, work, K, seed, cfg.children, WideConfig())
+    with one_thread():
+        found = make(local_method(cfg), task)
+    assert isinstance(found, Dictionary)
+    return found, task.meter.tokens_sae
+
+
+def make_beside(work: Work, cfg: SplitConfig, product: Product, acts: Activations | None = None) -> Beside:
     """Train children of other seeds, and controls, side by side, and measure each as soon as it is there."""
     give_back_freed_memory()
     first = replace(cfg.children, K=product.K, seed=cfg.seed)
@@ -227,6 +262,9 @@ def make_beside(work: Work, cfg: SplitConfig, product: Product) -> Beside:
         "k-means": lambda: k_means(work.targets, first),
     }
 
+    if (method := local_method(cfg)).name != OURS:
+        controls["children as they are trained"] = lambda: train_children(work.targets, first)
+
     def row(name: str) -> dict[str, float | str] | None:
         with one_thread():
             found = controls[name]()
@@ -234,11 +272,12 @@ def make_beside(work: Work, cfg: SplitConfig, product: Product) -> Beside:
 
     def seed(number: int) -> np.ndarray:
         with one_thread():
-            return work.fires(work.install(train_children(work.targets, replace(first, seed=number))))
+            found, _ = _dictionary(work, cfg, product.K, number, acts)
+            return work.fires(work.install(found, method.prune, method.most_leak))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = [pool.submit(row, name) for name in controls if cfg.controls]
-        again = [pool.submit(seed, number) for number in range(cfg.seed + 1, cfg.seed + cfg.seeds)]
+        again = [pool.submit(seed, number) for number in range(cfg.seed + 1, cfg.seed + cfg.seeds) if method.seeded]
         tasks: list[Future[Any]] = [*rows, *again]
         for done, _ in enumerate(as_completed(tasks), 1):
             report_progress("controls and other seeds", done, len(tasks))
@@ -246,25 +285,6 @@ def make_beside(work: Work, cfg: SplitConfig, product: Product) -> Beside:
     measured = [found for task in rows if (found := task.result())]
     others = other_rows(work, product.made, cfg.seed) if cfg.controls else []
     return Beside(stability(work.fires(product.made), [task.result() for task in again]), measured + others)
-
-
-def choose_K(pools: Pools, select: Pools, cfg: SplitConfig) -> tuple[int, pd.DataFrame]:
-    """K by the rule, from short trainings on train measured on select; the curve has columns K, fvu, chosen."""
-    if cfg.K is not None:
-        return cfg.K, pd.DataFrame({"K": [cfg.K], "fvu": [np.nan], "chosen": [True]})
-    tries = [replace(cfg.children, K=K, n_steps=K_STEPS, seed=cfg.seed) for K in reversed(K_GRID)]  # the longest first
-    found = train_several(pools, tries, lambda done, total: report_progress("how many children", done, total))
-    fvu = [fvu_on(children, select) for children in reversed(found)]
-    falls = [a - b for a, b in itertools.pairwise(fvu)]
-    chosen = next((i for i, fall in enumerate(falls) if all(f < K_GAIN for f in falls[i:])), len(K_GRID) - 1)
-    return K_GRID[chosen], pd.DataFrame({"K": K_GRID, "fvu": fvu, "chosen": [i == chosen for i in range(len(K_GRID))]})
-
-
-@torch.no_grad()
-def fvu_on(children: Dictionary, pools: Pools) -> float:
-    """sum |a v + c E - y|^2 / sum |y - mean(y)|^2 on P."""
-    y, left = pools.y_on, pools.beyond_core().y_on
-    return float((children.encode(pools.x_on) @ children.E - left).square().sum() / (y - y.mean(0)).square().sum())
 
 
 def _sibling_cosine(E: Tensor, d_p: Tensor) -> np.ndarray:

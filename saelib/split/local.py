@@ -50,12 +50,7 @@ def children(task: Task) -> Dictionary:
 
 def _register_curve() -> None:
     for K in K_CURVE:
-
-        def at_K(task: Task, K: int = K) -> Dictionary:
-            return trained(task, task.targets, replace(task.config, K=K))
-
-        at_K.__qualname__ = f"children_{K}"
-        method(f"children-{K}", "local", f"ours with K = {K}")(at_K)
+        method(f"children-{K}", "local", f"ours with K = {K}", K=K)(children)
     for word, share in PRICES.items():
 
         def at_price(task: Task, share: float = share) -> Dictionary:
@@ -67,17 +62,13 @@ def _register_curve() -> None:
 
 
 _register_curve()
-
-
-@method(
+method(
     "children-clean",
     "local",
     f"ours with K = 256, and no child whose foreign leak on select is above {CLEAN:.0%}",
+    K=256,
     most_leak=CLEAN,
-)
-def children_clean(task: Task) -> Dictionary:
-    """More children, each held to less leak."""
-    return trained(task, task.targets, replace(task.config, K=256))
+)(children)
 
 
 @method("no-negatives", "local", "ours without off-parent tokens")

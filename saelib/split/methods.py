@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 Kind = Literal["local", "wide", "readout"]
 Outcome = Dictionary | SAE | Mapping[str, Any]
 """What a method gives; a mapping holds activations on P, (n, F) or sparse, for train, select and test."""
+OURS = "children"
+"""The method that is the default."""
 HOMES = ("saelib.split.local", "saelib.split.again", "saelib.split.named", "saelib.split.wide")
 """Where the package's own methods lie."""
 LOCAL_CODE = (
@@ -138,10 +140,17 @@ class Method:
     """Whether the work is done for one parent only; a plain wide SAE serves all."""
     seeded: bool = True
     """Whether a seed changes what it gives; else it is run once."""
+    K: int | None = None
+    """Features it makes whatever is asked for; None: as many as are asked for."""
     most_leak: float | None = None
     """The foreign leak that a child may have on select: those above it at every threshold are dropped; None: none are."""
     source: Path | None = None
     """The file of a method that is not the package's own."""
+
+    @property
+    def gives_children(self) -> bool:
+        """Whether it puts children in a parent's place that are judged by the contexts as they are."""
+        return self.kind == "local" and not self.permuted
 
     @property
     def version(self) -> str:
@@ -251,7 +260,7 @@ def make(chosen: Method, task: Task) -> Outcome:
     Raises:
         UserError: it gives something of another kind or shape, or numbers that are not finite.
     """
-    found = chosen.make(task)
+    found = chosen.make(task if chosen.K is None else replace(task, K=chosen.K))
     if isinstance(found, Dictionary):
         d = task.pools.x_on.shape[1]
         K = found.W.shape[1]

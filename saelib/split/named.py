@@ -14,8 +14,6 @@ split is judged. It is no fair row beside methods that see activations alone, an
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
@@ -37,37 +35,25 @@ MOST_ON = 20_000
 """Tokens of P that encoders are refitted on."""
 CLEAN = 0.03
 """Foreign leak on select above which `named-clean` leaves a child out."""
+_WORDS = "ours, encoders refitted to the words of the children's names, so it sees the text, as the judge does"
 SUPERVISED_RIDGES = (1.0, 10.0, 100.0)
 
 
-@method(
-    "named",
-    "local",
-    "ours, encoders refitted to the words of the children's names: it sees the text, as the judge does",
-)
+@method("named", "local", _WORDS)
 def named(task: Task) -> Dictionary:
     """Children, each refitted to its name."""
     found = trained(task, task.targets, task.config)
     return to_names(found, task.targets, task.work.tokens.on["train"], task.seed)
 
 
-@method("named-128", "local", "the same with K = 128")
-def named_128(task: Task) -> Dictionary:
-    """Twice the children of the benchmark's size."""
-    found = trained(task, task.targets, replace(task.config, K=128))
-    return to_names(found, task.targets, task.work.tokens.on["train"], task.seed)
-
-
-@method(
+method("named-128", "local", f"{_WORDS}; K = 128", K=128)(named)
+method(
     "named-clean",
     "local",
-    f"the same with K = 256, and no child whose foreign leak on select is above {CLEAN:.0%}",
+    f"{_WORDS}; K = 256, no child whose foreign leak on select is above {CLEAN:.0%}",
+    K=256,
     most_leak=CLEAN,
-)
-def named_clean(task: Task) -> Dictionary:
-    """More children, each held to its name and to less leak."""
-    found = trained(task, task.targets, replace(task.config, K=256))
-    return to_names(found, task.targets, task.work.tokens.on["train"], task.seed)
+)(named)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from saelib.base.errors import UserError
 from saelib.base.table import plain_value
 from saelib.sae.sae import SAE
 from saelib.split.contexts import Context, Labels, member
+from saelib.split.methods import Method
 from saelib.split.separation import Separation
 from saelib.split.tokens import ParentTokens
 from saelib.split.verdict import Judgement, Verdict
@@ -127,6 +128,8 @@ class Split:
     """The SAE as it was."""
     numbers: list[int] = field(repr=False)
     """The children's numbers in `sae`, in the order of the table."""
+    method: Method = field(repr=False)
+    """How they were made."""
 
     @property
     def verdict(self) -> Verdict:
@@ -185,6 +188,7 @@ class Split:
 
         S = {name: {f"S_{k}": list(value) for k, value in part.S.items()} for name, part in self.separation.items()}
         out: dict[str, Any] = {
+            "method": self.method.name,
             "verdict": str(self.verdict),
             "verdict_text": self.verdict_text,
             "parent": {

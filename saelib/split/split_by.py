@@ -1,8 +1,8 @@
-"""Split a feature by any method: what comes out, its tables, and where they are written."""
+"""Split a feature by a method that gives no children, a wide SAE or activations: what comes out, and its tables."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from saelib.acts.activations import Activations
 from saelib.base.table import plain_value
 from saelib.sae.sae import SAE
 from saelib.split import wide
-from saelib.split.children_table import children_table
 from saelib.split.detectors import best_threshold, feature_mcc
-from saelib.split.engine import SplitConfig, choose_K
+from saelib.split.engine import SplitConfig
 from saelib.split.feature_parts import chosen_acts, leak_shares
+from saelib.split.how_many import choose_K
 from saelib.split.judged import Judge, Judged
 from saelib.split.methods import Method, Task, get_method
 from saelib.split.parent import gather
@@ -27,14 +27,14 @@ from saelib.split.work import Work
 
 @dataclass(frozen=True)
 class MethodSplit:
-    """One feature, split by a method that is not ours: measured as ours is, with the rest alone beside it."""
+    """One feature, split by a method that gives no children: measured as they are, with the rest alone beside it."""
 
     method: Method
     parent: ParentSummary
     contexts: pd.DataFrame
     """One row a context, as in `Separation.frame`, and `rest_mcc_2`, what two features of the rest reach."""
     children: pd.DataFrame
-    """A local method's children, as in `Split.children`; of a wide SAE, one row a judged context: the feature that marks it."""
+    """One row a judged context: the feature of the wide SAE that marks it."""
     rows: pd.DataFrame
     """Two rows, the method and the rest alone: name, then the columns of `COLUMNS`."""
     judged: Judged
@@ -46,10 +46,9 @@ class MethodSplit:
         shown += ["tokens_sae", "seconds", "seconds_shared"]
         table = self.rows[["name", *shown]].to_string(index=False, float_format=lambda v: f"{v:.3g}", na_rep="")
         lines = [f"feature {self.parent.feature} by {self.method.name}: {self.method.about}", "", table, ""]
-        narrow = [c for c in ("context", "feature", "name", "share", "mcc", "leak") if c in self.children]
-        lines.append(self.children[narrow].head(30).to_string(index=False, float_format=lambda v: f"{v:.2f}"))
-        if isinstance(verdict := self.judged.row["verdict"], str):
-            lines += ["", f"verdict: {verdict}"]
+        lines.append(
+            self.children.drop(columns="missed").head(30).to_string(index=False, float_format=lambda v: f"{v:.2f}")
+        )
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -88,7 +87,7 @@ def split_by(
     """Split one feature by any method of `saelib.split.methods`.
 
     Args:
-        name: a method; for `children` see `saelib.split`, which also says how stable it is and shows the controls.
+        name: a method; one that gives children has `saelib.split(..., method=name)`, which shows them with their controls.
         budget: width and tokens of a wide method; None is four times the SAE's width and 4.1M tokens.
 
     Raises:
@@ -97,7 +96,8 @@ def split_by(
     method, cfg, sae = get_method(name), config or SplitConfig(), sae.on(acts.device)
     tokens = gather(acts, sae, feature, cfg.tau)
     work = Work.of(acts, tokens, sae, cfg.contexts, cfg.least)
-    K = choose_K(work.targets, work.select_pools, cfg)[0] if method.kind != "wide" else 1
+    children = replace(cfg.children, seed=cfg.seed)
+    K = choose_K(work.targets, work.select_pools, children, 1 if method.kind == "wide" else cfg.K)[0]
     judge_ = Judge(work)
     budget = budget or wide.WideConfig(d_sae=4 * sae.cfg.d_sae)
 
@@ -113,19 +113,16 @@ def split_by(
         method,
         describe_parent(acts, sae, tokens, work.labels),
         contexts,
-        _children(acts, judge_, found),
+        _children(judge_, found),
         rows,
         found,
         acts,
     )
 
 
-def _children(acts: Activations, judge_: Judge, found: Judged) -> pd.DataFrame:
-    """A local method's children as in `Split.children`; else, for each judged context, the feature that marks it best on select:
-    context, feature, mcc (test), share, leak, missed."""
+def _children(judge_: Judge, found: Judged) -> pd.DataFrame:
+    """For each judged context, the feature that marks it best on select: context, feature, mcc (test), share, leak, missed."""
     work, yardstick = judge_.work, judge_.work.yardstick
-    if found.made is not None:
-        return children_table(acts.model, work, found.made, judge_.rest_separation).reset_index(drop=True)
     columns = ["context", "feature", "mcc", "share", "leak", "missed"]
     if found.sae is None or not found.numbers:
         return pd.DataFrame(columns=columns)

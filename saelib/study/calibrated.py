@@ -25,7 +25,7 @@ from saelib.study import selection, study, texts
 from saelib.study.profiles import Profile, get_profile
 
 _CODE = (
-    "base.stats", "split.calibration", "split.children", "split.detectors", "split.engine", "split.exported",
+    "base.stats", "split.calibration", "split.children", "split.detectors", "split.engine", "split.exported", "split.how_many",
     "split.implants", "split.leak", "split.probe", "split.separation", "split.stability", "split.synthetic", "split.verdict",
     "split.work", "split.yardstick",
 )  # fmt: skip

@@ -21,7 +21,8 @@ from saelib.base.table import as_row, column, columns_of, from_row, plain_value
 from saelib.sae.kept import sae_key
 from saelib.split import controls
 from saelib.split.children import ChildrenConfig, train_children
-from saelib.split.engine import SplitConfig, choose_K, split_feature
+from saelib.split.engine import SplitConfig, split_feature
+from saelib.split.how_many import choose_K
 from saelib.split.parent import gather
 from saelib.split.result import Split
 from saelib.split.tokens import SPLITS
@@ -35,7 +36,8 @@ from saelib.study.profiles import Profile
 SEEDS = (0, 1, 2)
 CHILDREN, RANDOM_DECODER = "children", "random decoder"
 CHILDREN_CODE = (
-    *OUTCOME_CODE, *study.QUALITY_CODE, "split.children", "split.controls", "split.engine", "split.exported", "split.silent",
+    *OUTCOME_CODE, *study.QUALITY_CODE, "split.children", "split.controls", "split.engine", "split.exported", "split.how_many",
+    "split.silent",
     "split.work", "study.children_rows",
 )  # fmt: skip
 """What computes the rows."""
@@ -153,7 +155,7 @@ def _measure(profile: Profile, chosen: selection.Parent, cfg: SplitConfig) -> li
     began = time.perf_counter()
     narrow, acts = study.narrow_sae(profile).sae, texts.of_profile(profile)
     work = Work.of(acts, gather(acts, narrow, chosen.feature, cfg.tau), narrow, cfg.contexts)
-    K, _ = choose_K(work.targets, work.select_pools, cfg)
+    K, _ = choose_K(work.targets, work.select_pools, replace(cfg.children, seed=cfg.seed), cfg.K)
     training, timed = replace(cfg.children, K=K, seed=cfg.seed), time.perf_counter()
     children = work.install(train_children(work.targets, training))
     ended = time.perf_counter()

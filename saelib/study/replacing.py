@@ -49,7 +49,7 @@ WATCHED = 256
 END_TOKENS = 20_000
 """Test tokens on which FVU off P is measured at the end."""
 _CODE = ("sae.scaled", "study.replacing")
-_CHILDREN_CODE = (*_CODE, "split.children", "split.engine", "split.exported", "split.work")
+_CHILDREN_CODE = (*_CODE, "split.children", "split.engine", "split.exported", "split.how_many", "split.work")
 
 
 @dataclass(frozen=True)

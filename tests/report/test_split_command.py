@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE
 from saelib.split.children import ChildrenConfig
 from saelib.split.engine import SplitConfig, split_feature
+from saelib.split.methods import get_method
 from saelib.split.result import Split
 
 FEATURE, DEAD = 3, 5
@@ -72,6 +74,8 @@ REFUSED = {
     "a prompt without the parent": (
         ["--prompt", "No such thing"], "a prompt must hold a token on which feature 3 exceeds 0; got 'No such thing'",
     ),
+    "a prompt without children": (["--method", "rest", "--prompt", "A"], "prompts are shown with children; got rest"),
+    "two numbers of children": (["--method", "children-16"], "children-16 makes 16 children; got K=4"),
     "out is a file": (["--out", "file"], "out must be a writable folder; got "),
     "another width": (["--sae", "narrow"], "the SAE's d_in must be the activations' 256; got 16: pass an SAE of this model"),
     "no such release": (["--sae", "no-such/release"], "an SAE must be a folder, or with the package sae-lens RELEASE/ID "),
@@ -138,17 +142,24 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("contexts", ["hyphen", "automatic"])
+@pytest.mark.parametrize(("contexts", "method"), [("hyphen", "named"), ("automatic", "children")])
 def test_a_split_prints_its_children_and_prompts(
-    contexts: str, command: list[str], place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    contexts: str,
+    method: str,
+    command: list[str],
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prompt, out = "A long-standing 3-point plan", place / f"out-{contexts}"
     if contexts == "automatic":  # contexts that were found are judged as they are: a page says that nothing splits
         monkeypatch.setattr("saelib.split.yardstick.LEAST_GAIN", 2.0)
-    options = ["--contexts", contexts, "--device", "cpu", "--prompt", prompt, "--out", str(out)]
+    options = ["--contexts", contexts, "--method", method, "--device", "cpu", "--prompt", prompt, "--out", str(out)]
     assert cli.main([*command, *options]) == 0
     shown = capsys.readouterr().out
     assert "verdict: " in shown and f"\n{prompt}\n" in shown and "'-'  parent" in shown
+    said = f"by --method {method}: {get_method(method).about}"
+    assert all((said in text) == (method != "children") for text in (shown, unescape((out / "index.html").read_text())))
     assert (out / "index.html").is_file() and load_sae(out / "sae").cfg.architecture == "jumprelu"
 
 

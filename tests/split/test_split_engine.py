@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ from saelib.report.split_report import write_split
 from saelib.sae.load import load_sae
 from saelib.sae.sae import SAE, SAEConfig
 from saelib.sae.stream import Firings, feature_activations, stream
-from saelib.split import controls
+from saelib.split import controls, how_many
 from saelib.split.children import ChildrenConfig, Dictionary, Pools, train_children
 from saelib.split.detectors import mcc
 from saelib.split.effects import child_effects
-from saelib.split.engine import SplitConfig, Work, choose_K, fvu_on, make_product, split_feature
+from saelib.split.engine import SplitConfig, Work, make_product, split_feature
 from saelib.split.exported import as_jumprelu, child_numbers, replace_parent, thresholds_at
+from saelib.split.how_many import choose_K, fvu_on
+from saelib.split.methods import Task, method
 from saelib.split.names import best_other, name_child
 from saelib.split.parent import Samples, gather, parent_target, sample_rows
 from saelib.split.result import Split
@@ -448,12 +451,12 @@ def test_the_rule_for_K(fvu: tuple[float, ...], K: int, monkeypatch: pytest.Monk
         asked.extend((cfg.K, cfg.n_steps) for cfg in cfgs)
         return [None for _ in cfgs]
 
-    monkeypatch.setattr(engine, "train_several", trained)
-    monkeypatch.setattr(engine, "fvu_on", lambda found, pools: next(values))
-    chosen, curve = choose_K(made_pools(), made_pools(), SplitConfig())
-    assert chosen == K and sorted(asked) == [(k, engine.K_STEPS) for k in (8, 16, 32, 64, 128)]
+    monkeypatch.setattr(how_many, "train_several", trained)
+    monkeypatch.setattr(how_many, "fvu_on", lambda found, pools: next(values))
+    chosen, curve = choose_K(made_pools(), made_pools(), ChildrenConfig())
+    assert chosen == K and sorted(asked) == [(k, how_many.K_STEPS) for k in (8, 16, 32, 64, 128)]
     assert curve.loc[curve["chosen"], "K"].tolist() == [K] and curve["fvu"].tolist() == list(fvu)
-    assert choose_K(made_pools(), made_pools(), SplitConfig(K=9))[0] == 9
+    assert choose_K(made_pools(), made_pools(), ChildrenConfig(), 9)[0] == 9
 
 
 def test_bad_settings_of_a_split_are_refused() -> None:
@@ -461,6 +464,43 @@ def test_bad_settings_of_a_split_are_refused() -> None:
         SplitConfig(seeds=0)
     with pytest.raises(UserError, match="K must be at least 1"):
         SplitConfig(K=0)
+
+
+@pytest.mark.slow
+def test_children_of_another_method(acts: Activations, sae: SAE) -> None:
+    """The product is what the method gives, in the parent's place; children as they are trained are a row to beat."""
+    seen: list[int] = []
+
+    @method("coloured", "local", "", K=5, most_leak=0.5)
+    def coloured(task: Task) -> Dictionary:
+        seen.append(task.seed)
+        return train_children(task.targets, task.config)
+
+    cfg = SplitConfig(contexts="automatic", seeds=2, children=ChildrenConfig(n_steps=300), method="coloured")
+    found = split_feature(sae, PARENT, acts, cfg)
+    assert seen == [0, 1] and found.k_curve["K"].tolist() == [5] and found.stability is not None
+    assert found.method.name == found.to_json()["method"] == "coloured"
+    assert "children as they are trained" in set(found.controls["name"])
+    plain = split_feature(sae, PARENT, acts, replace(cfg, method="children", K=5, seeds=1, controls=False))
+    assert torch.equal(found.sae.W_enc, plain.sae.W_enc) and "children as they are trained" not in set(
+        plain.controls["name"]
+    )
+    held = replace(cfg, method="held", seeds=1, controls=False)
+    method("held", "local", "", K=5, most_leak=-1.0)(coloured)
+    with pytest.raises(UserError, match="keep to the leak it may have"):
+        split_feature(sae, PARENT, acts, held)
+
+
+def test_methods_that_are_no_way_to_make_children(acts: Activations, sae: SAE) -> None:
+    for name, K, message in (
+        ("rest", None, "a split's method must give children; got rest"),
+        ("all-data", None, "a split's method must give children; got all-data"),
+        ("permuted", None, "a split's method must give children; got permuted"),
+        ("children-16", 4, "children-16 makes 16 children; got K=4: leave K out"),
+        ("nameed", None, "did you mean 'named'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            split_feature(sae, PARENT, acts, SplitConfig(method=name, K=K))
 
 
 # --- the exported SAE --------------------------------------------------------------------------------------------------
