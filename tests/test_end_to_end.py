@@ -134,7 +134,7 @@ def test_the_notebooks_that_are_not_in_the_plan(session_cache: Path, tmp_path: P
     fires = (load_sae(narrow).encode(store.rows(slice(0, 2000))) > 0).float().sum(0)
     parameters = {"sae": narrow, "feature": int(fires.argmax()), "text": tmp_path / "text"}
     options = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
-    ours, other = ("-p", "K", "8", "-p", "device", "cpu"), ("-p", "K", "8", "-p", "method", "k-means")
+    ours, other = ("-p", "K", "8", "-p", "device", "cpu"), ("-p", "K", "8", "-p", "method", "quantiles")
     for name, more in (("10_split_any_feature", ours), ("10_split_any_feature", other), ("00_start_here", ())):
         done = saelib("notebook", name, *options, *more, "--reports", tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
