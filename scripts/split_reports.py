@@ -1,6 +1,6 @@
 """Write the committed split reports anew: reports/split-hyphen and reports/saelens-split.
 
-    python scripts/split_reports.py                      # the study's parent: the hyphen's classes, automatic contexts, named-clean
+    python scripts/split_reports.py                      # the study's parent: hyphen classes, automatic contexts, named-clean
     python scripts/split_reports.py --saes FOLDER        # also SAEs that sae-lens trained: FOLDER/standard, FOLDER/batchtopk
 
 Those of sae-lens come from `scripts/train_with_saelens.py` (standard, 256 features; BatchTopK, 512 features and L0 16; 1,000
