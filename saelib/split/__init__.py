@@ -26,7 +26,7 @@ class _Callable(types.ModuleType):
             sae: from `saelib.load_sae`.
             feature: its number.
             acts: from `saelib.activations`.
-            options: fields of `SplitConfig`: contexts, tau, K, seeds, controls, seed.
+            options: fields of `SplitConfig`: contexts, tau, K, method, seeds, controls, seed.
 
         Raises:
             UserError: see `saelib.split.engine.split_feature`; or an option that is none.

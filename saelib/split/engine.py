@@ -242,7 +242,9 @@ def _dictionary(work: Work, cfg: SplitConfig, K: int, seed: int, acts: Activatio
     task = Task(acts, work, K, seed, cfg.children, WideConfig())
     with one_thread():
         found = make(local_method(cfg), task)
-    assert isinstance(found, Dictionary)
+    if not isinstance(found, Dictionary):
+        remedy = 'register it as what it is: @method(name, "wide", "one line"), or "readout"'
+        raise UserError("a method that makes children must give a Dictionary", type(found).__name__, remedy)
     return found, task.meter.tokens_sae
 
 

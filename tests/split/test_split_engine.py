@@ -485,6 +485,9 @@ def test_children_of_another_method(acts: Activations, sae: SAE) -> None:
     assert torch.equal(found.sae.W_enc, plain.sae.W_enc) and "children as they are trained" not in set(
         plain.controls["name"]
     )
+    method("an-sae", "local", "")(lambda task: sae)
+    with pytest.raises(UserError, match="a method that makes children must give a Dictionary; got SAE: register it"):
+        split_feature(sae, PARENT, acts, replace(cfg, method="an-sae"))
     held = replace(cfg, method="held", seeds=1, controls=False)
     method("held", "local", "", K=5, most_leak=-1.0)(coloured)
     with pytest.raises(UserError, match="keep to the leak it may have"):
