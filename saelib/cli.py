@@ -171,8 +171,9 @@ def notebook(
     "--method",
     default="children",
     show_default=True,
-    help="children; or, for a table beside the rest: all-data, context-filter, token-filter, warm, warm-zeroed (whole wide "
-    "SAEs), k-means, ica and others (a wrong name lists them), sae:FOLDER, or a function of your own, file.py:function.",
+    help="How children are made: children, named-clean, k-means and others (a wrong name lists them), or a function of your own, "
+    "file.py:function. For a table beside the rest: all-data, context-filter, token-filter, warm, warm-zeroed (whole wide SAEs), "
+    "or sae:FOLDER.",
 )
 @click.option("--tokens", type=click.IntRange(min=1), help="Tokens a wide method trains on.  [default: 4.1 million]")
 @click.option("--d-sae", type=click.IntRange(min=1), help="Features of a wide method.  [default: 4 times the SAE's]")
