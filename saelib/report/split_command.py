@@ -65,8 +65,7 @@ def run_split(request: SplitRequest, say: Callable[[str], object]) -> None:
     from saelib.split.methods import get_method
 
     everything, out = request.everything, request.out
-    if not get_method(request.method).gives_children and request.prompts:
-        raise UserError("prompts are shown with children", request.method, "leave --prompt out, or take another method")
+    get_method(request.method)
     if everything is not None and request.device == "cuda":  # on the processor only
         raise UserError("device must be cpu or auto for --all", request.device, "leave --device out")
     choose_device("cpu" if everything is not None else request.device)
@@ -113,6 +112,9 @@ def split_of(request: SplitRequest) -> Split | MethodSplit:
 
     feature, out, prompts = request.feature, request.out, request.prompts
     assert feature is not None
+    gives_children = get_method(request.method).gives_children
+    if prompts and not gives_children:
+        raise UserError("prompts are shown with children", request.method, "leave --prompt out, or take another method")
     sae = load_sae(request.sae)
     if not 0 <= feature < sae.cfg.d_sae:
         raise UserError(f"feature must be in [0, d_sae={sae.cfg.d_sae})", feature, "pass a feature of the SAE")
@@ -121,7 +123,7 @@ def split_of(request: SplitRequest) -> Split | MethodSplit:
         require_separable=request.contexts not in ("auto", "automatic"),
     )  # fmt: skip
     acts = activations(request.model, request.text, sae=sae, device=cast(Device, request.device))
-    if not get_method(request.method).gives_children:
+    if not gives_children:
         wide = WideConfig(d_sae=request.d_sae or 4 * sae.cfg.d_sae, n_tokens=request.tokens or WideConfig().n_tokens)
         return split_by(sae, feature, acts, request.method, cfg, wide)
     check_prompts(sae, feature, acts, prompts, request.tau)

@@ -83,11 +83,17 @@ class SplitConfig:
         if self.K is not None and self.K < 1:
             raise UserError("K must be at least 1", self.K, "leave K out, or pass more")
 
+    @property
+    def training(self) -> ChildrenConfig:
+        """How the children of the first seed are trained; their K is still open."""
+        return replace(self.children, seed=self.seed)
+
 
 @dataclass(frozen=True)
 class Product:
     """One parent's children."""
 
+    method: Method
     K: int
     trained: Dictionary
     """As they were trained."""
@@ -182,7 +188,7 @@ def _judged(acts: Activations, sae: SAE, work: Work, product: Product, cfg: Spli
         labels=work.labels,
         original=sae,
         numbers=ordered,
-        method=local_method(cfg),
+        method=product.method,
     )
 
 
@@ -223,25 +229,24 @@ def make_product(work: Work, cfg: SplitConfig, acts: Activations | None = None) 
         acts: the activations, for a method that is not ours; synthetic parents have none.
     """
     method = local_method(cfg)
-    children = replace(cfg.children, seed=cfg.seed)
-    K, curve = choose_K(work.targets, work.select_pools, children, cfg.K or method.K)
+    K, curve = choose_K(work.targets, work.select_pools, cfg.training, cfg.K or method.K)
     give_back_freed_memory()
     report_progress("children", 0, 1)
     began = time.perf_counter()
-    dictionary, tokens = _dictionary(work, cfg, K, cfg.seed, acts)
+    dictionary, tokens = _dictionary(work, method, replace(cfg.training, K=K), acts)
     seconds = time.perf_counter() - began
     made = work.install(dictionary, method.prune, method.most_leak)
-    return Product(K, dictionary, made, curve, seconds, tokens)
+    return Product(method, K, dictionary, made, curve, seconds, tokens)
 
 
-def _dictionary(work: Work, cfg: SplitConfig, K: int, seed: int, acts: Activations | None) -> tuple[Dictionary, int]:
+def _dictionary(work: Work, method: Method, cfg: ChildrenConfig, acts: Activations | None) -> tuple[Dictionary, int]:
     """Children of one seed, and the tokens that training saw."""
-    if cfg.method == OURS:
-        return train_children(work.targets, replace(cfg.children, K=K, seed=seed)), cfg.children.tokens
+    if method.name == OURS:
+        return train_children(work.targets, cfg), cfg.tokens
     assert acts is not None
-    task = Task(acts, work, K, seed, cfg.children, WideConfig())
+    task = Task(acts, work, cfg.K, cfg.seed, cfg, WideConfig())
     with one_thread():
-        found = make(local_method(cfg), task)
+        found = make(method, task)
     if not isinstance(found, Dictionary):
         remedy = 'register it as what it is: @method(name, "wide", "one line"), or "readout"'
         raise UserError("a method that makes children must give a Dictionary", type(found).__name__, remedy)
@@ -251,7 +256,7 @@ def _dictionary(work: Work, cfg: SplitConfig, K: int, seed: int, acts: Activatio
 def make_beside(work: Work, cfg: SplitConfig, product: Product, acts: Activations | None = None) -> Beside:
     """Train children of other seeds, and controls, side by side, and measure each as soon as it is there."""
     give_back_freed_memory()
-    first = replace(cfg.children, K=product.K, seed=cfg.seed)
+    method, first = product.method, replace(cfg.training, K=product.K)
 
     def as_active() -> Dictionary:
         active = (product.trained.encode(work.select_pools.x_on) > 0).float().sum(1).mean()
@@ -264,7 +269,7 @@ def make_beside(work: Work, cfg: SplitConfig, product: Product, acts: Activation
         "k-means": lambda: k_means(work.targets, first),
     }
 
-    if (method := local_method(cfg)).name != OURS:
+    if method.name != OURS:
         controls["children as they are trained"] = lambda: train_children(work.targets, first)
 
     def row(name: str) -> dict[str, float | str] | None:
@@ -274,7 +279,7 @@ def make_beside(work: Work, cfg: SplitConfig, product: Product, acts: Activation
 
     def seed(number: int) -> np.ndarray:
         with one_thread():
-            found, _ = _dictionary(work, cfg, product.K, number, acts)
+            found, _ = _dictionary(work, method, replace(first, seed=number), acts)
             return work.fires(work.install(found, method.prune, method.most_leak))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,7 @@ def split_by(
     method, cfg, sae = get_method(name), config or SplitConfig(), sae.on(acts.device)
     tokens = gather(acts, sae, feature, cfg.tau)
     work = Work.of(acts, tokens, sae, cfg.contexts, cfg.least)
-    children = replace(cfg.children, seed=cfg.seed)
-    K = choose_K(work.targets, work.select_pools, children, 1 if method.kind == "wide" else cfg.K)[0]
+    K = choose_K(work.targets, work.select_pools, cfg.training, 1 if method.kind == "wide" else cfg.K)[0]
     judge_ = Judge(work)
     budget = budget or wide.WideConfig(d_sae=4 * sae.cfg.d_sae)
 

@@ -37,8 +37,7 @@ SEEDS = (0, 1, 2)
 CHILDREN, RANDOM_DECODER = "children", "random decoder"
 CHILDREN_CODE = (
     *OUTCOME_CODE, *study.QUALITY_CODE, "split.children", "split.controls", "split.engine", "split.exported", "split.how_many",
-    "split.silent",
-    "split.work", "study.children_rows",
+    "split.silent", "split.work", "study.children_rows",
 )  # fmt: skip
 """What computes the rows."""
 
@@ -155,8 +154,8 @@ def _measure(profile: Profile, chosen: selection.Parent, cfg: SplitConfig) -> li
     began = time.perf_counter()
     narrow, acts = study.narrow_sae(profile).sae, texts.of_profile(profile)
     work = Work.of(acts, gather(acts, narrow, chosen.feature, cfg.tau), narrow, cfg.contexts)
-    K, _ = choose_K(work.targets, work.select_pools, replace(cfg.children, seed=cfg.seed), cfg.K)
-    training, timed = replace(cfg.children, K=K, seed=cfg.seed), time.perf_counter()
+    K, _ = choose_K(work.targets, work.select_pools, cfg.training, cfg.K)
+    training, timed = replace(cfg.training, K=K), time.perf_counter()
     children = work.install(train_children(work.targets, training))
     ended = time.perf_counter()
     l0 = float((children.acts["on"]["select"] > 0).sum(1).mean())

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -481,14 +480,13 @@ def test_children_of_another_method(acts: Activations, sae: SAE) -> None:
     assert seen == [0, 1] and found.k_curve["K"].tolist() == [5] and found.stability is not None
     assert found.method.name == found.to_json()["method"] == "coloured"
     assert "children as they are trained" in set(found.controls["name"])
-    plain = split_feature(sae, PARENT, acts, replace(cfg, method="children", K=5, seeds=1, controls=False))
-    assert torch.equal(found.sae.W_enc, plain.sae.W_enc) and "children as they are trained" not in set(
-        plain.controls["name"]
-    )
+    plain = split_feature(sae, PARENT, acts, dataclasses.replace(cfg, method="children", K=5, seeds=1, controls=False))
+    assert torch.equal(found.sae.W_enc, plain.sae.W_enc)
+    assert "children as they are trained" not in set(plain.controls["name"])
     method("an-sae", "local", "")(lambda task: sae)
     with pytest.raises(UserError, match="a method that makes children must give a Dictionary; got SAE: register it"):
-        split_feature(sae, PARENT, acts, replace(cfg, method="an-sae"))
-    held = replace(cfg, method="held", seeds=1, controls=False)
+        split_feature(sae, PARENT, acts, dataclasses.replace(cfg, method="an-sae"))
+    held = dataclasses.replace(cfg, method="held", seeds=1, controls=False)
     method("held", "local", "", K=5, most_leak=-1.0)(coloured)
     with pytest.raises(UserError, match="keep to the leak it may have"):
         split_feature(sae, PARENT, acts, held)

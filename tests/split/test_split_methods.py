@@ -336,8 +336,8 @@ def test_nothing_comes_back_where_there_is_nothing(session_cache: Path) -> None:
 def test_an_encoder_is_refitted_to_where_it_fires(judge_: Judge) -> None:
     pools = judge_.work.targets
     found = make(get_method("children-16"), task(judge_))
-    assert isinstance(found, Dictionary) and found.W.shape[1] == 16  # its own K, though the task asks for 8
     assert isinstance(found, Dictionary)
+    assert found.W.shape[1] == 16  # its own K, though the task asks for 8
     wanted = own_firings(found, pools, SHARE)
     c = found.encode(pools.x_on)
     live = (c > 0).sum(0) > 20
